@@ -1,0 +1,49 @@
+//! `echo`: a line in, the same line out.
+
+use crate::Protocol;
+use crate::lines::{Answer, Lines};
+use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
+
+pub(crate) const PROTOCOL: Protocol = Protocol {
+    name: "echo",
+    summary: "a line in; the same line out",
+    open: |options| Box::new(Lines::new(Echo, options)),
+    ask: |options| Box::new(EchoScript::new(options)),
+    requests_per_connection: None,
+};
+
+/// The server's side: nothing to remember.
+struct Echo;
+
+impl Answer for Echo {
+    fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>) {
+        reply.extend_from_slice(line);
+    }
+}
+
+/// The client's side.
+struct EchoScript {
+    lines: LineMaker,
+    expected: Expected,
+}
+
+impl EchoScript {
+    fn new(options: &AskOptions) -> Self {
+        EchoScript {
+            lines: LineMaker::new(options),
+            expected: Expected::default(),
+        }
+    }
+}
+
+impl Script for EchoScript {
+    fn ask(&mut self, request: &mut Vec<u8>) {
+        let start = request.len();
+        self.lines.next_line(request);
+        self.expected.begin().extend_from_slice(&request[start..]);
+    }
+
+    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+        self.expected.hear(input)
+    }
+}

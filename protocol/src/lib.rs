@@ -1,0 +1,52 @@
+//! What is said.
+//!
+//! A protocol here is two state machines that never touch a socket, a clock or a thread:
+//!
+//! * a [`Session`] is the server's side of one conversation: bytes in, [`Step`]s out;
+//! * a [`Script`] is the client's side: it says what to send next and checks every reply, byte by byte.
+//!
+//! So a server is nothing but its concurrency model, and two servers that are given the same protocol say the same
+//! bytes. This crate knows no runtime and opens no file; whoever wants to do I/O with it brings the I/O.
+//!
+//! To add a protocol, write one file with a `PROTOCOL` constant and name it in [`PROTOCOLS`].
+
+mod echo;
+mod hello;
+mod lines;
+mod pair;
+mod script;
+mod session;
+mod upper;
+
+pub use script::{AskOptions, Heard, Script, WrongReply};
+pub use session::{Farewell, Session, SessionOptions, Step};
+
+/// A conversation that every server can hold and the client can ask for.
+#[derive(Debug)]
+pub struct Protocol {
+    /// What the command line calls it.
+    pub name: &'static str,
+    /// One line for `samewire list`: what goes in and what comes out.
+    pub summary: &'static str,
+    /// Opens the server's side of one conversation.
+    pub open: fn(&SessionOptions) -> Box<dyn Session>,
+    /// Opens the client's side of one conversation.
+    pub ask: fn(&AskOptions) -> Box<dyn Script>,
+    /// How many requests one conversation holds at most; `None` where the client decides.
+    pub requests_per_connection: Option<u64>,
+}
+
+/// All protocols; the first is the default.
+pub static PROTOCOLS: &[Protocol] = &[
+    pair::PROTOCOL,
+    echo::PROTOCOL,
+    upper::PROTOCOL,
+    hello::PROTOCOL,
+];
+
+impl Protocol {
+    /// The protocol of that name.
+    pub fn find(name: &str) -> Option<&'static Protocol> {
+        PROTOCOLS.iter().find(|protocol| protocol.name == name)
+    }
+}

@@ -1,0 +1,63 @@
+//! `pair`: a line in; the previous line and this one out. The smallest conversation that has a memory, so a server
+//! that mixes up two connections is found out at once.
+
+use crate::Protocol;
+use crate::lines::{Answer, Lines};
+use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
+
+pub(crate) const PROTOCOL: Protocol = Protocol {
+    name: "pair",
+    summary: "a line in; the previous line and this one out",
+    open: |options| Box::new(Lines::new(Pair::default(), options)),
+    ask: |options| Box::new(PairScript::new(options)),
+    requests_per_connection: None,
+};
+
+/// The server's side: what the previous line was.
+#[derive(Default)]
+struct Pair {
+    previous: Vec<u8>,
+}
+
+impl Answer for Pair {
+    fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>) {
+        reply.extend_from_slice(&self.previous);
+        reply.extend_from_slice(line);
+        self.previous.clear();
+        self.previous.extend_from_slice(line);
+    }
+}
+
+/// The client's side.
+struct PairScript {
+    lines: LineMaker,
+    previous: Vec<u8>,
+    expected: Expected,
+}
+
+impl PairScript {
+    fn new(options: &AskOptions) -> Self {
+        PairScript {
+            lines: LineMaker::new(options),
+            previous: Vec::new(),
+            expected: Expected::default(),
+        }
+    }
+}
+
+impl Script for PairScript {
+    fn ask(&mut self, request: &mut Vec<u8>) {
+        let start = request.len();
+        self.lines.next_line(request);
+        let line = &request[start..];
+        let expected = self.expected.begin();
+        expected.extend_from_slice(&self.previous);
+        expected.extend_from_slice(line);
+        self.previous.clear();
+        self.previous.extend_from_slice(line);
+    }
+
+    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+        self.expected.hear(input)
+    }
+}
