@@ -1,0 +1,103 @@
+//! What is counted when all is over.
+
+use std::time::Duration;
+
+use super::{EventLoop, Finished};
+use crate::connection::State;
+use crate::cpu::cpu_time;
+
+impl EventLoop<'_> {
+    /// Ends the measurement, with all that is still owed. Nothing is closed yet: a serial server would serve the next
+    /// connection then, while another thread is still measuring how long that one waits.
+    pub(super) fn finish(mut self) -> Finished {
+        let now = self.shared.clock.now();
+        if self.messages.is_none() {
+            // Ended early: the window is shorter, and what was planned for later does not belong to it.
+            let length = now.saturating_sub(self.window_begin);
+            self.window_length = self.window_length.min(length);
+        }
+        self.settle_owed(now);
+        // A load of messages that came to its end did this after its last round.
+        if self.rounds_left > 0 {
+            self.settle_served(now);
+        }
+        if let Some(begin) = self.cpu_at_begin {
+            let end = self.cpu_at_end.unwrap_or_else(cpu_time);
+            self.report.cpu = end.saturating_sub(begin);
+        }
+        for client in &self.clients {
+            self.report.per_connection[client.number] = client.completed;
+            self.report.completed += client.completed;
+        }
+        let elapsed = self.shared.clock.now() - self.begin;
+        let window = match self.messages {
+            Some(_) => elapsed,
+            None => self.window_length,
+        };
+        self.report.elapsed = Duration::from_nanos(elapsed);
+        self.report.window = Duration::from_nanos(window);
+        Finished {
+            report: self.report,
+            clients: self.clients,
+        }
+    }
+
+    /// Counts the requests that were planned or sent and have no reply, with their age: if they were left out, a
+    /// server that starves a connection would look better than one that serves it late.
+    fn settle_owed(&mut self, now: u64) {
+        if !self.asking {
+            return;
+        }
+        for index in 0..self.clients.len() {
+            if self.clients[index].schedule.is_some() {
+                self.settle_schedule(index, now);
+                continue;
+            }
+            let client = &self.clients[index];
+            let planned = client.planned;
+            let asks = client.state != State::Gone && !self.asked_all(client);
+            if asks && planned <= now && self.in_window(planned) {
+                self.owe(index, now - planned);
+            }
+        }
+    }
+
+    /// In an open loop all that was planned is owed, also what never left because its connection waited.
+    fn settle_schedule(&mut self, index: usize, now: u64) {
+        let end = self.window_begin.saturating_add(self.window_length);
+        while self.window_length > 0 && self.clients[index].planned < end {
+            let planned = self.clients[index].planned;
+            if self.in_window(planned) {
+                self.owe(index, now - planned);
+            }
+            match &mut self.clients[index].schedule {
+                Some(schedule) => self.clients[index].planned = schedule.next(),
+                None => return,
+            }
+        }
+    }
+
+    fn owe(&mut self, index: usize, age: u64) {
+        self.report.unanswered += 1;
+        self.report.response_time.saturating_record(age);
+        self.clients[index].flawless = false;
+    }
+
+    /// Counts who of this round was served and who was not.
+    pub(super) fn settle_served(&mut self, now: u64) {
+        let timed = self.messages.is_none();
+        for client in &mut self.clients {
+            // Who gave up in an earlier round, or has not even begun, is not of this round.
+            let takes_part = std::mem::take(&mut client.takes_part) && client.meant <= now;
+            if takes_part && !client.served {
+                self.report.never_served += 1;
+                self.report
+                    .first_reply
+                    .saturating_record(now - client.meant);
+            }
+            if takes_part && timed && client.served && client.flawless {
+                self.report.finished_clients += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,882 @@
+//! The client against servers whose every byte is known. They are written out here, on plain threads, so that a
+//! mistake of ours in client and server alike can't hide.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use client::{Arrivals, DriveError, Errors, Load, Plan, Report, Snapshot, Watch, drive};
+use protocol::Protocol;
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Long enough never to be reached by what does not wait for it.
+const NEVER: Duration = Duration::from_secs(60);
+
+/// A thread per connection; all are joined at the end.
+struct Server {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// `serve` gets each connection, with its number in the order of arrival.
+    fn new(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let accepting = thread::spawn(move || {
+            let serve = &serve;
+            thread::scope(|scope| {
+                for number in 0.. {
+                    let (stream, _) = listener.accept().unwrap();
+                    if stopping.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    stream.set_nodelay(true).unwrap();
+                    scope.spawn(move || serve(number, stream));
+                }
+            });
+        });
+        Server {
+            address,
+            stop,
+            accepting: Some(accepting),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let ended = accepting.join();
+            if !thread::panicking() {
+                ended.expect("the test's server failed");
+            }
+        }
+    }
+}
+
+/// Calls `answer` with each line until the client has gone; `answer` says whether to go on.
+fn lines(stream: TcpStream, mut answer: impl FnMut(&mut TcpStream, Vec<u8>) -> bool) {
+    let mut writer = stream.try_clone().unwrap();
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        match reader.read_until(b'\n', &mut line) {
+            Ok(count) if count > 0 => {}
+            _ => return,
+        }
+        if !answer(&mut writer, line) {
+            return;
+        }
+    }
+}
+
+/// A client that has gone is no failure of the server.
+fn say(writer: &mut TcpStream, bytes: &[u8]) -> bool {
+    writer.write_all(bytes).is_ok()
+}
+
+fn echo(stream: TcpStream) {
+    lines(stream, |writer, line| say(writer, &line));
+}
+
+fn plan(address: SocketAddr, load: Load) -> Plan {
+    Plan {
+        address,
+        protocol: Protocol::find("echo").unwrap(),
+        connections: 1,
+        size: Some(64),
+        load,
+        connect_first: false,
+        ramp: Duration::ZERO,
+        timeout: NEVER,
+        seed: 1,
+        threads: 1,
+        cpus: Vec::new(),
+    }
+}
+
+fn messages(messages: u64) -> Load {
+    Load::Messages {
+        messages,
+        think: Duration::ZERO,
+        rounds: 1,
+        limit: None,
+    }
+}
+
+fn constant(rate: f64, warmup: u64, duration: u64) -> Load {
+    Load::Open {
+        rate,
+        arrivals: Arrivals::Constant,
+        warmup: Duration::from_millis(warmup),
+        duration: Duration::from_millis(duration),
+    }
+}
+
+fn run(plan: &Plan) -> Report {
+    drive(plan, &(), &AtomicBool::new(false)).unwrap()
+}
+
+fn errors(set: impl FnOnce(&mut Errors)) -> Errors {
+    let mut errors = Errors::default();
+    set(&mut errors);
+    errors
+}
+
+fn asked(report: &Report) -> u64 {
+    report.replies + report.errors.total() + report.unanswered
+}
+
+/// Stops the drive once a snapshot is as wanted.
+struct StopWhen<'s, F>(&'s AtomicBool, F);
+
+impl<F: Fn(Snapshot) -> bool + Sync> Watch for StopWhen<'_, F> {
+    fn progress(&self, snapshot: Snapshot) {
+        if (self.1)(snapshot) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn right_replies_are_counted_exactly() {
+    for threads in [1, 2, 3] {
+        let server = Server::new(|_, stream| echo(stream));
+        let report = run(&Plan {
+            connections: 5,
+            threads,
+            ..plan(
+                server.address,
+                Load::Messages {
+                    messages: 7,
+                    think: Duration::from_millis(1),
+                    rounds: 2,
+                    limit: None,
+                },
+            )
+        });
+        assert_eq!((report.replies, report.completed), (70, 70));
+        assert_eq!((report.errors, report.unanswered), (Errors::default(), 0));
+        assert_eq!(report.per_connection, [14; 5]);
+        assert_eq!((report.finished_clients, report.never_served), (10, 0));
+        assert_eq!(report.connected, 10);
+        assert_eq!((report.sent, report.received), (70 * 64, 70 * 64));
+        assert_eq!(report.response_time.len(), 70);
+        assert_eq!(report.service_time.len(), 70);
+        assert_eq!(report.first_reply.len(), 10);
+        assert_eq!(report.connect_time.len(), 10);
+        assert_eq!(report.availability(), Some(1.0));
+        assert_eq!(report.fairness().unwrap().jain, 1.0);
+        assert_eq!(report.window, report.elapsed);
+        // 7 thinks after 7 replies in each of 2 rounds, one after the other.
+        assert!(report.elapsed >= Duration::from_millis(14));
+        assert!(report.examples.is_empty());
+    }
+}
+
+#[test]
+fn a_conversation_with_memory_is_followed() {
+    let server = Server::new(|_, stream| {
+        let mut previous = Vec::new();
+        lines(stream, |writer, line| {
+            let went = say(writer, &[&previous[..], &line].concat());
+            previous = line;
+            went
+        });
+    });
+    let report = run(&Plan {
+        protocol: Protocol::find("pair").unwrap(),
+        connections: 3,
+        size: None,
+        ..plan(server.address, messages(20))
+    });
+    assert_eq!((report.replies, report.errors.total()), (60, 0));
+}
+
+#[test]
+fn one_wrong_byte_is_found_and_named() {
+    let server = Server::new(|_, stream| {
+        let mut count = 0;
+        lines(stream, |writer, mut line| {
+            count += 1;
+            if count == 2 {
+                line[33] ^= 1;
+            }
+            say(writer, &line)
+        });
+    });
+    let report = run(&plan(server.address, messages(2)));
+    assert_eq!(report.replies, 1);
+    assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 1));
+    assert!(
+        report.examples[0].contains("wrong reply at byte 33"),
+        "{:?}",
+        report.examples
+    );
+    assert_eq!(report.finished_clients, 0);
+}
+
+#[test]
+fn a_reply_with_too_much_is_wrong() {
+    let server = Server::new(|_, stream| {
+        lines(stream, |writer, line| {
+            say(writer, &[&line[..], b"more"].concat())
+        });
+    });
+    let report = run(&plan(server.address, messages(1)));
+    // Whether the excess came with the reply or after it, in the last case the request was answered.
+    assert_eq!(report.replies + report.errors.wrong_reply, 1);
+    let report = run(&plan(server.address, messages(4)));
+    assert_eq!(asked(&report), 4);
+    assert!(report.errors.wrong_reply >= 2, "{:?}", report.errors);
+}
+
+#[test]
+fn bytes_that_nobody_asked_for_fail_the_next_request() {
+    let server = Server::new(|_, mut stream| {
+        say(&mut stream, b"welcome");
+        // Until the client has gone.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let report = run(&Plan {
+        connect_first: true,
+        ..plan(server.address, messages(3))
+    });
+    assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 3));
+}
+
+#[test]
+fn a_reply_that_is_broken_off_is_closed_early() {
+    let server = Server::new(|_, stream| {
+        lines(stream, |writer, line| {
+            say(writer, &line[..10]);
+            false
+        });
+    });
+    let report = run(&plan(server.address, messages(1)));
+    assert_eq!(report.errors, errors(|errors| errors.closed_early = 1));
+}
+
+#[test]
+fn a_reset_is_a_reset() {
+    let server = Server::new(|_, stream| {
+        lines(stream, |writer, _| {
+            SockRef::from(&*writer)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            false
+        });
+    });
+    let report = run(&plan(server.address, messages(1)));
+    assert_eq!(report.errors, errors(|errors| errors.reset = 1));
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let server = Server::new(|_, mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let timeout = Duration::from_millis(20);
+    let report = run(&Plan {
+        timeout,
+        connections: 2,
+        ..plan(server.address, messages(100))
+    });
+    // Five failures in a row are enough; the other messages are not asked.
+    assert_eq!(report.errors, errors(|errors| errors.timed_out = 10));
+    assert_eq!(asked(&report), 10);
+    assert_eq!((report.never_served, report.finished_clients), (2, 0));
+    assert_eq!(report.first_reply.len(), 2);
+    assert_eq!(report.response_time.len(), 10);
+    let shortest = Duration::from_nanos(report.response_time.min());
+    assert!(shortest >= timeout.mul_f64(0.99), "{shortest:?}");
+    assert_eq!(report.service_time.len(), 0);
+}
+
+#[test]
+fn where_nobody_listens_the_drive_ends_at_once() {
+    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let timed = Load::Closed {
+        think: Duration::ZERO,
+        warmup: Duration::ZERO,
+        duration: NEVER,
+    };
+    for (load, connect_first) in [
+        (messages(10), false),
+        (messages(10), true),
+        (timed, false),
+        (constant(100.0, 0, 60_000), false),
+    ] {
+        let report = run(&Plan {
+            connections: 3,
+            threads: 2,
+            connect_first,
+            ..plan(address, load)
+        });
+        assert_eq!(report.errors, errors(|errors| errors.refused = 3));
+        assert_eq!((report.replies, report.connected), (0, 0));
+        assert!(report.examples[0].contains("is the server running"));
+        assert!(report.elapsed < NEVER);
+    }
+}
+
+#[test]
+fn a_server_that_dies_midway_is_noticed() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        drop(listener);
+        let mut left = 3;
+        lines(stream, |writer, line| {
+            left -= 1;
+            say(writer, &line) && left > 0
+        });
+    });
+    let report = run(&plan(address, messages(100)));
+    server.join().unwrap();
+    assert_eq!(report.replies, 3);
+    assert_eq!(report.errors.closed_early + report.errors.reset, 1);
+    assert_eq!(report.errors.refused, 4);
+    assert_eq!(report.errors.total(), 5);
+    assert_eq!(report.availability(), Some(3.0 / 8.0));
+    assert_eq!(report.never_served, 0);
+}
+
+#[test]
+fn a_connection_that_is_closed_between_requests_fails_the_next() {
+    let server = Server::new(|_, stream| {
+        lines(stream, |writer, line| {
+            say(writer, &line);
+            false
+        });
+    });
+    let report = run(&plan(
+        server.address,
+        Load::Messages {
+            messages: 4,
+            think: Duration::from_millis(10),
+            rounds: 1,
+            limit: None,
+        },
+    ));
+    assert_eq!((report.replies, report.errors.total()), (2, 2));
+    assert_eq!(report.connected, 2);
+}
+
+#[test]
+fn replies_cut_into_bytes_are_put_together() {
+    let server = Server::new(|_, stream| {
+        lines(stream, |writer, line| {
+            line.iter().all(|byte| say(writer, &[*byte]))
+        });
+    });
+    let report = run(&Plan {
+        connections: 4,
+        ..plan(server.address, messages(10))
+    });
+    assert_eq!((report.replies, report.errors.total()), (40, 0));
+}
+
+#[test]
+fn requests_larger_than_the_kernels_buffers_are_sent_whole() {
+    let server = Server::new(|_, stream| echo(stream));
+    let size = 8 << 20;
+    let report = run(&Plan {
+        size: Some(size),
+        connections: 2,
+        ..plan(server.address, messages(2))
+    });
+    assert_eq!((report.replies, report.errors.total()), (4, 0));
+    assert_eq!(report.sent, 4 * size as u64);
+    assert_eq!(report.received, 4 * size as u64);
+}
+
+#[test]
+fn a_conversation_that_ends_is_begun_anew() {
+    let server = Server::new(|_, mut stream| {
+        let mut byte = [0];
+        if stream.read(&mut byte).is_ok_and(|count| count > 0) {
+            say(&mut stream, b"Hello from server!");
+            // All of the request is read, or the kernel would answer the rest with a reset.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let report = run(&Plan {
+        protocol: Protocol::find("hello").unwrap(),
+        connections: 2,
+        ..plan(server.address, messages(5))
+    });
+    assert_eq!((report.replies, report.errors.total()), (10, 0));
+    assert_eq!(report.connected, 10);
+    assert_eq!(report.finished_clients, 2);
+}
+
+/// A listener that lets one client in and drops the SYN of the second.
+#[cfg(target_os = "linux")]
+fn place_for_one() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn connect_first_says_nothing_before_all_are_connected() {
+    for connect_first in [true, false] {
+        let (_listener, address) = place_for_one();
+        let stop = AtomicBool::new(false);
+        let watch = StopWhen(&stop, |snapshot: Snapshot| snapshot.open == 1);
+        let plan = Plan {
+            connections: 2,
+            connect_first,
+            ..plan(address, messages(1))
+        };
+        let report = drive(&plan, &watch, &stop).unwrap();
+        assert_eq!(report.connected, 1);
+        assert_eq!(report.sent, if connect_first { 0 } else { 64 });
+        // Nobody had planned a request while all were held; else one asked, and the other wanted to.
+        assert_eq!(report.unanswered, if connect_first { 0 } else { 2 });
+        assert_eq!(report.never_served, 2);
+    }
+}
+
+#[test]
+fn a_round_begins_when_the_last_is_over_for_all() {
+    const CLIENTS: usize = 4;
+    const MESSAGES: usize = 3;
+    // Who was heard, in this order. The connections of the first round are the first to arrive.
+    let log: Arc<(Mutex<Vec<usize>>, Condvar)> = Arc::default();
+    let logging = Arc::clone(&log);
+    let server = Server::new(move |number, stream| {
+        let (log, heard_another) = &*logging;
+        lines(stream, |writer, line| {
+            let mut heard = log.lock().unwrap();
+            heard.push(number);
+            heard_another.notify_all();
+            let count = |heard: &[usize], one: usize| heard.iter().filter(|&&n| n == one).count();
+            if number == 0 && count(&heard, 0) == 1 {
+                // The first client is kept back until all others have asked all they may ask; and then a little
+                // longer, for those that would ask more.
+                let heard = heard_another
+                    .wait_while(heard, |heard| {
+                        (1..CLIENTS).any(|one| count(heard, one) < MESSAGES)
+                    })
+                    .unwrap();
+                let none_of_the_next = |heard: &mut Vec<usize>| heard.iter().all(|&n| n < CLIENTS);
+                let little = Duration::from_millis(50);
+                drop(
+                    heard_another
+                        .wait_timeout_while(heard, little, none_of_the_next)
+                        .unwrap(),
+                );
+            } else {
+                drop(heard);
+            }
+            say(writer, &line)
+        });
+    });
+    let report = run(&Plan {
+        connections: CLIENTS,
+        threads: 2,
+        ..plan(
+            server.address,
+            Load::Messages {
+                messages: MESSAGES as u64,
+                think: Duration::ZERO,
+                rounds: 2,
+                limit: None,
+            },
+        )
+    });
+    assert_eq!(report.replies, 2 * (CLIENTS * MESSAGES) as u64);
+    let heard = log.0.lock().unwrap();
+    let (first, second) = heard.split_at(CLIENTS * MESSAGES);
+    assert!(first.iter().all(|&number| number < CLIENTS), "{first:?}");
+    assert!(second.iter().all(|&number| number >= CLIENTS), "{second:?}");
+}
+
+#[test]
+fn a_limit_ends_the_drive_and_what_is_owed_is_unanswered() {
+    let server = Server::new(|number, mut stream| match number {
+        0 => echo(stream),
+        _ => drop(stream.read_to_end(&mut Vec::new())),
+    });
+    let limit = Duration::from_millis(50);
+    let report = run(&Plan {
+        connections: 3,
+        ..plan(
+            server.address,
+            Load::Messages {
+                messages: u64::MAX,
+                think: Duration::from_millis(1),
+                rounds: 1,
+                limit: Some(limit),
+            },
+        )
+    });
+    assert!(report.elapsed >= limit);
+    assert_eq!(report.errors.total(), 0);
+    // Two starve; the third may have been cut off while it waited.
+    assert!([2, 3].contains(&report.unanswered), "{}", report.unanswered);
+    assert_eq!(report.never_served, 2);
+    assert_eq!(report.response_time.len(), asked(&report));
+    assert_eq!(report.finished_clients, 0);
+}
+
+#[test]
+fn the_same_seed_says_the_same_bytes() {
+    let said = |seed: u64| {
+        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let hearing = Arc::clone(&heard);
+        let server = Server::new(move |_, stream| {
+            let mut all = Vec::new();
+            lines(stream, |writer, line| {
+                all.extend_from_slice(&line);
+                say(writer, &line)
+            });
+            hearing.lock().unwrap().push(all);
+        });
+        let report = run(&Plan {
+            connections: 4,
+            seed,
+            ..plan(
+                server.address,
+                Load::Messages {
+                    messages: 5,
+                    think: Duration::ZERO,
+                    rounds: 2,
+                    limit: None,
+                },
+            )
+        });
+        assert_eq!(report.replies, 40);
+        drop(server);
+        let mut heard = std::mem::take(&mut *heard.lock().unwrap());
+        heard.sort();
+        heard
+    };
+    let once = said(1);
+    assert_eq!(once, said(1));
+    assert_ne!(once, said(2));
+    // And no two conversations are the same.
+    let mut different = once.clone();
+    different.dedup();
+    assert_eq!(different.len(), 8);
+}
+
+#[test]
+fn a_closed_loop_measures_its_window_only() {
+    let server = Server::new(|_, stream| echo(stream));
+    let report = run(&Plan {
+        connections: 3,
+        threads: 2,
+        ramp: Duration::from_millis(20),
+        ..plan(
+            server.address,
+            Load::Closed {
+                think: Duration::from_millis(1),
+                warmup: Duration::from_millis(30),
+                duration: Duration::from_millis(60),
+            },
+        )
+    });
+    assert_eq!(report.window, Duration::from_millis(60));
+    assert!(report.elapsed >= Duration::from_millis(90));
+    assert_eq!(report.errors.total(), 0);
+    assert_eq!(report.response_time.len(), asked(&report));
+    assert_eq!(report.service_time.len(), report.replies);
+    assert_eq!(report.per_connection.iter().sum::<u64>(), report.completed);
+    // The warm-up was asked as well (each client's first request is in it).
+    assert!(report.received > 64 * report.replies);
+    assert!(report.cpu > Duration::ZERO);
+}
+
+#[test]
+fn an_open_loop_asks_as_planned() {
+    for threads in [1, 2] {
+        let server = Server::new(|_, stream| echo(stream));
+        let report = run(&Plan {
+            connections: 4,
+            threads,
+            ..plan(server.address, constant(500.0, 100, 200))
+        });
+        // 0.2 s of 500 per second, whatever the server and the machine do meanwhile.
+        assert_eq!(asked(&report), 100);
+        assert_eq!(report.errors.total(), 0);
+        assert_eq!(report.response_time.len(), 100);
+        assert_eq!(report.service_time.len(), report.replies);
+        assert!(report.lag.len() <= 100);
+        // Nobody's request waits less than from its sending.
+        assert!(report.response_time.max() >= report.service_time.max());
+    }
+}
+
+#[test]
+fn poisson_arrivals_are_replayed() {
+    let asked_with = |seed: u64, threads: usize| {
+        let server = Server::new(|_, stream| echo(stream));
+        let report = run(&Plan {
+            connections: 3,
+            seed,
+            threads,
+            ..plan(
+                server.address,
+                Load::Open {
+                    rate: 2000.0,
+                    arrivals: Arrivals::Poisson,
+                    warmup: Duration::from_millis(20),
+                    duration: Duration::from_millis(200),
+                },
+            )
+        });
+        assert_eq!(report.response_time.len(), asked(&report));
+        asked(&report)
+    };
+    let once = asked_with(1, 1);
+    assert_eq!(once, asked_with(1, 2));
+    // About 400; the seeds are fixed, so this can't fail by chance.
+    assert_ne!(once, asked_with(2, 1));
+    assert!((300..500).contains(&once), "{once}");
+}
+
+#[test]
+fn a_stall_is_seen_by_all_that_were_planned_meanwhile() {
+    const STALL: Duration = Duration::from_millis(200);
+    let server = Server::new(|_, stream| {
+        let mut count = 0;
+        lines(stream, |writer, line| {
+            count += 1;
+            if count == 10 {
+                thread::sleep(STALL);
+            }
+            say(writer, &line)
+        });
+    });
+    // One every 5 ms.
+    let report = run(&plan(server.address, constant(200.0, 0, 500)));
+    assert_eq!(asked(&report), 100);
+    assert_eq!(report.response_time.len(), 100);
+    assert_eq!(report.service_time.len(), report.replies);
+    let stall = STALL.as_nanos() as u64 * 99 / 100;
+    assert!(report.response_time.max() >= stall);
+    assert!(report.service_time.max() >= stall);
+    // 20 were planned in the first half of the stall (but for the edges), and waited for the second half at least.
+    let long = report.response_time.count_between(stall / 2, u64::MAX);
+    assert!(long >= 18, "{long}");
+}
+
+#[test]
+fn what_a_starved_connection_had_planned_is_counted() {
+    // It serves one connection until that ends, as a serial server does.
+    let place = Arc::new(Mutex::new(()));
+    let server = Server::new(move |_, stream| {
+        let _served = place.lock().unwrap();
+        echo(stream);
+    });
+    let report = run(&Plan {
+        connections: 4,
+        threads: 2,
+        ..plan(server.address, constant(400.0, 50, 300))
+    });
+    assert_eq!(asked(&report), 120);
+    assert_eq!(report.response_time.len(), 120);
+    assert_eq!(report.errors.total(), 0);
+    assert!(report.unanswered >= 90, "{}", report.unanswered);
+    assert_eq!(report.never_served, 3);
+    let starved = report
+        .per_connection
+        .iter()
+        .filter(|&&count| count == 0)
+        .count();
+    assert!(starved >= 3, "{:?}", report.per_connection);
+    // What was planned at the window's beginning is now older than the window is long.
+    assert!(report.response_time.max() >= 290_000_000);
+}
+
+#[test]
+fn failures_in_an_open_loop_take_one_planned_request_each() {
+    // Every third request is not answered but cut off.
+    let count = AtomicUsize::new(0);
+    let server = Server::new(move |_, stream| {
+        lines(stream, |writer, line| {
+            count.fetch_add(1, Ordering::SeqCst) % 3 != 2 && say(writer, &line)
+        });
+    });
+    let report = run(&Plan {
+        connections: 2,
+        ..plan(server.address, constant(200.0, 0, 300))
+    });
+    assert_eq!(asked(&report), 60);
+    assert_eq!(report.response_time.len(), 60);
+    assert!(report.errors.closed_early > 0);
+    assert!(report.connected > 2);
+}
+
+#[test]
+fn stop_ends_the_drive_with_what_was_measured() {
+    let server = Server::new(|_, stream| echo(stream));
+    let hour = Duration::from_secs(3600);
+    for load in [
+        Load::Closed {
+            think: Duration::ZERO,
+            warmup: Duration::ZERO,
+            duration: hour,
+        },
+        constant(1000.0, 0, 3_600_000),
+        messages(u64::MAX),
+    ] {
+        let stop = AtomicBool::new(false);
+        let watch = StopWhen(&stop, |snapshot: Snapshot| snapshot.replies > 0);
+        let plan = Plan {
+            connections: 2,
+            threads: 2,
+            ..plan(server.address, load)
+        };
+        let report = drive(&plan, &watch, &stop).unwrap();
+        assert!(report.replies > 0);
+        assert!(report.window > Duration::ZERO && report.window < hour);
+        assert_eq!(report.errors.total(), 0);
+        assert_eq!(report.response_time.len(), asked(&report));
+    }
+    // Also before anything has begun.
+    let nothing = drive(
+        &plan(server.address, messages(5)),
+        &(),
+        &AtomicBool::new(true),
+    );
+    assert!(nothing.unwrap().replies <= 5);
+}
+
+#[test]
+fn the_watcher_is_told_of_the_window_once() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<&'static str>>);
+    impl Watch for Told {
+        fn measuring(&self) {
+            self.0.lock().unwrap().push("measuring");
+        }
+        fn measured(&self) {
+            self.0.lock().unwrap().push("measured");
+        }
+    }
+    let server = Server::new(|_, stream| echo(stream));
+    let timed = Load::Closed {
+        think: Duration::ZERO,
+        warmup: Duration::from_millis(10),
+        duration: Duration::from_millis(20),
+    };
+    for load in [timed, messages(3)] {
+        let told = Told::default();
+        drive(&plan(server.address, load), &told, &AtomicBool::new(false)).unwrap();
+        assert_eq!(*told.0.lock().unwrap(), ["measuring", "measured"]);
+    }
+    // No window, nothing told: it is stopped before the end of the warm-up.
+    let told = Told::default();
+    let warming = Load::Closed {
+        think: Duration::ZERO,
+        warmup: NEVER,
+        duration: NEVER,
+    };
+    let report = drive(
+        &plan(server.address, warming),
+        &told,
+        &AtomicBool::new(true),
+    )
+    .unwrap();
+    assert_eq!(report.window, Duration::ZERO);
+    assert!(told.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn plans_that_make_no_sense_are_refused() {
+    let address: SocketAddr = (Ipv4Addr::LOCALHOST, 1).into();
+    let refused = |plan: Plan| drive(&plan, &(), &AtomicBool::new(false)).unwrap_err();
+    let good = || plan(address, messages(1));
+    assert!(matches!(
+        refused(Plan {
+            connections: 0,
+            ..good()
+        }),
+        DriveError::NoConnections
+    ));
+    assert!(matches!(
+        refused(Plan {
+            threads: 0,
+            ..good()
+        }),
+        DriveError::NoThreads
+    ));
+    assert!(matches!(
+        refused(Plan {
+            timeout: Duration::ZERO,
+            ..good()
+        }),
+        DriveError::NoTimeout
+    ));
+    assert!(matches!(
+        refused(plan(address, messages(0))),
+        DriveError::NothingToAsk
+    ));
+    for (rounds, limit) in [(0, None), (1, Some(Duration::ZERO))] {
+        let load = Load::Messages {
+            messages: 1,
+            think: Duration::ZERO,
+            rounds,
+            limit,
+        };
+        assert!(matches!(
+            refused(plan(address, load)),
+            DriveError::NothingToAsk | DriveError::NoDuration
+        ));
+    }
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(matches!(
+            refused(plan(address, constant(rate, 0, 100))),
+            DriveError::Rate(_)
+        ));
+    }
+    assert!(matches!(
+        refused(plan(address, constant(1.0, 0, 0))),
+        DriveError::NoDuration
+    ));
+    let closed = Load::Closed {
+        think: Duration::ZERO,
+        warmup: Duration::ZERO,
+        duration: Duration::ZERO,
+    };
+    assert!(matches!(
+        refused(plan(address, closed)),
+        DriveError::NoDuration
+    ));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn cpus_that_do_not_exist_are_an_error() {
+    for cpus in [vec![1_000_000], vec![0, 1023]] {
+        let plan = Plan {
+            cpus: cpus.clone(),
+            ..plan((Ipv4Addr::LOCALHOST, 1).into(), messages(1))
+        };
+        match drive(&plan, &(), &AtomicBool::new(false)) {
+            Err(DriveError::Affinity { cpus: named, .. }) => assert_eq!(named, cpus),
+            other => panic!("{other:?}"),
+        }
+    }
+}
