@@ -1,0 +1,37 @@
+//! What every server promises, and what they share.
+//!
+//! A server crate is one small story: who waits, and who answers. Everything that would read the same in two of them
+//! is here, so that two siblings differ only where their models do:
+//!
+//! * [`Model`] is how a server presents itself; [`Limits`] what it must keep to; [`Service`] what it serves;
+//! * [`Stop`] ends it, as a descriptor that every kind of loop can wait for; [`Tally`] is its account at the end;
+//! * [`listen`] makes the listening socket, with the same options for all;
+//! * [`accept`] sorts the errors of accept(2), and [`blocking`] and [`nonblocking`] hold the conversations of the
+//!   models that wait by blocking and by readiness. Async runtimes write theirs out, in their own idiom.
+//! * [`cli`] is the command line of one server.
+//!
+//! Whether a server keeps its promises, its `tests/contract.rs` finds out, by one line with `suite!` (feature `suite`).
+
+pub mod accept;
+pub mod blocking;
+pub mod cli;
+mod cpus;
+mod descriptors;
+mod limits;
+mod listen;
+mod model;
+pub mod nonblocking;
+mod service;
+mod stop;
+#[cfg(feature = "suite")]
+pub mod suite;
+mod tally;
+
+pub use cpus::{CpuList, pin};
+pub use descriptors::{Descriptors, raise_descriptor_limit};
+pub use limits::{LINGER, Limits, READ_BUFFER};
+pub use listen::{ListenError, listen};
+pub use model::{Deviation, Model, Promise, Serve, no_obstacle};
+pub use service::Service;
+pub use stop::{Stop, Stopper};
+pub use tally::{Ending, Tally};

@@ -1,0 +1,76 @@
+//! How a server presents itself.
+
+use std::io;
+use std::net::TcpListener;
+
+use crate::{Limits, Service, Stop, Tally};
+
+/// A concurrency model: one way to answer many peers.
+#[derive(Debug)]
+pub struct Model {
+    /// What the command line calls it.
+    pub name: &'static str,
+    /// Who answers, in one line.
+    pub summary: &'static str,
+    /// Where the idea comes from, and who is known for it.
+    pub lineage: &'static str,
+    /// The file that tells its story, from the root of the repository.
+    pub source: &'static str,
+    /// Serves until told to stop.
+    pub serve: Serve,
+    /// Whether it can run here; if not, why, in one sentence.
+    pub available: fn() -> Result<(), String>,
+    /// Promises that it does not keep, by design.
+    pub deviations: &'static [Deviation],
+}
+
+/// Serves the peers of a listener (made by [`listen`](crate::listen)) until [`Stop`], and accounts for them.
+///
+/// # Errors
+///
+/// What no server can go on after: accept(2) failing for good, no thread or no epoll instance to begin with. What
+/// concerns one connection alone is in the [`Tally`], and never an error.
+pub type Serve = fn(TcpListener, Service, Limits, Stop) -> io::Result<Tally>;
+
+/// A promise that a model does not keep, and why it can't.
+#[derive(Debug, Clone, Copy)]
+pub struct Deviation {
+    /// The promise.
+    pub promise: Promise,
+    /// What happens instead, and why, in one sentence.
+    pub reason: &'static str,
+}
+
+/// What every server keeps, unless its [`Model`] declares otherwise. The numbers are those of docs/architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Promise {
+    /// 1. Replies are exact, however the bytes are cut or joined on the way.
+    ExactReplies = 1,
+    /// 2. FIN: everything owed is sent, then closed. RST: that connection dies, nothing else.
+    HalfClose = 2,
+    /// 3. Idle too long: closed and counted, and nobody else notices.
+    IdleTimeout = 3,
+    /// 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
+    ConnectionLimit = 4,
+    /// 5. Errors of accept(2) are sorted; the server never spins and recovers when resources come back.
+    AcceptErrors = 5,
+    /// 6. A peer that sends and never reads costs bounded memory, and delays only itself.
+    Backpressure = 6,
+    /// 7. Over-long input gets a clear error and a close; garbage never panics.
+    BadInput = 7,
+    /// 8. Stop: what was asked is finished, idle peers are closed, the rest is cut at the drain deadline.
+    GracefulStop = 8,
+    /// 9. A panic while serving one connection ends that connection alone.
+    PanicIsolation = 9,
+    /// 10. The tally adds up.
+    Tally = 10,
+}
+
+/// For models that run wherever this workspace builds.
+///
+/// # Errors
+///
+/// Never.
+pub fn no_obstacle() -> Result<(), String> {
+    Ok(())
+}

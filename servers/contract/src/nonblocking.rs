@@ -1,0 +1,366 @@
+//! Conversations on non-blocking sockets, for every model in which one thread waits for many peers by readiness.
+//! The models differ in *how they wait*; a connection that is ready is [advanced](Connections::advance) alike.
+//!
+//! A thread that blocks keeps its place in the code; here the place must be data. A [`Session`] already is, so all
+//! that is added is what the socket can't do right now, and since when.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use protocol::{Farewell, Session, Step};
+use rustix::net::{Shutdown, shutdown};
+use slab::Slab;
+
+use crate::{Ending, LINGER, Limits, READ_BUFFER, Tally};
+
+/// What a connection that was advanced waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Input.
+    Read,
+    /// Room for output.
+    Write,
+    /// Nothing: it has more to do, but others must have their turn first. Advance it again, soon.
+    Turn,
+}
+
+/// How often a connection may read or write before others have their turn. A peer that sends as fast as we read
+/// would otherwise keep the loop to itself: draining a socket has no natural end.
+const TURN: usize = 16;
+
+/// The connections of one event loop: their sessions, deadlines and account, under small numbers that serve as the
+/// loop's tokens.
+#[derive(Debug)]
+pub struct Connections<S> {
+    slots: Slab<Connection<S>>,
+    deadlines: Deadlines,
+    limits: Limits,
+    stopping: bool,
+    tally: Tally,
+    /// One for all: a readiness loop reads only what is already there, so no peer needs a buffer while it waits.
+    buffer: Box<[u8]>,
+}
+
+struct Connection<S> {
+    stream: S,
+    session: Box<dyn Session>,
+    /// When it last took or gave a byte.
+    progress: Instant,
+    /// The peer's side is known to be closed, so a short read does not mean that the socket is drained.
+    hung_up: bool,
+    /// It was refused, and is kept until then for the peer to read why.
+    lingering: Option<Instant>,
+}
+
+impl<S> std::fmt::Debug for Connection<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Read + Write + AsFd> Connections<S> {
+    /// No connections yet.
+    pub fn new(limits: Limits) -> Self {
+        Connections {
+            slots: Slab::new(),
+            deadlines: Deadlines::default(),
+            limits,
+            stopping: false,
+            tally: Tally::default(),
+            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
+        }
+    }
+
+    /// Whether the limit is reached.
+    pub fn is_full(&self) -> bool {
+        self.slots.len() >= self.limits.max_connections
+    }
+
+    /// Whether nobody is left.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The account so far, for the errors of accept(2).
+    pub fn tally_mut(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
+    /// The number that [`insert`](Self::insert) will give next.
+    pub fn next_key(&self) -> usize {
+        self.slots.vacant_key()
+    }
+
+    /// Counts a peer that was accepted but could not be registered with the loop.
+    pub fn refuse(&mut self) {
+        self.tally.accepted += 1;
+        self.tally.count(Ending::Refused);
+    }
+
+    /// Takes a peer that was accepted, and gives its number.
+    pub fn insert(&mut self, stream: S, session: Box<dyn Session>, now: Instant) -> usize {
+        self.tally.accepted += 1;
+        let key = self.slots.insert(Connection {
+            stream,
+            session,
+            progress: now,
+            hung_up: false,
+            lingering: None,
+        });
+        self.deadlines.arm(key, now + self.limits.idle_timeout);
+        key
+    }
+
+    /// The stream under that number, for a loop that changes its interest.
+    pub fn stream_mut(&mut self, key: usize) -> Option<&mut S> {
+        self.slots
+            .get_mut(key)
+            .map(|connection| &mut connection.stream)
+    }
+
+    /// Notes that the peer's side is closed. Loops that are told so (EPOLLRDHUP) must pass it on before they advance:
+    /// under edge triggering there is no second report.
+    pub fn hung_up(&mut self, key: usize) {
+        if let Some(connection) = self.slots.get_mut(key) {
+            connection.hung_up = true;
+        }
+    }
+
+    /// Goes on with a conversation as far as the socket allows. `None`: it has ended, and its stream is closed.
+    /// Numbers of connections that ended earlier are passed over, since events may still be on their way.
+    pub fn advance(&mut self, key: usize, now: Instant) -> Option<Interest> {
+        let connection = self.slots.get_mut(key)?;
+        match connection.advance(&mut self.buffer, self.stopping, now) {
+            Progress::Waits(interest) => Some(interest),
+            Progress::Lingers(until) => {
+                self.deadlines.arm(key, until);
+                // What has arrived is still to be read, and an edge-triggered loop may not hear of it again.
+                Some(Interest::Turn)
+            }
+            Progress::Ended(ending) => {
+                self.end(key, ending);
+                None
+            }
+        }
+    }
+
+    /// Begins the stop: gives everybody's number, to be advanced once more. Who has nothing under way ends then.
+    pub fn stop(&mut self) -> Vec<usize> {
+        self.stopping = true;
+        self.slots.iter().map(|(key, _)| key).collect()
+    }
+
+    /// When [`expire`](Self::expire) is due, at the earliest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Ends the connections whose time is over.
+    pub fn expire(&mut self, now: Instant) {
+        while let Some(key) = self.deadlines.pop_due(now) {
+            let Some(connection) = self.slots.get(key) else {
+                continue;
+            };
+            let deadline = connection.deadline(self.limits.idle_timeout);
+            if deadline > now {
+                self.deadlines.arm(key, deadline);
+            } else if connection.lingering.is_some() {
+                self.end(key, Ending::Refused);
+            } else {
+                self.end(key, Ending::TimedOut);
+            }
+        }
+    }
+
+    /// Closes whoever is left, as cut, and gives the account.
+    pub fn finish(mut self) -> Tally {
+        self.tally.cut_the_rest();
+        self.tally
+    }
+
+    fn end(&mut self, key: usize, ending: Ending) {
+        self.slots.remove(key);
+        self.tally.count(ending);
+    }
+}
+
+enum Progress {
+    Waits(Interest),
+    Lingers(Instant),
+    Ended(Ending),
+}
+
+impl<S: Read + Write + AsFd> Connection<S> {
+    /// When its time is over, if nothing happens until then.
+    fn deadline(&self, idle_timeout: Duration) -> Instant {
+        self.lingering.unwrap_or(self.progress + idle_timeout)
+    }
+
+    fn advance(&mut self, buffer: &mut [u8], stopping: bool, now: Instant) -> Progress {
+        match self.converse(buffer, stopping, now) {
+            Ok(progress) => progress,
+            Err(_) if self.lingering.is_some() => Progress::Ended(Ending::Refused),
+            Err(error) => Progress::Ended(Ending::of(&error)),
+        }
+    }
+
+    /// The conversation: take the next step, carry it out, report what came of it; return where a blocking one would
+    /// wait.
+    fn converse(
+        &mut self,
+        buffer: &mut [u8],
+        stopping: bool,
+        now: Instant,
+    ) -> io::Result<Progress> {
+        let mut drained = false;
+        for _ in 0..TURN {
+            if self.lingering.is_some() {
+                // Read and thrown away: closing on unread input would send RST.
+                match self.stream.read(buffer) {
+                    Ok(0) => return Ok(Progress::Ended(Ending::Refused)),
+                    Ok(_) => continue,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Progress::Waits(Interest::Read));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            match self.session.step() {
+                Step::Read if drained => return Ok(Progress::Waits(Interest::Read)),
+                Step::Read => match self.stream.read(buffer) {
+                    Ok(0) => {
+                        self.progress = now;
+                        self.session.end_of_input();
+                    }
+                    Ok(count) => {
+                        self.progress = now;
+                        self.session.receive(&buffer[..count]);
+                        // A short read has emptied the socket (epoll(7)), so the next would only say EAGAIN; unless
+                        // the end of input is behind it, which takes a read to see.
+                        drained = count < buffer.len() && !self.hung_up && !stopping;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if stopping {
+                            // All that had arrived is answered.
+                            let cut = self.session.mid_request();
+                            return Ok(Progress::Ended(if cut {
+                                Ending::Cut
+                            } else {
+                                Ending::Served
+                            }));
+                        }
+                        return Ok(Progress::Waits(Interest::Read));
+                    }
+                    Err(error) => return Err(error),
+                },
+                Step::Write(bytes) => match self.stream.write(bytes) {
+                    Ok(count) => {
+                        self.progress = now;
+                        self.session.sent(count);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Progress::Waits(Interest::Write));
+                    }
+                    Err(error) => return Err(error),
+                },
+                Step::Close(Farewell::Refused) => {
+                    shutdown(&self.stream, Shutdown::Write)?;
+                    let until = now + LINGER;
+                    self.lingering = Some(until);
+                    return Ok(Progress::Lingers(until));
+                }
+                Step::Close(farewell) => return Ok(Progress::Ended(farewell.into())),
+            }
+        }
+        Ok(Progress::Waits(Interest::Turn))
+    }
+}
+
+/// When connections are to be looked at.
+///
+/// Lazy: an entry is not touched when its connection makes progress. Only when it is due is it compared with what
+/// happened since, and put back if that was too early. So a time-out costs nothing per request, where a timer that is
+/// set anew for every read costs more than the reading. And an entry belongs to a number, not to a connection: it
+/// serves the next one too, so that connections that come and go leave nothing behind.
+#[derive(Debug, Default)]
+struct Deadlines {
+    queue: BinaryHeap<Reverse<(Instant, usize)>>,
+    /// By number: the earliest entry in the queue that counts. Others of that number are passed over when due.
+    armed: Vec<Option<Instant>>,
+}
+
+impl Deadlines {
+    /// Sees to it that `key` is looked at no later than `at`.
+    fn arm(&mut self, key: usize, at: Instant) {
+        if self.armed.len() <= key {
+            self.armed.resize(key + 1, None);
+        }
+        if self.armed[key].is_none_or(|armed| at < armed) {
+            self.armed[key] = Some(at);
+            self.queue.push(Reverse((at, key)));
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.queue.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn pop_due(&mut self, now: Instant) -> Option<usize> {
+        while self.next().is_some_and(|at| at <= now) {
+            if let Some(Reverse((at, key))) = self.queue.pop()
+                && self.armed[key] == Some(at)
+            {
+                self.armed[key] = None;
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_come_in_order_and_once() {
+        let mut deadlines = Deadlines::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        deadlines.arm(7, at(3));
+        deadlines.arm(1, at(2));
+        deadlines.arm(7, at(9)); // later than armed: nothing to do
+        deadlines.arm(7, at(1)); // earlier: replaces
+        assert_eq!(deadlines.next(), Some(at(1)));
+        assert_eq!(deadlines.pop_due(at(0)), None);
+        assert_eq!(deadlines.pop_due(at(5)), Some(7));
+        assert_eq!(deadlines.pop_due(at(5)), Some(1));
+        assert_eq!(deadlines.pop_due(at(5)), None); // the replaced entry of 7
+        assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn connections_that_come_and_go_leave_no_entries_behind() {
+        let mut connections = Connections::new(Limits::default());
+        let now = Instant::now();
+        let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
+        for _ in 0..1000 {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let key = connections.insert(ours, service.open(), now);
+            assert_eq!(connections.advance(key, now), Some(Interest::Read));
+            drop(theirs);
+            assert_eq!(connections.advance(key, now), None);
+        }
+        assert_eq!(connections.deadlines.queue.len(), 1);
+        assert_eq!(connections.finish().served, 1000);
+    }
+}

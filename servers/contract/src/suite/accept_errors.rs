@@ -1,0 +1,120 @@
+//! 5. Errors of accept(2) are sorted; the server never spins and recovers when resources come back.
+
+#![cfg(target_os = "linux")]
+
+use std::net::Shutdown;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::client::Client;
+use super::process::ServerProcess;
+use super::server::{BACKLOG, Server, all_served};
+use super::{GUARD, Subject, eventually, limits, probe};
+use crate::listen;
+
+const CLIENTS: usize = 12;
+
+/// Runs the server out of descriptors: all peers are connected, and only some (in a model that serves one at a time:
+/// none) can be accepted.
+fn shortage(
+    server: &mut ServerProcess,
+    subject: &Subject,
+) -> (Vec<Client>, rustix::process::Rlimit) {
+    // A peer that is served before shows that the server has all that it opens for itself.
+    let first = server.connect();
+    first.ask(b"x", b"x");
+    let before = server.descriptors();
+    first.leave();
+    eventually("the first one's descriptor is closed", || {
+        server.descriptors() < before
+    });
+    let more = if subject.one_at_a_time() { 0 } else { 3 };
+    let full = server.descriptors() + more;
+    let limit = server.limit_descriptors(more as u64);
+    let clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
+    for client in &clients {
+        client.send(b"a");
+    }
+    server.wait_for_accept_error();
+    assert_eq!(server.descriptors(), full, "that was another error");
+    // They were accepted in the order in which they came.
+    for client in &clients[..more] {
+        client.expect(b"a");
+    }
+    (clients, limit)
+}
+
+/// More peers than descriptors. The server goes on with those it has, sleeps otherwise, and serves the others as
+/// those leave.
+pub fn descriptors_run_out(subject: &Subject) {
+    let Some(mut server) = ServerProcess::start(subject, probe::service(), limits()) else {
+        return;
+    };
+    let (mut clients, limit) = shortage(&mut server, subject);
+    let mut waiting = clients.split_off(if subject.one_at_a_time() { 0 } else { 3 });
+
+    let time = Duration::from_secs(1);
+    let used = server.cpu_during(|| sleep(time));
+    assert!(used < time / 4, "{used:?} of CPU in {time:?} of shortage");
+
+    for client in &clients {
+        client.ask(b"b", b"b");
+    }
+    for client in &waiting {
+        assert!(!client.has_heard_something(), "not served, but: something");
+    }
+    // Each who leaves makes place for one.
+    for client in clients {
+        client.leave();
+        let next = waiting.remove(0);
+        next.expect(b"a");
+        next.leave();
+    }
+    // And the end of the shortage for all.
+    server.restore_descriptors(limit);
+    for client in waiting {
+        client.expect(b"a");
+        client.leave();
+    }
+    let mut tally = server.stop().tally;
+    assert!(tally.accept_errors > 0, "there was no shortage");
+    // One for each attempt, and those are ten in a second.
+    assert!(tally.accept_errors < 20 * GUARD.as_secs(), "{tally}");
+    tally.accept_errors = 0;
+    assert_eq!(tally, all_served(CLIENTS as u64 + 1));
+}
+
+/// A stop during the shortage.
+pub fn stop_without_descriptors(subject: &Subject) {
+    let Some(mut server) = ServerProcess::start(subject, probe::service(), limits()) else {
+        return;
+    };
+    let (clients, _) = shortage(&mut server, subject);
+    server.tell_to_stop();
+    for client in clients {
+        client.expect_end_or_reset();
+    }
+    let mut tally = server.stop().tally;
+    assert!(tally.accept_errors > 0, "there was no shortage");
+    tally.accept_errors = 0;
+    let served = if subject.one_at_a_time() { 1 } else { 4 };
+    assert_eq!(tally, all_served(served));
+}
+
+/// An error that concerns every connection to come is the end, said aloud; and those who are there are not forgotten.
+pub fn a_broken_listener_ends_the_server(subject: &Subject) {
+    let listener = listen(([127, 0, 0, 1], 0).into(), BACKLOG).expect("not listening");
+    let same = listener.try_clone().expect("no descriptor");
+    let server = Server::start_on(listener, subject, probe::service(), limits());
+    let idle = server.connect();
+    idle.ask(b"x", b"x");
+    // On Linux this makes a socket that listens one that does not.
+    let same = socket2::SockRef::from(&same);
+    same.shutdown(Shutdown::Both).expect("not listening");
+    if subject.one_at_a_time() {
+        idle.leave();
+    } else {
+        idle.expect_end();
+    }
+    server.ended().expect_err("nothing to serve any more");
+}

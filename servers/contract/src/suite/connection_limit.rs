@@ -1,0 +1,98 @@
+//! 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
+
+use super::client::Client;
+use super::server::{Server, all_served};
+use super::{Subject, limits, probe};
+use crate::Limits;
+
+fn two() -> Limits {
+    Limits {
+        max_connections: 2,
+        ..limits()
+    }
+}
+
+/// How many places there are: the limit, or the one that a model has by design.
+fn places(subject: &Subject) -> usize {
+    if subject.one_at_a_time() { 1 } else { 2 }
+}
+
+/// Those who have a place are served, and those who wait are not, however often.
+fn only_those_are_served(served: &[Client], waiting: &[Client]) {
+    for _ in 0..50 {
+        for client in served {
+            client.ask(b"x", b"x");
+        }
+    }
+    for client in waiting {
+        assert!(!client.has_heard_something(), "served over the limit");
+    }
+}
+
+/// Two more than there are places; whoever leaves makes place for the next, in the order in which they came.
+pub fn the_next_one_waits_for_a_place(subject: &Subject) {
+    let server = Server::start(subject, probe::service(), two());
+    let mut served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+    only_those_are_served(&served, &[]);
+    let mut waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for client in &waiting {
+        client.send(b"w");
+    }
+    while !waiting.is_empty() {
+        only_those_are_served(&served, &waiting);
+        served.remove(0).leave();
+        let next = waiting.remove(0);
+        next.expect(b"w");
+        served.push(next);
+    }
+    only_those_are_served(&served, &[]);
+    for client in served {
+        client.leave();
+    }
+    let all = places(subject) as u64 + 2;
+    assert_eq!(server.stop(), all_served(all));
+}
+
+/// A stop ends those who are served, and those who wait.
+pub fn stop_at_the_limit(subject: &Subject) {
+    let mut server = Server::start(subject, probe::service(), two());
+    let served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+    only_those_are_served(&served, &[]);
+    let waiting = server.connect();
+    server.tell_to_stop();
+    for client in &served {
+        client.expect_end();
+    }
+    waiting.expect_end_or_reset();
+    assert_eq!(server.stop(), all_served(places(subject) as u64));
+}
+
+/// At the limit, with peers in the backlog, the server sleeps.
+#[cfg(target_os = "linux")]
+pub fn waiting_costs_nothing(subject: &Subject) {
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    let Some(server) = super::process::ServerProcess::start(subject, probe::service(), two())
+    else {
+        return;
+    };
+    let served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+    only_those_are_served(&served, &[]);
+    let waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for client in &waiting {
+        client.send(b"w");
+    }
+    only_those_are_served(&served, &waiting);
+    let time = Duration::from_secs(1);
+    let used = server.cpu_during(|| sleep(time));
+    assert!(used < time / 4, "{used:?} of CPU in {time:?} of waiting");
+    only_those_are_served(&served, &waiting);
+    drop(served);
+    for client in waiting {
+        client.expect(b"w");
+        client.leave();
+    }
+    let all = places(subject) as u64 + 2;
+    assert_eq!(server.stop().tally, all_served(all));
+}

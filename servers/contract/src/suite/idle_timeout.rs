@@ -1,0 +1,160 @@
+//! 3. Idle too long: closed and counted, and nobody else notices.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::server::Server;
+use super::{GUARD, Subject, limits, probe};
+use crate::{Limits, Service, Tally};
+use protocol::{PROTOCOLS, SessionOptions};
+
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+fn short() -> Limits {
+    Limits {
+        idle_timeout: TIMEOUT,
+        ..limits()
+    }
+}
+
+/// A peer that connects and says nothing, while others come and go.
+pub fn silence(subject: &Subject) {
+    let server = Server::start(subject, probe::service(), short());
+    let since = Instant::now();
+    let silent = server.connect();
+    let mut served = 0;
+    if !subject.one_at_a_time() {
+        while !silent.has_heard_something() {
+            let other = server.connect();
+            other.ask(b"x", b"x");
+            other.leave();
+            served += 1;
+            assert!(since.elapsed() < GUARD, "not closed");
+        }
+        assert!(served > 0, "nobody was served meanwhile");
+    }
+    silent.expect_end();
+    assert!(since.elapsed() >= TIMEOUT, "closed too early");
+    let other = server.connect();
+    other.ask(b"x", b"x");
+    other.leave();
+    served += 1;
+    assert_eq!(
+        server.stop(),
+        Tally {
+            accepted: served + 1,
+            served,
+            timed_out: 1,
+            ..Tally::default()
+        }
+    );
+}
+
+/// A peer that has been served, begins another request and falls silent.
+pub fn silence_in_mid_request(subject: &Subject) {
+    let service = Service::of(&PROTOCOLS[0], SessionOptions::default());
+    let server = Server::start(subject, service, short());
+    let silent = server.connect();
+    silent.ask(b"one\n", b"one\n");
+    let since = Instant::now();
+    silent.send(b"tw");
+    silent.expect_end();
+    assert!(since.elapsed() >= TIMEOUT, "closed too early");
+    let timed_out = Tally {
+        accepted: 1,
+        timed_out: 1,
+        ..Tally::default()
+    };
+    assert_eq!(server.stop(), timed_out);
+}
+
+/// A peer that sends a byte now and then, in time, for much longer than the time-out; and one that asks as often.
+pub fn a_byte_now_and_then(subject: &Subject) {
+    // If this thread is kept from sending in time, the server is right to close; that proves nothing.
+    for _ in 0..10 {
+        let service = Service::of(&PROTOCOLS[0], SessionOptions::default());
+        let server = Server::start(subject, service, short());
+        let mut pace = Pace {
+            last: Instant::now(),
+            longest: Duration::ZERO,
+        };
+        let slow = server.connect();
+        let other = (!subject.one_at_a_time()).then(|| server.connect());
+        let mut speak = || -> io::Result<()> {
+            let mut line = Vec::new();
+            for number in 0..24 {
+                thread::sleep(TIMEOUT / 8);
+                pace.step();
+                slow.try_send(b"x")?;
+                line.push(b'x');
+                if let (Some(other), 0) = (&other, number) {
+                    other.try_ask(b"y\n", b"y\n")?;
+                } else if let Some(other) = &other {
+                    other.try_ask(b"y\n", b"y\ny\n")?;
+                }
+            }
+            line.push(b'\n');
+            pace.step();
+            slow.try_ask(b"\n", &line)
+        };
+        let said = speak();
+        if pace.longest < TIMEOUT {
+            said.expect("closed, though it was never silent for that long");
+            return;
+        }
+    }
+    panic!("this machine is too busy to send a byte in {TIMEOUT:?}");
+}
+
+/// The longest time between two sendings, as the sender sees it: the server sees no longer one.
+struct Pace {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Pace {
+    /// Called before a sending: but what is sent, is sent later. So this takes the time from before the last sending.
+    fn step(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
+}
+
+/// A peer that asks for more than the buffers hold and does not read, while others are served.
+pub fn a_peer_that_stops_reading(subject: &Subject) {
+    let (service, goodbyes) = probe::service_and_goodbyes();
+    let server = Server::start(subject, service, short());
+    let since = Instant::now();
+    let stuck = server.connect();
+    stuck.send(probe::BODY);
+    let mut served = 0;
+    if subject.one_at_a_time() {
+        goodbyes.recv_timeout(GUARD).expect("not closed");
+    } else {
+        // Everybody else says goodbye once; one more is his.
+        let mut gone = 0;
+        while gone <= served {
+            let other = server.connect();
+            other.ask(b"x", b"x");
+            other.leave();
+            served += 1;
+            gone += goodbyes.try_iter().count() as u64;
+            assert!(since.elapsed() < GUARD, "not closed");
+        }
+    }
+    assert!(since.elapsed() >= TIMEOUT, "closed too early");
+    let got = stuck.read_all();
+    assert!(got.len() < probe::body().len(), "all was sent");
+    assert!(probe::body().starts_with(&got), "wrong bytes");
+    assert_eq!(
+        server.stop(),
+        Tally {
+            accepted: served + 1,
+            served,
+            timed_out: 1,
+            ..Tally::default()
+        }
+    );
+}

@@ -1,0 +1,79 @@
+//! 9. A panic while serving one connection ends that connection alone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::server::Server;
+use super::{Subject, limits, probe};
+use crate::{Service, Tally};
+use protocol::{PROTOCOLS, SessionOptions};
+
+/// In everything that a server calls while it serves; before and after an answer of the same connection.
+pub fn in_every_place(subject: &Subject) {
+    let server = Server::start(subject, probe::service(), limits());
+    let mut failed = 0;
+    let other = (!subject.one_at_a_time()).then(|| server.connect());
+    for place in [
+        probe::PANIC_IN_RECEIVE,
+        probe::PANIC_IN_STEP,
+        probe::PANIC_IN_SENT,
+        probe::PANIC_IN_END,
+    ] {
+        for answered in [false, true] {
+            let client = server.connect();
+            if answered {
+                client.ask(b"x", b"x");
+            }
+            client.send(place);
+            if place == probe::PANIC_IN_END {
+                client.expect(place);
+                client.finish_sending();
+            } else if place == probe::PANIC_IN_SENT {
+                client.expect(place);
+            }
+            client.expect_end();
+            failed += 1;
+            if let Some(other) = &other {
+                other.ask(b"y", b"y");
+            }
+        }
+    }
+    let other = other.unwrap_or_else(|| server.connect());
+    other.ask(b"y", b"y");
+    other.leave();
+    assert_eq!(
+        server.stop(),
+        Tally {
+            accepted: failed + 1,
+            served: 1,
+            failed,
+            ..Tally::default()
+        }
+    );
+}
+
+/// While the session is opened: every second one, here.
+pub fn in_opening(subject: &Subject) {
+    let opened = AtomicU64::new(0);
+    let service = Service::new(move || {
+        if opened.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
+        (PROTOCOLS[0].open)(&SessionOptions::default())
+    });
+    let server = Server::start(subject, service, limits());
+    for _ in 0..3 {
+        server.connect().expect_end();
+        let client = server.connect();
+        client.ask(b"x\n", b"x\n");
+        client.leave();
+    }
+    assert_eq!(
+        server.stop(),
+        Tally {
+            accepted: 6,
+            served: 3,
+            failed: 3,
+            ..Tally::default()
+        }
+    );
+}

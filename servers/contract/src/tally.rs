@@ -1,0 +1,154 @@
+//! The account that a server gives at its end.
+
+use std::fmt;
+use std::io;
+use std::ops::AddAssign;
+
+use protocol::Farewell;
+use serde::{Deserialize, Serialize};
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// All that was asked was answered.
+    Served,
+    /// The peer broke a limit and was told so, or there was no thread to serve it.
+    Refused,
+    /// No progress for longer than the idle time-out.
+    TimedOut,
+    /// The peer broke it off.
+    Reset,
+    /// The server was stopped while the peer was in the middle of a request, or still had to take a reply.
+    Cut,
+    /// The session panicked.
+    Failed,
+}
+
+impl Ending {
+    /// The ending that an I/O error on a connection means.
+    pub fn of(error: &io::Error) -> Ending {
+        match error.kind() {
+            // SO_RCVTIMEO and SO_SNDTIMEO report EAGAIN (socket(7)); ETIMEDOUT comes from TCP itself.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ending::TimedOut,
+            _ => Ending::Reset,
+        }
+    }
+}
+
+impl From<Farewell> for Ending {
+    fn from(farewell: Farewell) -> Ending {
+        match farewell {
+            Farewell::Done => Ending::Served,
+            Farewell::Refused => Ending::Refused,
+            Farewell::Failed => Ending::Failed,
+        }
+    }
+}
+
+/// Every connection that was accepted, by how it ended. Nothing is lost uncounted: see [`Tally::adds_up`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// Connections that accept(2) gave.
+    pub accepted: u64,
+    /// See [`Ending::Served`]; likewise those below.
+    pub served: u64,
+    /// See [`Ending::Refused`].
+    pub refused: u64,
+    /// See [`Ending::TimedOut`].
+    pub timed_out: u64,
+    /// See [`Ending::Reset`].
+    pub reset: u64,
+    /// See [`Ending::Cut`].
+    pub cut: u64,
+    /// See [`Ending::Failed`].
+    pub failed: u64,
+    /// Errors of accept(2), which gave no connection: these are beside the sum.
+    pub accept_errors: u64,
+}
+
+impl Tally {
+    /// Counts a connection's end.
+    pub fn count(&mut self, ending: Ending) {
+        tracing::debug!("a peer left: {ending:?}");
+        *match ending {
+            Ending::Served => &mut self.served,
+            Ending::Refused => &mut self.refused,
+            Ending::TimedOut => &mut self.timed_out,
+            Ending::Reset => &mut self.reset,
+            Ending::Cut => &mut self.cut,
+            Ending::Failed => &mut self.failed,
+        } += 1;
+    }
+
+    /// Connections that have ended, however they did.
+    pub fn ended(&self) -> u64 {
+        self.served + self.refused + self.timed_out + self.reset + self.cut + self.failed
+    }
+
+    /// Whether every accepted connection is accounted for.
+    pub fn adds_up(&self) -> bool {
+        self.accepted == self.ended()
+    }
+
+    /// Counts all connections that have not ended as cut. For models that drop what is left at the drain deadline.
+    pub fn cut_the_rest(&mut self) {
+        self.cut += self.accepted - self.ended();
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.accepted += other.accepted;
+        self.served += other.served;
+        self.refused += other.refused;
+        self.timed_out += other.timed_out;
+        self.reset += other.reset;
+        self.cut += other.cut;
+        self.failed += other.failed;
+        self.accept_errors += other.accept_errors;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "accepted {}: served {}, refused {}, timed out {}, reset {}, cut {}, failed {}; accept errors {}",
+            self.accepted,
+            self.served,
+            self.refused,
+            self.timed_out,
+            self.reset,
+            self.cut,
+            self.failed,
+            self.accept_errors
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_is_in_the_sum() {
+        let mut tally = Tally::default();
+        for ending in [
+            Ending::Served,
+            Ending::Refused,
+            Ending::TimedOut,
+            Ending::Reset,
+            Ending::Cut,
+            Ending::Failed,
+        ] {
+            tally.accepted += 1;
+            assert!(!tally.adds_up());
+            tally.count(ending);
+            assert!(tally.adds_up(), "{ending:?}");
+        }
+        let mut both = tally;
+        both += tally;
+        assert!(both.adds_up());
+        assert_eq!(both.accepted, 12);
+    }
+}
