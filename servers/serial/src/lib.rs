@@ -1,0 +1,43 @@
+//! `serial`: one thread, one connection at a time. The failure that starts the story.
+//!
+//! ```text
+//!   accept ──► converse ──► converse ──► … ──► close ──► accept ──► …
+//!              (everybody else waits in the backlog)
+//! ```
+//!
+//! Nothing is wrong with any line of it, and as long as every peer comes, asks and leaves, it is the fastest server
+//! here. But a peer that thinks for a second holds all the others up for a second.
+
+use std::io;
+use std::net::TcpListener;
+
+use contract::blocking::Acceptor;
+use contract::{Deviation, Limits, Model, Promise, Service, Stop, Tally, no_obstacle};
+
+/// What this crate offers.
+pub const MODELS: &[Model] = &[Model {
+    name: "serial",
+    summary: "one thread, one connection at a time",
+    lineage: "Stevens' UNP, server 0; every first socket tutorial",
+    source: "servers/serial/src/lib.rs",
+    serve,
+    available: no_obstacle,
+    deviations: &[
+        Deviation {
+            promise: Promise::Backpressure,
+            reason: "a peer that never reads delays all who come after it, because the only thread waits for it",
+        },
+        Deviation {
+            promise: Promise::ConnectionLimit,
+            reason: "--max-connections has no effect: one is served at a time, and all others wait in the backlog",
+        },
+    ],
+}];
+
+fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
+    let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
+    while let Some(visitor) = acceptor.accept()? {
+        visitor.converse();
+    }
+    Ok(acceptor.finish())
+}

@@ -1,0 +1,44 @@
+//! `threads`: a thread per connection.
+//!
+//! ```text
+//!   accept ──┬──► thread: converse ──► close
+//!            ├──► thread: converse ──► …
+//!            └──► thread: converse ──► …
+//! ```
+//!
+//! The conversation is the one of `serial`, word for word; only who holds it differs. The kernel does what the other
+//! models do by hand: it keeps every conversation's place (a stack), and decides who runs.
+
+use std::io;
+use std::net::TcpListener;
+use std::thread;
+
+use contract::blocking::Acceptor;
+use contract::{Limits, Model, Service, Stop, Tally, no_obstacle};
+
+/// What this crate offers.
+pub const MODELS: &[Model] = &[Model {
+    name: "threads",
+    summary: "a thread per connection",
+    lineage: "Stevens' UNP, server 6; Tomcat's classic connector, MySQL",
+    source: "servers/threads/src/lib.rs",
+    serve,
+    available: no_obstacle,
+    deviations: &[],
+}];
+
+fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
+    let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
+    // The scope joins every thread, so none outlives the server.
+    thread::scope(|scope| -> io::Result<()> {
+        while let Some(visitor) = acceptor.accept()? {
+            let thread = thread::Builder::new().name("visitor".to_string());
+            if let Err(error) = thread.spawn_scoped(scope, || visitor.converse()) {
+                // The visitor was dropped with the closure that was to serve it, and is counted as refused.
+                acceptor.pause(&format!("no thread for a peer: {error}"))?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(acceptor.finish())
+}
