@@ -1,0 +1,204 @@
+//! `tokio`, `tokio-local`: async tasks on tokio's work-stealing threads, or on one thread.
+//!
+//! ```text
+//!   accept ──► spawn ──► task: converse ─ await ─ await ─ … ──► join
+//!                        (polled by a worker whenever its socket, timer or stop wakes it)
+//! ```
+//!
+//! The conversation reads like the blocking one, with `await` where the other waits. The compiler makes a state
+//! machine of it; the runtime is the event loop that `mio` writes by hand.
+
+use std::io;
+use std::net::TcpListener;
+use std::pin::pin;
+
+use contract::{
+    Ending, LINGER, Limits, Model, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+};
+use protocol::{Farewell, Session, Step};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::select;
+use tokio::task::{JoinError, JoinSet, yield_now};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What this crate offers.
+pub const MODELS: &[Model] = &[
+    Model {
+        name: "tokio",
+        summary: "async tasks that --workers threads share by work stealing",
+        lineage: "Go's and Cilk's schedulers; most Rust services",
+        source: "servers/tokio/src/lib.rs",
+        serve: |listener, service, limits, stop| {
+            let runtime = Builder::new_multi_thread()
+                .worker_threads(limits.workers.get())
+                .enable_all()
+                .build()?;
+            run(&runtime, listener, service, limits, stop)
+        },
+        available: no_obstacle,
+        deviations: &[],
+    },
+    Model {
+        name: "tokio-local",
+        summary: "async tasks on one thread, tokio's scheduler without stealing",
+        lineage: "Python's asyncio, Node.js; one runtime per core",
+        source: "servers/tokio/src/lib.rs",
+        serve: |listener, service, limits, stop| {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            run(&runtime, listener, service, limits, stop)
+        },
+        available: no_obstacle,
+        deviations: &[],
+    },
+];
+
+fn run(
+    runtime: &Runtime,
+    listener: TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    // In a task of its own: the thread that calls `block_on` is not one of the workers, and every accept would wake
+    // two threads.
+    let serving = runtime.spawn(serve(listener, service, limits, stop));
+    runtime.block_on(serving).map_err(io::Error::other)?
+}
+
+async fn serve(
+    listener: TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let stop = UnixStream::from_std(stop.stream()?)?;
+    let stopping = CancellationToken::new();
+    let mut tally = Tally::default();
+    let mut tasks = JoinSet::new();
+
+    loop {
+        select! {
+            biased;
+            stopped = stop.readable() => {
+                stopped?;
+                break;
+            }
+            Some(ended) = tasks.join_next() => tally.count(ending(ended)),
+            accepted = listener.accept(), if tasks.len() < limits.max_connections => match accepted {
+                Ok((stream, _)) => {
+                    tally.accepted += 1;
+                    tasks.spawn(converse(stream, service.open(), limits.clone(), stopping.clone()));
+                }
+                Err(error) => {
+                    if let Some(pause) = accept::on_error(error, &mut tally)? {
+                        select! {
+                            _ = stop.readable() => break,
+                            () = sleep(pause) => {}
+                        }
+                    }
+                }
+            },
+        }
+    }
+
+    drop(listener);
+    stopping.cancel();
+    let drained = timeout(limits.drain, async {
+        while let Some(ended) = tasks.join_next().await {
+            tally.count(ending(ended));
+        }
+    });
+    if drained.await.is_err() {
+        tasks.shutdown().await;
+        tally.cut_the_rest();
+    }
+    Ok(tally)
+}
+
+fn ending(ended: Result<io::Result<Ending>, JoinError>) -> Ending {
+    match ended {
+        Ok(Ok(ending)) => ending,
+        Ok(Err(error)) => Ending::of(&error),
+        Err(_panicked) => Ending::Failed,
+    }
+}
+
+/// What a step that waited came to.
+enum Event {
+    Read(usize),
+    Wrote(usize),
+    Idle,
+}
+
+/// The conversation: take the next step, carry it out, report what came of it.
+async fn converse(
+    mut stream: TcpStream,
+    mut session: Box<dyn Session>,
+    limits: Limits,
+    stopping: CancellationToken,
+) -> io::Result<Ending> {
+    let mut buffer = vec![0; READ_BUFFER];
+    let mut progress = Instant::now();
+    // One timer and one stop for the whole conversation. A `timeout` around every read would be registered with the
+    // runtime and taken out again for each request; these are registered once, and the timer is moved when it fires.
+    let mut idle = pin!(sleep_until(progress + limits.idle_timeout));
+    let mut stopped = pin!(stopping.cancelled());
+
+    loop {
+        let event = match session.step() {
+            Step::Read if stopping.is_cancelled() => {
+                // What arrived before the stop was asked before the stop: answer that, and no more. `try_read` knows
+                // only what the driver has seen, so let the driver look.
+                yield_now().await;
+                match stream.try_read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        let cut = session.mid_request();
+                        return Ok(if cut { Ending::Cut } else { Ending::Served });
+                    }
+                    read => Event::Read(read?),
+                }
+            }
+            Step::Read => select! {
+                biased;
+                read = stream.read(&mut buffer) => Event::Read(read?),
+                () = &mut stopped => continue,
+                () = &mut idle => Event::Idle,
+            },
+            Step::Write(bytes) => select! {
+                biased;
+                written = stream.write(bytes) => Event::Wrote(written?),
+                () = &mut idle => Event::Idle,
+            },
+            Step::Close(farewell) => {
+                if farewell == Farewell::Refused {
+                    let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
+                }
+                return Ok(farewell.into());
+            }
+        };
+        match event {
+            Event::Read(0) => session.end_of_input(),
+            Event::Read(count) => session.receive(&buffer[..count]),
+            Event::Wrote(count) => session.sent(count),
+            Event::Idle if progress.elapsed() >= limits.idle_timeout => {
+                return Ok(Ending::TimedOut);
+            }
+            Event::Idle => {
+                idle.as_mut().reset(progress + limits.idle_timeout);
+                continue;
+            }
+        }
+        progress = Instant::now();
+    }
+}
+
+/// Gives a refused peer time to read why: see [`Farewell::Refused`].
+async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+    stream.shutdown().await?;
+    while stream.read(buffer).await? > 0 {}
+    Ok(())
+}
