@@ -1,0 +1,283 @@
+//! `smol`, `smol-local`: async tasks on smol's executor, run by some threads or by one.
+//!
+//! ```text
+//!   accept ──► spawn ──► task: converse ─ await ─ await ─ … ──► channel ──► tally
+//!                        (run by whichever thread takes it from the executor's queue)
+//! ```
+//!
+//! smol is a handful of small crates: an executor that is a value and not a global, a reactor, channels. So the
+//! threads are ours: whoever calls `executor.run` is a worker, and one thread makes `smol-local`.
+
+use std::io;
+use std::net::TcpListener;
+use std::num::NonZero;
+use std::pin::pin;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use contract::{
+    Ending, LINGER, Limits, Model, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+};
+use protocol::{Farewell, Session, Step};
+use smol::channel::{self, Receiver, Sender};
+use smol::future::{or, pending, poll_once, yield_now};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::net::TcpStream;
+use smol::{Async, Executor, Timer};
+
+/// What this crate offers.
+pub const MODELS: &[Model] = &[
+    Model {
+        name: "smol",
+        summary: "async tasks on one executor that --workers threads run",
+        lineage: "async-std's successor, made of small parts",
+        source: "servers/smol/src/lib.rs",
+        serve: |listener, service, limits, stop| {
+            let workers = limits.workers;
+            run(workers, listener, service, limits, stop)
+        },
+        available: no_obstacle,
+        deviations: &[],
+    },
+    Model {
+        name: "smol-local",
+        summary: "async tasks on an executor that one thread runs",
+        lineage: "Python's asyncio, Node.js; one executor per core",
+        source: "servers/smol/src/lib.rs",
+        serve: |listener, service, limits, stop| {
+            run(NonZero::<usize>::MIN, listener, service, limits, stop)
+        },
+        available: no_obstacle,
+        deviations: &[],
+    },
+];
+
+/// Nobody ever sends on it: that it is closed is the message.
+enum Never {}
+
+fn run(
+    workers: NonZero<usize>,
+    listener: TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    let executor = Executor::new();
+    let (working, done) = channel::bounded::<Never>(1);
+    thread::scope(|scope| {
+        for _ in 1..workers.get() {
+            scope.spawn(|| smol::block_on(executor.run(done.recv())));
+        }
+        // This thread is a worker too.
+        let serving = serve(&executor, listener, service, limits, stop);
+        let tally = smol::block_on(executor.run(serving));
+        drop(working);
+        tally
+    })
+    // Dropping the executor drops the tasks that are left, and with them their connections.
+}
+
+async fn serve(
+    executor: &Executor<'_>,
+    listener: TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    enum Event {
+        Stopped(io::Result<()>),
+        Ended(Ending),
+        Came(io::Result<TcpStream>),
+    }
+    let listener = smol::net::TcpListener::try_from(listener)?;
+    let stop = Async::new(stop.stream()?)?;
+    // One future for the whole life of the server: each needs a turn of the reactor to see that the stop is there, and
+    // one made anew beside an accept that always succeeds or always fails would never get it.
+    let mut stopped = pin!(stop.readable());
+    let (going, stopping) = channel::bounded::<Never>(1);
+    let (leave, left) = channel::unbounded();
+    let mut tally = Tally::default();
+
+    loop {
+        let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
+        let stop = async { Event::Stopped(stopped.as_mut().await) };
+        let ended = async {
+            match left.recv().await {
+                Ok(ending) => Event::Ended(ending),
+                Err(_) => pending().await,
+            }
+        };
+        let came = async {
+            if full {
+                pending::<()>().await;
+            }
+            Event::Came(listener.accept().await.map(|(stream, _)| stream))
+        };
+        match or(stop, or(ended, came)).await {
+            Event::Stopped(stopped) => {
+                stopped?;
+                break;
+            }
+            Event::Ended(ending) => tally.count(ending),
+            Event::Came(Ok(stream)) => {
+                tally.accepted += 1;
+                let visit = visit(
+                    stream,
+                    service.open(),
+                    limits.clone(),
+                    stopping.clone(),
+                    leave.clone(),
+                );
+                executor.spawn(visit).detach();
+                // Nothing would interrupt this loop while peers come as fast as they are accepted.
+                yield_now().await;
+            }
+            Event::Came(Err(error)) => {
+                if let Some(pause) = accept::on_error(error, &mut tally)? {
+                    let stop = async { Some(stopped.as_mut().await) };
+                    let paused = async {
+                        sleep(pause).await;
+                        None
+                    };
+                    if let Some(stopped) = or(stop, paused).await {
+                        stopped?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    drop(listener);
+    drop(going);
+    let drained = async {
+        while !tally.adds_up()
+            && let Ok(ending) = left.recv().await
+        {
+            tally.count(ending);
+        }
+    };
+    or(drained, sleep(limits.drain)).await;
+    tally.cut_the_rest();
+    Ok(tally)
+}
+
+async fn sleep(time: Duration) {
+    Timer::after(time).await;
+}
+
+/// A task's life: a conversation, and word of how it ended.
+async fn visit(
+    stream: TcpStream,
+    session: Box<dyn Session>,
+    limits: Limits,
+    stopping: Receiver<Never>,
+    leave: Sender<Ending>,
+) {
+    let ending = converse(stream, session, limits, stopping).await;
+    let ending = ending.unwrap_or_else(|error| Ending::of(&error));
+    // Nobody counts any more once the drain is over.
+    let _ = leave.send(ending).await;
+}
+
+/// What a step that waited came to.
+enum Event {
+    Read(usize),
+    Wrote(usize),
+    Idle,
+    Stopped,
+}
+
+/// How often a task may find its socket ready before others have their turn. Nothing else would interrupt it: unlike
+/// tokio, smol does not count.
+const TURN: usize = 16;
+
+/// The conversation: take the next step, carry it out, report what came of it.
+async fn converse(
+    mut stream: TcpStream,
+    mut session: Box<dyn Session>,
+    limits: Limits,
+    stopping: Receiver<Never>,
+) -> io::Result<Ending> {
+    let mut buffer = vec![0; READ_BUFFER];
+    let mut progress = Instant::now();
+    // One timer and one stop for the whole conversation. A timer for every read would wake the reactor each time it
+    // is set; this one is only moved when it fires.
+    let mut idle = Timer::after(limits.idle_timeout);
+    let mut stopped = pin!(stopping.recv());
+    let mut steps = 0;
+
+    loop {
+        steps += 1;
+        if steps % TURN == 0 {
+            yield_now().await;
+        }
+        let event = match session.step() {
+            Step::Read if stopping.is_closed() => {
+                // What arrived before the stop was asked before the stop: answer that, and no more.
+                match poll_once(stream.read(&mut buffer)).await {
+                    Some(read) => Event::Read(read?),
+                    None => {
+                        let cut = session.mid_request();
+                        return Ok(if cut { Ending::Cut } else { Ending::Served });
+                    }
+                }
+            }
+            Step::Read => {
+                let read = async { stream.read(&mut buffer).await.map(Event::Read) };
+                let stopped = async {
+                    let _ = stopped.as_mut().await;
+                    Ok(Event::Stopped)
+                };
+                let idle = async {
+                    (&mut idle).await;
+                    Ok(Event::Idle)
+                };
+                or(read, or(stopped, idle)).await?
+            }
+            Step::Write(bytes) => {
+                let written = async { stream.write(bytes).await.map(Event::Wrote) };
+                let idle = async {
+                    (&mut idle).await;
+                    Ok(Event::Idle)
+                };
+                or(written, idle).await?
+            }
+            Step::Close(farewell) => {
+                if farewell == Farewell::Refused {
+                    let enough = sleep(LINGER);
+                    or(
+                        async { drop(linger(&mut stream, &mut buffer).await) },
+                        enough,
+                    )
+                    .await;
+                }
+                return Ok(farewell.into());
+            }
+        };
+        match event {
+            Event::Read(0) => session.end_of_input(),
+            Event::Read(count) => session.receive(&buffer[..count]),
+            Event::Wrote(count) => session.sent(count),
+            Event::Stopped => continue,
+            Event::Idle if progress.elapsed() >= limits.idle_timeout => {
+                return Ok(Ending::TimedOut);
+            }
+            Event::Idle => {
+                idle.set_at(progress + limits.idle_timeout);
+                continue;
+            }
+        }
+        progress = Instant::now();
+    }
+}
+
+/// Gives a refused peer time to read why: see [`Farewell::Refused`].
+async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+    stream.shutdown(std::net::Shutdown::Write)?;
+    while stream.read(buffer).await? > 0 {
+        // A peer that sends faster than we read would never let the time-out look at its clock.
+        yield_now().await;
+    }
+    Ok(())
+}

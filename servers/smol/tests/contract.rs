@@ -1,0 +1,6 @@
+//! What every server promises, checked on this one.
+
+contract::suite! {
+    smol: server_smol::MODELS[0],
+    smol_local: server_smol::MODELS[1],
+}
