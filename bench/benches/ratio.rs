@@ -1,0 +1,234 @@
+//! What our servers and our client cost beside bare references: `cargo bench --bench ratio`.
+//!
+//! A reference is the smallest echo loop that a library allows (see `bare/`): no contract, no checks, no time-outs. The
+//! ratio says what all of that costs, in CPU time per request of the server process. Each round runs ours and the
+//! reference one after the other, in random order, and gives one ratio: what disturbs the machine for longer than that
+//! disturbs both. Absolute times of different rounds are not compared.
+//!
+//! `cargo bench --bench ratio -- --rounds 5 mio client` runs some of it, for less long.
+
+mod bare;
+mod launch;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use client::{Load, Plan, Watch};
+use contract::{CpuList, listen, pin};
+use launch::Server;
+use nix::time::{ClockId, clock_getcpuclockid};
+use protocol::Protocol;
+
+const CONNECTIONS: usize = 100;
+const SIZE: usize = 64;
+const WARMUP: Duration = Duration::from_millis(200);
+const WINDOW: Duration = Duration::from_millis(1000);
+
+fn main() -> anyhow::Result<()> {
+    let mut names = Vec::new();
+    let mut rounds = 15;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            // cargo says that this is a bench.
+            "--bench" => {}
+            "--bare" => return bare_server(&arguments.next().context("--bare needs a name")?),
+            "--rounds" => {
+                rounds = arguments
+                    .next()
+                    .and_then(|number| number.parse().ok())
+                    .filter(|number| *number > 0)
+                    .context("--rounds needs a number, such as 15")?;
+            }
+            // cargo test builds and runs benches too; there is nothing to test here.
+            "--test" => return Ok(()),
+            name => names.push(name.to_string()),
+        }
+    }
+    let known = bare::SERVERS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["client"]);
+    let known: Vec<_> = known.collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!(
+            "there is no reference for {name}; there are {}",
+            known.join(", ")
+        );
+    }
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+
+    let (client_cpu, server_cpu) = launch::cpus()?;
+    if client_cpu == server_cpu {
+        println!("client and server share one CPU: the figures are worth little");
+    }
+
+    println!(
+        "{CONNECTIONS} connections, lines of {SIZE} bytes, closed loop; {rounds} rounds of {WINDOW:?} each\n\n\
+         | server | CPU per request, ours | reference | ratio: median | lowest..highest |\n\
+         | --- | --- | --- | --- | --- |"
+    );
+    for (name, _) in bare::SERVERS.iter().filter(|(name, _)| wanted(name)) {
+        let ours = || Ok(drive(&Server::ours(name, "echo", server_cpu)?)?.server);
+        let reference = || Ok(drive(&serve_bare(name)?)?.server);
+        compare(name, rounds, ours, reference)?;
+    }
+    if wanted("client") {
+        println!(
+            "\n| client | CPU per request, ours | reference | ratio: median | lowest..highest |\n\
+             | --- | --- | --- | --- | --- |"
+        );
+        let ours = || Ok(drive(&serve_bare("mio")?)?.client);
+        let reference = || {
+            let server = serve_bare("mio")?;
+            // The loop runs on this thread. Children that are started later move to their own CPU themselves.
+            pin(&CpuList(vec![client_cpu]))?;
+            let line = [[b'x'; SIZE - 1].as_slice(), b"\n"].concat();
+            let (replies, cpu) =
+                bare::client::drive(server.address, CONNECTIONS, &line, WARMUP, WINDOW)?;
+            Ok(cpu.as_secs_f64() / replies as f64)
+        };
+        compare("drive", rounds, ours, reference)?;
+    }
+    Ok(())
+}
+
+/// Prints a row: ours beside the reference, over all rounds. Costs are in seconds of CPU time per request.
+fn compare(
+    name: &str,
+    rounds: usize,
+    ours: impl Fn() -> anyhow::Result<f64>,
+    reference: impl Fn() -> anyhow::Result<f64>,
+) -> anyhow::Result<()> {
+    let (mut of_ours, mut of_reference, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let (ours, reference) = if fastrand::bool() {
+            let ours = ours()?;
+            (ours, reference()?)
+        } else {
+            let reference = reference()?;
+            (ours()?, reference)
+        };
+        of_ours.push(ours);
+        of_reference.push(reference);
+        ratios.push(ours / reference);
+    }
+    println!(
+        "| {name} | {:.2} µs | {:.2} µs | {:.3} | {:.3}..{:.3} |",
+        median(&mut of_ours) * 1e6,
+        median(&mut of_reference) * 1e6,
+        median(&mut ratios),
+        ratios[0],
+        ratios[ratios.len() - 1],
+    );
+    Ok(())
+}
+
+/// Sorts, and gives the middle.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
+}
+
+/// A reference, as a child of this same program.
+fn serve_bare(name: &str) -> anyhow::Result<Server> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--bare", name]);
+    Server::start(command)
+}
+
+/// The life of that child.
+fn bare_server(name: &str) -> anyhow::Result<()> {
+    let (_, serve) = bare::SERVERS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .context("no such reference")?;
+    let (_, cpu) = launch::cpus()?;
+    pin(&CpuList(vec![cpu]))?;
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 4096)?;
+    println!("listening on {}", listener.local_addr()?);
+    match serve(listener)? {}
+}
+
+/// CPU time per request, in seconds.
+struct Costs {
+    server: f64,
+    client: f64,
+}
+
+/// Drives a server with our client: every reply checked, every latency recorded.
+fn drive(server: &Server) -> anyhow::Result<Costs> {
+    let plan = Plan {
+        address: server.address,
+        protocol: Protocol::find("echo").context("the protocols have changed")?,
+        connections: CONNECTIONS,
+        size: Some(SIZE),
+        load: Load::Closed {
+            think: Duration::ZERO,
+            warmup: WARMUP,
+            duration: WINDOW,
+        },
+        connect_first: true,
+        ramp: Duration::ZERO,
+        timeout: Duration::from_secs(5),
+        seed: 1,
+        threads: 1,
+        cpus: vec![launch::cpus()?.0],
+    };
+    let meter = Meter {
+        server,
+        readings: Mutex::default(),
+    };
+    let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
+    if report.availability() != Some(1.0) {
+        bail!(
+            "not all replies were right: {:?} {:?}",
+            report.errors,
+            report.examples
+        );
+    }
+    let readings = meter.readings.into_inner().unwrap_or_default();
+    let [before, after] = readings[..] else {
+        bail!("the server's CPU time could not be read")
+    };
+    let requests = report.completed as f64;
+    Ok(Costs {
+        server: (after - before).as_secs_f64() / requests,
+        client: report.cpu.as_secs_f64() / requests,
+    })
+}
+
+/// Reads the server's CPU clock at the edges of the measured window.
+struct Meter<'a> {
+    server: &'a Server,
+    readings: Mutex<Vec<Duration>>,
+}
+
+impl Meter<'_> {
+    fn read(&self) {
+        // The clock of the whole process: with the threads that have ended.
+        let cpu = clock_getcpuclockid(self.server.pid()).and_then(ClockId::now);
+        if let (Ok(cpu), Ok(mut readings)) = (cpu, self.readings.lock()) {
+            readings.push(cpu.into());
+        }
+    }
+}
+
+impl Watch for Meter<'_> {
+    fn measuring(&self) {
+        self.read();
+    }
+
+    fn measured(&self) {
+        self.read();
+    }
+}

@@ -1,0 +1,101 @@
+//! On what it was measured, and what a reader must know before believing a figure.
+
+use std::fs;
+use std::time::SystemTime;
+
+use procfs::{CpuInfo, Current, LoadAverage};
+
+use super::CompareArgs;
+use super::cell::server_arguments;
+use super::placement::Placement;
+use super::results::Environment;
+
+/// Looks at this machine. To be called before the first load: afterwards the load average is our own.
+pub(super) fn look(args: &CompareArgs, placement: &Placement) -> Environment {
+    let read = |path: &str| Some(fs::read_to_string(path).ok()?.trim().to_string());
+    let info = CpuInfo::current().ok();
+    let flags = info.as_ref().and_then(|info| info.flags(0));
+    let mut environment = Environment {
+        date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        samewire_version: env!("CARGO_PKG_VERSION").to_string(),
+        commit: option_env!("SAMEWIRE_COMMIT").map(str::to_string),
+        debug_build: cfg!(debug_assertions),
+        os: std::env::consts::OS.to_string(),
+        architecture: std::env::consts::ARCH.to_string(),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        cpu_model: info
+            .as_ref()
+            .and_then(|info| info.model_name(0))
+            .map(str::to_string),
+        cpus: info.as_ref().map(CpuInfo::num_cores),
+        // A flag of x86; elsewhere nobody says.
+        virtual_machine: flags.map(|flags| flags.contains(&"hypervisor")),
+        governor: placement.server.first().and_then(|cpu| {
+            read(&format!(
+                "/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"
+            ))
+        }),
+        load_average: LoadAverage::current()
+            .ok()
+            .map(|load| [load.one, load.five, load.fifteen]),
+        client_cpus: placement.client.clone(),
+        server_cpus: placement.server.clone(),
+        pinned_apart: placement.apart,
+        share_a_core: placement.share_a_core,
+        client_threads: placement.client_threads(),
+        server_workers: placement.workers(),
+        server_arguments: server_arguments(args, placement),
+        warnings: Vec::new(),
+    };
+    environment.warnings = warnings(&environment, args, placement);
+    environment
+}
+
+fn warnings(environment: &Environment, args: &CompareArgs, placement: &Placement) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if environment.debug_build {
+        warnings.push(
+            "this is a debug build: its figures are worthless; measure with cargo run --release"
+                .to_string(),
+        );
+    }
+    warnings.extend(placement.warning.clone());
+    if let (Some([one, ..]), Some(cpus)) = (environment.load_average, environment.cpus) {
+        // Whatever else runs takes time from one side or the other.
+        if f64::from(one) > 0.3 * cpus as f64 {
+            warnings.push(format!(
+                "the machine was busy at the start (load average {one:.2} on {cpus} CPUs)"
+            ));
+        }
+    }
+    if environment.virtual_machine == Some(true) {
+        warnings.push(
+            "this is a virtual machine: its neighbours may have taken CPU time unseen".to_string(),
+        );
+    }
+    if let Some(governor) = environment
+        .governor
+        .as_deref()
+        .filter(|governor| *governor != "performance")
+    {
+        warnings.push(format!(
+            "the CPU frequency governor is \"{governor}\": the clock may have changed meanwhile"
+        ));
+    }
+    warnings.push(
+        "all on one machine, over loopback: no network card, no loss, no distance; good for comparing servers, \
+         not for predicting one"
+            .to_string(),
+    );
+    if args.launches.get() < 3 {
+        warnings.push(format!(
+            "with {} per model and workload the spread means nothing; use --launches 3 or more",
+            if args.launches.get() == 1 {
+                "one launch"
+            } else {
+                "two launches"
+            }
+        ));
+    }
+    warnings
+}

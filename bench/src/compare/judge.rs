@@ -1,0 +1,481 @@
+//! What a launch's raw figures mean, and whether to believe them.
+
+use super::CompareArgs;
+use super::metric::Metric;
+use super::placement::Placement;
+use super::plan::Workload;
+use super::results::{ClientSide, Launch, Note, ServerSide};
+use crate::figures;
+
+/// A side that uses so much of its CPUs has nothing to spare.
+const BUSY: f64 = 0.9;
+
+/// A client this late (99th percentile) measures itself.
+const MOST_LAG_NS: u64 = 1_000_000;
+
+/// Of the planned rate, this much must be achieved.
+const ENOUGH_OF_THE_RATE: f64 = 0.98;
+
+/// Others that had so much of the CPUs changed the figures. Interrupts and the kernel's own threads have a few percent.
+const DISTURBED: f64 = 0.1;
+
+/// How far Little's law may be off: windows have edges.
+const LITTLE: f64 = 0.1;
+
+/// Computes the figures of a launch, and says what is wrong with it.
+pub(super) fn judge(launch: &mut Launch, args: &CompareArgs, placement: &Placement) {
+    let Some(client) = launch.client.take() else {
+        return;
+    };
+    let server = launch.server.take().unwrap_or_default();
+
+    complain(launch, &client);
+    let mut judge = Judge {
+        server_busy: share(
+            server.cpu_s,
+            server
+                .interval_s
+                .map(|time| time * placement.workers() as f64),
+        ),
+        client_busy: share(
+            Some(client.client_cpu_s),
+            Some(client.window_s * placement.client_threads() as f64),
+        ),
+        connections: launch.workload.connections(args),
+        args,
+        client: &client,
+        server: &server,
+        launch,
+    };
+    judge.resources();
+    match judge.launch.workload {
+        Workload::Crowd => judge.crowd(),
+        Workload::Max => judge.max(),
+        Workload::Steady => judge.steady(),
+        Workload::Idle => judge.idle(),
+    }
+    launch.client = Some(client);
+    launch.server = Some(server);
+}
+
+/// Every reply must be right, and there must be one.
+fn complain(launch: &mut Launch, client: &ClientSide) {
+    let errors = client.errors;
+    let kinds = [
+        (errors.refused, "refused"),
+        (errors.reset, "reset"),
+        (errors.timed_out, "timed out"),
+        (errors.wrong_reply, "wrong reply"),
+        (errors.closed_early, "closed early"),
+        (errors.local, "refused by this machine to the client"),
+    ];
+    let failed: Vec<_> = kinds
+        .iter()
+        .filter(|kind| kind.0 > 0)
+        .map(|(number, kind)| format!("{} {kind}", figures::count(*number)))
+        .collect();
+    if !failed.is_empty() {
+        let example = client
+            .examples
+            .first()
+            .map(|example| format!(" ({example})"));
+        launch.problems.push(format!(
+            "requests failed: {}{}",
+            failed.join(", "),
+            example.unwrap_or_default()
+        ));
+    } else if client.received_bytes == 0 {
+        launch.problems.push("nobody got a reply".to_string());
+    }
+}
+
+fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    let (part, whole) = part.zip(whole)?;
+    (whole > 0.0).then(|| part / whole)
+}
+
+struct Judge<'a> {
+    launch: &'a mut Launch,
+    args: &'a CompareArgs,
+    client: &'a ClientSide,
+    server: &'a ServerSide,
+    connections: usize,
+    server_busy: Option<f64>,
+    client_busy: Option<f64>,
+}
+
+impl Judge<'_> {
+    fn set(&mut self, metric: Metric, value: impl Into<Option<f64>>) {
+        let value = value.into().filter(|value| value.is_finite());
+        self.launch.figures.insert(metric, value);
+    }
+
+    /// A percentile of this launch alone.
+    fn read(&mut self, metric: Metric) {
+        let times = metric.distribution().and_then(|wanted| {
+            let times = (wanted.times)(self.client);
+            match wanted.quantile {
+                0.5 => times.p50_ns,
+                0.99 => times.p99_ns,
+                0.999 => times.p99_9_ns,
+                _ => times.max_ns,
+            }
+        });
+        self.set(metric, times.map(|time| time as f64 / 1e6));
+    }
+
+    fn lower_bound(&mut self, metric: Metric) {
+        self.launch.lower_bounds.push(metric);
+    }
+
+    fn note(&mut self, note: Note) {
+        self.launch.notes.push(note);
+    }
+
+    fn resources(&mut self) {
+        self.set(
+            Metric::Threads,
+            self.server.threads.map(|threads| threads as f64),
+        );
+        let peak = self.server.peak_rss_bytes;
+        self.set(
+            Metric::PeakMemoryMib,
+            peak.map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        );
+        self.set(Metric::ServerBusy, self.server_busy);
+        self.set(Metric::ClientBusy, self.client_busy);
+        self.set(Metric::OthersBusy, self.server.others_cpu);
+        if self.server.others_cpu >= Some(DISTURBED) {
+            self.note(Note::Disturbed);
+        }
+    }
+
+    fn crowd(&mut self) {
+        let client = self.client;
+        let all = client.finished_clients == self.connections as u64;
+        self.set(
+            Metric::AllServedS,
+            if all {
+                client.elapsed_s
+            } else {
+                self.args.patience.as_secs_f64()
+            },
+        );
+        if !all {
+            self.lower_bound(Metric::AllServedS);
+        }
+        self.set(Metric::ClientsServed, client.finished_clients as f64);
+        self.read(Metric::FirstReplyP50Ms);
+        self.read(Metric::FirstReplyMaxMs);
+        if client.never_served > 0 {
+            self.lower_bound(Metric::FirstReplyMaxMs);
+        }
+        if client.never_served * 2 >= self.connections as u64 {
+            self.lower_bound(Metric::FirstReplyP50Ms);
+        }
+    }
+
+    /// What both loads with a throughput have: rates of the window, so that the edges need not be the very same.
+    fn throughput(&mut self) -> Option<f64> {
+        let client = self.client;
+        let rate = share(Some(client.completed as f64), Some(client.window_s));
+        self.set(Metric::RequestsPerS, rate);
+        let cpus = share(self.server.cpu_s, self.server.interval_s);
+        self.set(
+            Metric::CpuUsPerRequest,
+            share(cpus, rate).map(|seconds| seconds * 1e6),
+        );
+        let switches = self
+            .server
+            .voluntary_switches
+            .zip(self.server.involuntary_switches);
+        let switches = share(
+            switches.map(|(voluntary, involuntary)| (voluntary + involuntary) as f64),
+            self.server.counters_interval_s,
+        );
+        self.set(Metric::SwitchesPerRequest, share(switches, rate));
+        let starved = client
+            .per_connection
+            .iter()
+            .filter(|&&replies| replies == 0)
+            .count();
+        self.set(Metric::StarvedConnections, starved as f64);
+        rate
+    }
+
+    fn max(&mut self) {
+        self.throughput();
+        let client = self.client;
+        self.set(Metric::Fairness, client.fairness);
+        let replies = |count: Option<&u64>| count.map(|&count| count as f64);
+        self.set(
+            Metric::SlowestConnection,
+            replies(client.per_connection.iter().min()),
+        );
+        self.set(
+            Metric::FastestConnection,
+            replies(client.per_connection.iter().max()),
+        );
+        self.set(Metric::MeanInFlight, client.mean_in_flight);
+        let off = client.mean_in_flight / self.connections as f64 - 1.0;
+        if off.abs() > LITTLE {
+            self.note(Note::OtherInFlight);
+        }
+        // A server whose use is unknown cannot be shown to have been the limit.
+        if self.client_busy >= Some(BUSY) && self.server_busy < Some(BUSY) {
+            self.launch.client_limited = true;
+            self.lower_bound(Metric::RequestsPerS);
+            self.note(Note::ClientBusy);
+        }
+    }
+
+    fn steady(&mut self) {
+        let achieved = self.throughput();
+        let client = self.client;
+        let planned = client.replies + client.errors.total() + client.unanswered;
+        self.set(
+            Metric::Availability,
+            share(Some(client.replies as f64), Some(planned as f64)),
+        );
+        self.set(Metric::StarvedRequests, client.unanswered as f64);
+        for metric in [
+            Metric::ResponseP50Ms,
+            Metric::ResponseP99Ms,
+            Metric::ResponseP999Ms,
+            Metric::ResponseMaxMs,
+            Metric::ServiceP99Ms,
+            Metric::LagP99Ms,
+        ] {
+            self.read(metric);
+        }
+        // The unanswered are in the histogram with their age at the end. Where they reach down to a percentile, it
+        // would have been larger still.
+        for metric in [
+            Metric::ResponseP50Ms,
+            Metric::ResponseP99Ms,
+            Metric::ResponseP999Ms,
+            Metric::ResponseMaxMs,
+        ] {
+            let beyond = metric
+                .distribution()
+                .map_or(0.0, |wanted| 1.0 - wanted.quantile);
+            if client.unanswered > 0 && client.unanswered as f64 >= beyond * planned as f64 {
+                self.lower_bound(metric);
+            }
+        }
+        let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * self.args.rate);
+        let late = client.lag.p99_ns.is_some_and(|lag| lag > MOST_LAG_NS);
+        if late || (short && self.client_busy >= Some(BUSY)) {
+            self.launch.client_limited = true;
+            self.lower_bound(Metric::RequestsPerS);
+            self.note(Note::ClientLate);
+        }
+    }
+
+    fn idle(&mut self) {
+        let client = self.client;
+        let memory = self
+            .server
+            .rss_after_bytes
+            .zip(self.server.rss_before_bytes);
+        let slope = memory.map(|(after, before)| {
+            (after as f64 - before as f64) / self.connections as f64 / 1024.0
+        });
+        let mut cpus = share(self.server.cpu_s, self.server.interval_s);
+        if client.never_served > 0 {
+            self.note(Note::NotAllHeld);
+        }
+        if client.completed > 0 {
+            self.note(Note::NotSilent);
+            cpus = None;
+        }
+        self.set(
+            Metric::KibPerConnection,
+            slope.filter(|_| client.never_served == 0),
+        );
+        self.set(Metric::IdleCpus, cpus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::tests::{client_side, launch};
+    use crate::compare::tests::args;
+
+    fn placement() -> Placement {
+        Placement {
+            client: vec![0],
+            server: vec![1],
+            apart: true,
+            share_a_core: None,
+            warning: None,
+        }
+    }
+
+    /// A second with 20,000 replies from 100 connections, in which the client was half busy and the server a quarter.
+    fn measured(workload: Workload) -> Launch {
+        let mut histogram = client::histogram();
+        histogram.record_n(100_000, 20_000).unwrap();
+        let mut launch = launch("m", workload);
+        launch.client = Some(ClientSide {
+            per_connection: vec![200; 100],
+            finished_clients: 100,
+            mean_in_flight: 100.0,
+            ..client_side(&histogram)
+        });
+        launch.server = Some(ServerSide {
+            interval_s: Some(1.0),
+            cpu_s: Some(0.25),
+            counters_interval_s: Some(2.0),
+            voluntary_switches: Some(30_000),
+            involuntary_switches: Some(10_000),
+            rss_before_bytes: Some(1 << 20),
+            rss_after_bytes: Some((1 << 20) + 1_000 * 2_048),
+            ..ServerSide::default()
+        });
+        launch
+    }
+
+    fn judged(workload: Workload, change: impl FnOnce(&mut ClientSide, &mut ServerSide)) -> Launch {
+        let mut launch = measured(workload);
+        if let (Some(client), Some(server)) = (&mut launch.client, &mut launch.server) {
+            change(client, server);
+        }
+        let args = args(&["--rate", "20000", "--patience", "6s"]);
+        judge(&mut launch, &args, &placement());
+        launch
+    }
+
+    fn get(launch: &Launch, metric: Metric) -> Option<f64> {
+        launch.figures[&metric]
+    }
+
+    #[test]
+    fn costs_are_rates_over_rates() {
+        let launch = judged(Workload::Max, |_, _| {});
+        assert!(launch.valid() && !launch.client_limited && launch.notes.is_empty());
+        assert_eq!(get(&launch, Metric::RequestsPerS), Some(20_000.0));
+        assert_eq!(get(&launch, Metric::CpuUsPerRequest), Some(12.5));
+        assert_eq!(get(&launch, Metric::SwitchesPerRequest), Some(1.0));
+        assert_eq!(get(&launch, Metric::ServerBusy), Some(0.25));
+        assert_eq!(get(&launch, Metric::ClientBusy), Some(0.5));
+    }
+
+    #[test]
+    fn what_was_not_read_stays_unknown() {
+        let launch = judged(Workload::Max, |_, server| *server = ServerSide::default());
+        for metric in [
+            Metric::CpuUsPerRequest,
+            Metric::SwitchesPerRequest,
+            Metric::ServerBusy,
+            Metric::Threads,
+            Metric::PeakMemoryMib,
+            Metric::OthersBusy,
+        ] {
+            assert_eq!(get(&launch, metric), None, "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn a_busy_client_makes_the_throughput_a_lower_bound() {
+        let busy = |server_cpu: Option<f64>| {
+            judged(Workload::Max, |client, server| {
+                client.client_cpu_s = 0.95;
+                server.cpu_s = server_cpu;
+            })
+        };
+        for idle_or_unknown in [Some(0.5), None] {
+            let launch = busy(idle_or_unknown);
+            assert!(launch.client_limited);
+            assert_eq!(launch.lower_bounds, [Metric::RequestsPerS]);
+            assert_eq!(launch.notes, [Note::ClientBusy]);
+        }
+        assert!(
+            !busy(Some(0.95)).client_limited,
+            "both were at their limits"
+        );
+    }
+
+    #[test]
+    fn a_late_client_is_told() {
+        let late = judged(Workload::Steady, |client, _| {
+            let mut lag = client::histogram();
+            lag.record_n(5_000_000, 2_000).unwrap();
+            client.lag = super::super::results::Times::of(&lag).unwrap();
+        });
+        assert!(late.client_limited);
+        assert_eq!(late.notes, [Note::ClientLate]);
+        assert!(!judged(Workload::Steady, |_, _| {}).client_limited);
+    }
+
+    #[test]
+    fn errors_and_silence_make_it_invalid() {
+        let wrong = judged(Workload::Max, |client, _| {
+            client.errors.wrong_reply = 1;
+            client.examples = vec!["byte 3 is x".to_string()];
+        });
+        assert_eq!(
+            wrong.problems,
+            ["requests failed: 1 wrong reply (byte 3 is x)"]
+        );
+        let silent = judged(Workload::Max, |client, _| client.received_bytes = 0);
+        assert_eq!(silent.problems, ["nobody got a reply"]);
+    }
+
+    #[test]
+    fn starving_is_a_result_and_no_failure() {
+        let serial = judged(Workload::Crowd, |client, _| {
+            client.finished_clients = 6;
+            client.never_served = 93;
+            client.elapsed_s = 6.002;
+        });
+        assert!(serial.valid());
+        // What was waited for, and not a guess at what it would have been.
+        assert_eq!(get(&serial, Metric::AllServedS), Some(6.0));
+        assert_eq!(get(&serial, Metric::ClientsServed), Some(6.0));
+        assert!(serial.lower_bounds.contains(&Metric::AllServedS));
+        assert!(serial.lower_bounds.contains(&Metric::FirstReplyP50Ms));
+
+        let steady = judged(Workload::Steady, |client, _| {
+            client.replies = 200;
+            client.unanswered = 19_800;
+        });
+        assert!(steady.valid());
+        assert_eq!(get(&steady, Metric::Availability), Some(0.01));
+        assert!(steady.lower_bounds.contains(&Metric::ResponseP50Ms));
+
+        let alone = judged(Workload::Max, |client, _| {
+            client.per_connection = vec![0; 100];
+            client.per_connection[0] = 20_000;
+            client.mean_in_flight = 1.0;
+        });
+        assert_eq!(get(&alone, Metric::StarvedConnections), Some(99.0));
+        assert_eq!(alone.notes, [Note::OtherInFlight]);
+    }
+
+    #[test]
+    fn few_unanswered_only_touch_the_tail() {
+        let launch = judged(Workload::Steady, |client, _| client.unanswered = 30);
+        assert_eq!(
+            launch.lower_bounds,
+            [Metric::ResponseP999Ms, Metric::ResponseMaxMs]
+        );
+    }
+
+    #[test]
+    fn memory_per_connection_needs_all_of_them() {
+        let all = judged(Workload::Idle, |client, _| client.completed = 0);
+        assert_eq!(get(&all, Metric::KibPerConnection), Some(2.0));
+        assert_eq!(get(&all, Metric::IdleCpus), Some(0.25));
+        let one = judged(Workload::Idle, |client, _| {
+            client.completed = 0;
+            client.never_served = 999;
+        });
+        assert!(one.valid());
+        assert_eq!(get(&one, Metric::KibPerConnection), None);
+        assert_eq!(one.notes, [Note::NotAllHeld]);
+        let noisy = judged(Workload::Idle, |_, _| {});
+        assert_eq!(get(&noisy, Metric::IdleCpus), None);
+    }
+}

@@ -1,0 +1,267 @@
+//! `report.md`: the comparison for those who were not there, such as the readers of a decision record.
+
+use std::fmt::Write;
+
+use super::metric::Metric;
+use super::results::{Environment, FILE, Results};
+use super::table::{LEGEND, Sheet, notes, sheets};
+
+/// The file's name beside `results.json`.
+pub(super) const NAME: &str = "report.md";
+
+/// The whole report.
+pub(super) fn to_markdown(results: &Results) -> String {
+    let mut text = String::new();
+    let names: Vec<_> = results
+        .options
+        .models
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let options = &results.options;
+    let _ = writeln!(text, "# Comparison of {}\n", names.join(", "));
+    let _ = writeln!(
+        text,
+        "One protocol (`{}`, {} bytes per request), one client, every reply checked byte by byte; for each of {} \
+         launches a fresh server process, in random order. Measured {} by samewire {}.\n",
+        options.protocol,
+        options.size_bytes,
+        options.launches,
+        results.environment.date,
+        results.environment.samewire_version,
+    );
+    text.push_str("## Before you believe it\n\n");
+    for warning in &results.environment.warnings {
+        let _ = writeln!(text, "- {}", escape(warning));
+    }
+    for note in notes(results) {
+        let _ = writeln!(text, "- {}", escape(&note));
+    }
+    text.push('\n');
+    for sheet in sheets(results) {
+        text.push_str(&of_sheet(&sheet));
+    }
+    let _ = writeln!(text, "{}\n", escape(LEGEND));
+    text.push_str(&validity(results));
+    text.push_str(
+        "## What was compared\n\n| model | who answers | read it |\n| --- | --- | --- |\n",
+    );
+    for model in &results.models {
+        let left_out = model
+            .obstacle
+            .as_ref()
+            .map(|why| format!(" (left out: {why})"));
+        let _ = writeln!(
+            text,
+            "| {} | {}{} | `{}` |",
+            model.name,
+            escape(&model.summary),
+            escape(&left_out.unwrap_or_default()),
+            model.source
+        );
+    }
+    text.push_str(&machine(&results.environment));
+    let _ = write!(
+        text,
+        "\n## To repeat it\n\n```console\n$ {}\n```\n\nThe seed gives the same order and the same requests. All raw figures and \
+         histograms are in `{FILE}`; `samewire report DIR` draws this page from it.\n",
+        results.command
+    );
+    text
+}
+
+fn of_sheet(sheet: &Sheet) -> String {
+    let mut text = format!("## {}\n\n{}\n\n", sheet.title, escape(&sheet.about));
+    let headings: Vec<_> = sheet
+        .headings
+        .iter()
+        .map(|heading| heading.replace("/\n", "/").replace('\n', " "))
+        .collect();
+    let _ = writeln!(text, "| {} |", headings.join(" | "));
+    let _ = writeln!(text, "| --- |{}", " ---: |".repeat(headings.len() - 1));
+    for row in &sheet.rows {
+        let cells: Vec<_> = row.iter().map(|cell| escape(cell)).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+    }
+    text.push('\n');
+    text
+}
+
+/// What shows that the server was measured and not the client.
+fn validity(results: &Results) -> String {
+    let mut text = "## Validity\n\n\
+        Medians over the launches. The client must have CPU time to spare where the server is to be the limit; it must \
+        send on time (lag); nobody else should have had the CPUs in use; and in `max` as many requests must be under way as there are connections (Little's law).\n\n\
+        | model | workload | launches used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
+        | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        .to_string();
+    for summary in &results.summary {
+        let figure = |metric, scale: f64, digits: usize| {
+            let figure = summary.figures.get(&metric).copied().flatten();
+            figure.map_or("n/a".to_string(), |figure| {
+                format!("{:.digits$}", figure.value * scale)
+            })
+        };
+        let if_measured = |metric, scale, digits| {
+            if summary.figures.contains_key(&metric) {
+                figure(metric, scale, digits)
+            } else {
+                String::new()
+            }
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} of {} | {} | {} | {} | {} | {} | {} |",
+            summary.model,
+            summary.workload,
+            summary.valid,
+            summary.launches,
+            if_measured(Metric::ClientBusy, 100.0, 0),
+            if_measured(Metric::ServerBusy, 100.0, 0),
+            if_measured(Metric::OthersBusy, 100.0, 0),
+            if_measured(Metric::LagP99Ms, 1.0, 3),
+            if_measured(Metric::MeanInFlight, 1.0, 1),
+            if_measured(Metric::PeakMemoryMib, 1.0, 1),
+        );
+    }
+    text.push('\n');
+    text
+}
+
+fn machine(environment: &Environment) -> String {
+    fn or_unknown<T: ToString>(value: Option<&T>) -> String {
+        value.map_or("unknown".to_string(), T::to_string)
+    }
+    let yes_no = |value: Option<bool>| match value {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "unknown",
+    };
+    let list = |cpus: &[usize]| {
+        if cpus.is_empty() {
+            "any".to_string()
+        } else {
+            contract::CpuList(cpus.to_vec()).to_string()
+        }
+    };
+    let load = environment
+        .load_average
+        .map(|[one, five, fifteen]| format!("{one:.2}, {five:.2}, {fifteen:.2}"));
+    let rows = [
+        (
+            "build",
+            if environment.debug_build {
+                "debug"
+            } else {
+                "release"
+            }
+            .to_string(),
+        ),
+        ("source revision", or_unknown(environment.commit.as_ref())),
+        (
+            "system",
+            format!(
+                "{} {}, {}",
+                environment.os,
+                or_unknown(environment.kernel.as_ref()),
+                environment.architecture
+            ),
+        ),
+        (
+            "CPU",
+            format!(
+                "{} × {}",
+                or_unknown(environment.cpus.as_ref()),
+                or_unknown(environment.cpu_model.as_ref())
+            ),
+        ),
+        (
+            "virtual machine",
+            yes_no(environment.virtual_machine).to_string(),
+        ),
+        (
+            "frequency governor",
+            or_unknown(environment.governor.as_ref()),
+        ),
+        ("load average at the start", or_unknown(load.as_ref())),
+        (
+            "CPUs of the client",
+            format!(
+                "{} ({} event loops)",
+                list(&environment.client_cpus),
+                environment.client_threads
+            ),
+        ),
+        (
+            "CPUs of the server",
+            format!(
+                "{} ({} workers)",
+                list(&environment.server_cpus),
+                environment.server_workers
+            ),
+        ),
+        (
+            "on threads of one core",
+            yes_no(environment.share_a_core).to_string(),
+        ),
+        (
+            "every server",
+            format!(
+                "samewire serve MODEL {}",
+                environment.server_arguments.join(" ")
+            ),
+        ),
+    ];
+    let mut text = "\n## On what\n\n| | |\n| --- | --- |\n".to_string();
+    for (name, value) in rows {
+        let _ = writeln!(text, "| {name} | {} |", escape(&value));
+    }
+    text
+}
+
+/// Keeps Markdown from reading more into a text than is there.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for sign in text.trim_end().chars() {
+        if matches!(sign, '|' | '*' | '<' | '_') {
+            escaped.push('\\');
+        }
+        escaped.push(if sign == '\n' { ' ' } else { sign });
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::tests::full;
+
+    #[test]
+    fn the_report_says_what_on_what_and_how_to_repeat_it() {
+        let mut results = full();
+        results.command = "samewire compare --seed 42".to_string();
+        results.environment.warnings = vec!["a | b".to_string()];
+        let text = to_markdown(&results);
+        for part in [
+            "# Comparison of",
+            "a \\| b",
+            "## max",
+            "## Validity",
+            "servers/mio/src/lib.rs",
+            "$ samewire compare --seed 42",
+        ] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+        // A table whose rows differ in their number of cells is drawn as text.
+        let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+        let mut before: Option<&str> = None;
+        for line in text.lines() {
+            if let Some(before) =
+                before.filter(|before| before.starts_with('|') && line.starts_with('|'))
+            {
+                assert_eq!(cells(before), cells(line), "{before}\n{line}");
+            }
+            before = Some(line);
+        }
+    }
+}

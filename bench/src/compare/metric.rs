@@ -1,0 +1,148 @@
+//! The figures that the tables are made of: what they are called, and which way is better.
+
+use serde::{Deserialize, Serialize};
+
+use super::results::{ClientSide, Times};
+
+/// One figure of a launch. Its unit is part of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// From the first connect until all clients had their replies; the patience, as a lower bound, if they had not.
+    AllServedS,
+    /// Clients that got all they asked for.
+    ClientsServed,
+    /// Median over clients: from the connect to the first reply.
+    FirstReplyP50Ms,
+    /// The unluckiest client's.
+    FirstReplyMaxMs,
+    /// Right replies per second.
+    RequestsPerS,
+    /// CPU time of the server per right reply.
+    CpuUsPerRequest,
+    /// Context switches of the server's threads per right reply.
+    SwitchesPerRequest,
+    /// Jain's index of the replies per connection.
+    Fairness,
+    /// Replies to the worst served connection.
+    SlowestConnection,
+    /// Replies to the best served connection.
+    FastestConnection,
+    /// Connections without any reply in the window.
+    StarvedConnections,
+    /// Requests under way on average, by Little's law.
+    MeanInFlight,
+    /// Median response time, from the planned send.
+    ResponseP50Ms,
+    /// 99th percentile of it.
+    ResponseP99Ms,
+    /// 99.9th percentile of it.
+    #[serde(rename = "response_p99_9_ms")]
+    ResponseP999Ms,
+    /// The longest response time.
+    ResponseMaxMs,
+    /// 99th percentile of the service time, from the actual send: without the correction.
+    ServiceP99Ms,
+    /// Right replies over planned requests, 0 to 1.
+    Availability,
+    /// Planned requests without an answer at the end.
+    StarvedRequests,
+    /// 99th percentile of how late the client itself was.
+    LagP99Ms,
+    /// Memory that one more idle connection takes in the server process.
+    KibPerConnection,
+    /// CPU time of the server over time while all connections are silent; 1 is one CPU.
+    IdleCpus,
+    /// Threads of the server under load.
+    Threads,
+    /// The most memory that was resident.
+    PeakMemoryMib,
+    /// CPU time of the server over that of its CPUs, 0 to 1.
+    ServerBusy,
+    /// CPU time of the client over that of its threads, 0 to 1.
+    ClientBusy,
+    /// What others had of all CPUs in use, 0 to 1.
+    OthersBusy,
+}
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Better {
+    Higher,
+    Lower,
+}
+
+impl Metric {
+    /// All of them.
+    #[cfg(test)]
+    pub(super) const ALL: [Metric; 27] = [
+        Metric::AllServedS,
+        Metric::ClientsServed,
+        Metric::FirstReplyP50Ms,
+        Metric::FirstReplyMaxMs,
+        Metric::RequestsPerS,
+        Metric::CpuUsPerRequest,
+        Metric::SwitchesPerRequest,
+        Metric::Fairness,
+        Metric::SlowestConnection,
+        Metric::FastestConnection,
+        Metric::StarvedConnections,
+        Metric::MeanInFlight,
+        Metric::ResponseP50Ms,
+        Metric::ResponseP99Ms,
+        Metric::ResponseP999Ms,
+        Metric::ResponseMaxMs,
+        Metric::ServiceP99Ms,
+        Metric::Availability,
+        Metric::StarvedRequests,
+        Metric::LagP99Ms,
+        Metric::KibPerConnection,
+        Metric::IdleCpus,
+        Metric::Threads,
+        Metric::PeakMemoryMib,
+        Metric::ServerBusy,
+        Metric::ClientBusy,
+        Metric::OthersBusy,
+    ];
+
+    /// Which way is better, for the figures by which models are compared; the others explain those.
+    pub(super) fn better(self) -> Option<Better> {
+        match self {
+            Metric::RequestsPerS => Some(Better::Higher),
+            Metric::AllServedS
+            | Metric::FirstReplyMaxMs
+            | Metric::CpuUsPerRequest
+            | Metric::ResponseP99Ms
+            | Metric::KibPerConnection => Some(Better::Lower),
+            _ => None,
+        }
+    }
+
+    /// What it costs the server, and not how long it takes.
+    pub(super) fn is_cost(self) -> bool {
+        matches!(self, Metric::CpuUsPerRequest | Metric::KibPerConnection)
+    }
+
+    /// The histogram it is read from, and where; `None` for figures that are counted.
+    pub(super) fn distribution(self) -> Option<Distribution> {
+        let (times, quantile): (fn(&ClientSide) -> &Times, f64) = match self {
+            Metric::FirstReplyP50Ms => (|client| &client.first_reply, 0.5),
+            Metric::FirstReplyMaxMs => (|client| &client.first_reply, 1.0),
+            Metric::ResponseP50Ms => (|client| &client.response_time, 0.5),
+            Metric::ResponseP99Ms => (|client| &client.response_time, 0.99),
+            Metric::ResponseP999Ms => (|client| &client.response_time, 0.999),
+            Metric::ResponseMaxMs => (|client| &client.response_time, 1.0),
+            Metric::ServiceP99Ms => (|client| &client.service_time, 0.99),
+            Metric::LagP99Ms => (|client| &client.lag, 0.99),
+            _ => return None,
+        };
+        Some(Distribution { times, quantile })
+    }
+}
+
+/// Where in which histogram.
+pub(super) struct Distribution {
+    pub(super) times: fn(&ClientSide) -> &Times,
+    /// 1 is the maximum.
+    pub(super) quantile: f64,
+}

@@ -1,0 +1,382 @@
+//! All launches of one model on one workload, taken together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::metric::{Better, Metric};
+use super::plan::Workload;
+use super::results::{Launch, Note, Results};
+use super::stats;
+
+/// All launches of one model on one workload, taken together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The model's name.
+    pub model: String,
+    /// The workload.
+    pub workload: Workload,
+    /// Launches that were measured.
+    pub launches: usize,
+    /// Those of them whose figures may be used, and are.
+    pub valid: usize,
+    /// Whether the client was the limit in one of them.
+    pub client_limited: bool,
+    /// Whether others used the CPUs too in one of them.
+    pub disturbed: bool,
+    /// Whether it takes part in the search for the best: it served everybody.
+    pub ranked: bool,
+    /// What the tables show; `null`: unknown here, or too few samples.
+    pub figures: BTreeMap<Metric, Option<Figure>>,
+}
+
+/// One figure over all launches.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// The median of the launches; of percentiles, that of all launches' samples together.
+    pub value: f64,
+    /// The smallest of a single launch; `null` if none can tell.
+    pub min: Option<f64>,
+    /// The largest of a single launch.
+    pub max: Option<f64>,
+    /// Whether the truth may be larger than `value`, because something ended before it was all measured.
+    pub lower_bound: bool,
+}
+
+impl Figure {
+    /// Whether the launches of one could have been those of the other.
+    fn overlaps(&self, other: &Figure) -> bool {
+        let range = |figure: &Figure| {
+            let top = if figure.lower_bound {
+                Some(f64::INFINITY)
+            } else {
+                figure.max
+            };
+            figure.min.zip(top)
+        };
+        match (range(self), range(other)) {
+            (Some(mine), Some(others)) => mine.0 <= others.1 && others.0 <= mine.1,
+            _ => false,
+        }
+    }
+}
+
+/// Takes the launches together, in the order of the models and workloads.
+///
+/// # Errors
+///
+/// A histogram is damaged.
+pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
+    let mut summaries = Vec::new();
+    for &workload in &results.options.workloads {
+        for model in &results.models {
+            let launches: Vec<&Launch> = results
+                .launches
+                .iter()
+                .filter(|launch| launch.model == model.name && launch.workload == workload)
+                .collect();
+            if !launches.is_empty() {
+                summaries.push(one(&model.name, workload, &launches)?);
+            }
+        }
+    }
+    Ok(summaries)
+}
+
+fn one(model: &str, workload: Workload, launches: &[&Launch]) -> anyhow::Result<Summary> {
+    let valid: Vec<&Launch> = launches
+        .iter()
+        .copied()
+        .filter(|launch| launch.valid())
+        .collect();
+    let metrics: BTreeSet<Metric> = valid
+        .iter()
+        .flat_map(|launch| launch.figures.keys().copied())
+        .collect();
+    let mut figures = BTreeMap::new();
+    for metric in metrics {
+        figures.insert(metric, figure(metric, &valid)?);
+    }
+    let all = |metric, enough: fn(f64) -> bool| {
+        let told = |launch: &&Launch| {
+            launch
+                .figures
+                .get(&metric)
+                .copied()
+                .flatten()
+                .is_some_and(enough)
+        };
+        valid.iter().all(told)
+    };
+    let served_everybody = match workload {
+        Workload::Crowd => valid
+            .iter()
+            .all(|launch| !launch.lower_bounds.contains(&Metric::AllServedS)),
+        Workload::Max => all(Metric::StarvedConnections, |starved| starved == 0.0),
+        Workload::Steady => all(Metric::Availability, |share| share >= 0.99),
+        Workload::Idle => all(Metric::KibPerConnection, |_| true),
+    };
+    Ok(Summary {
+        model: model.to_string(),
+        workload,
+        launches: launches.len(),
+        valid: valid.len(),
+        disturbed: valid
+            .iter()
+            .any(|launch| launch.notes.contains(&Note::Disturbed)),
+        client_limited: valid.iter().any(|launch| launch.client_limited),
+        ranked: !valid.is_empty() && served_everybody,
+        figures,
+    })
+}
+
+fn figure(metric: Metric, launches: &[&Launch]) -> anyhow::Result<Option<Figure>> {
+    let told: Vec<(f64, bool)> = launches
+        .iter()
+        .filter_map(|launch| {
+            let value = launch.figures.get(&metric).copied().flatten()?;
+            Some((value, launch.lower_bounds.contains(&metric)))
+        })
+        .collect();
+    let values: Vec<f64> = told.iter().map(|told| told.0).collect();
+    let (min, max) = stats::range(&values).unzip();
+    let Some(wanted) = metric.distribution() else {
+        return Ok(stats::median(&values).map(|value| Figure {
+            value,
+            min,
+            max,
+            // A launch above the median may be as much larger as it likes.
+            lower_bound: told.iter().any(|told| told.1 && told.0 <= value),
+        }));
+    };
+    let mut merged = client::histogram();
+    for client in launches.iter().filter_map(|launch| launch.client.as_ref()) {
+        let part = (wanted.times)(client).decode()?;
+        merged
+            .add(&part)
+            .map_err(|error| anyhow::anyhow!("a histogram has other bounds: {error}"))?;
+    }
+    Ok(
+        stats::quantile(&merged, wanted.quantile).map(|value| Figure {
+            value: value as f64 / 1e6,
+            min,
+            max,
+            lower_bound: launches
+                .iter()
+                .any(|launch| launch.lower_bounds.contains(&metric)),
+        }),
+    )
+}
+
+/// How a model stands in one figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    Best,
+    /// Its launches overlap with those of the best: another run may well turn them round.
+    Tied,
+    /// The client itself was late, or others had the CPUs: who knows.
+    Doubtful,
+    None,
+}
+
+/// How each of these stands in one figure.
+pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
+    let Some(better) = metric.better() else {
+        return vec![Mark::None; summaries.len()];
+    };
+    // A late client makes every reply late, and whoever else has the CPUs makes everything take longer. What a request
+    // or a connection costs the server is counted apart from both.
+    let doubtful = |summary: &Summary| {
+        let late = summary.workload == Workload::Steady && summary.client_limited;
+        !metric.is_cost() && (late || summary.disturbed)
+    };
+    let figures: Vec<Option<Figure>> = summaries
+        .iter()
+        .map(|summary| {
+            let figure = summary.figures.get(&metric).copied().flatten();
+            figure.filter(|_| summary.ranked && !doubtful(summary))
+        })
+        .collect();
+    let told = || figures.iter().flatten();
+    let best = match better {
+        Better::Higher => told().max_by(|a, b| a.value.total_cmp(&b.value)),
+        Better::Lower => told().min_by(|a, b| a.value.total_cmp(&b.value)),
+    };
+    // Alone, one is neither good nor bad; and by single launches nobody can tell a better one from a luckier.
+    let repeated = summaries.iter().all(|summary| summary.launches > 1);
+    let best = best.filter(|_| repeated && told().count() > 1);
+    let mark = |(summary, figure): (&&Summary, &Option<Figure>)| match (figure, best) {
+        _ if doubtful(summary) => Mark::Doubtful,
+        (Some(figure), Some(best)) if figure.value == best.value => Mark::Best,
+        (Some(figure), Some(best)) if figure.overlaps(best) => Mark::Tied,
+        _ => Mark::None,
+    };
+    summaries.iter().zip(&figures).map(mark).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::tests::{client_side, launch};
+
+    fn throughput(model: &str, values: &[f64]) -> Summary {
+        let launches: Vec<Launch> = values
+            .iter()
+            .map(|&value| {
+                let mut launch = launch(model, Workload::Max);
+                launch.figures.insert(Metric::RequestsPerS, Some(value));
+                launch.figures.insert(Metric::StarvedConnections, Some(0.0));
+                launch
+            })
+            .collect();
+        one(model, Workload::Max, &launches.iter().collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn ties_are_shown_as_ties_and_the_starved_are_not_ranked() {
+        let best = throughput("best", &[100.0, 110.0, 120.0]);
+        let tied = throughput("tied", &[90.0, 95.0, 101.0]);
+        let worse = throughput("worse", &[70.0, 80.0, 99.0]);
+        let mut starving = throughput("starving", &[500.0, 500.0]);
+        starving.ranked = false;
+        let all = [&best, &tied, &worse, &starving];
+        assert_eq!(
+            marks(Metric::RequestsPerS, &all),
+            [Mark::Best, Mark::Tied, Mark::None, Mark::None]
+        );
+        // What explains is not a contest.
+        assert_eq!(marks(Metric::Threads, &all), [Mark::None; 4]);
+        assert_eq!(marks(Metric::RequestsPerS, &[&best]), [Mark::None]);
+    }
+
+    #[test]
+    fn a_lower_bound_ties_with_whatever_is_above() {
+        let best = throughput("best", &[100.0, 110.0, 120.0]);
+        let mut limited = throughput("limited", &[70.0, 80.0, 90.0]);
+        if let Some(Some(figure)) = limited.figures.get_mut(&Metric::RequestsPerS) {
+            figure.lower_bound = true;
+        }
+        assert_eq!(
+            marks(Metric::RequestsPerS, &[&best, &limited]),
+            [Mark::Best, Mark::Tied]
+        );
+    }
+
+    #[test]
+    fn latency_that_a_late_client_measured_is_doubtful() {
+        let steady = |model: &str, value: f64, late: bool| {
+            let mut summary = throughput(model, &[1.0, 1.0]);
+            summary.workload = Workload::Steady;
+            summary.client_limited = late;
+            let figure = Figure {
+                value,
+                min: Some(value),
+                max: Some(value),
+                lower_bound: false,
+            };
+            summary.figures.insert(Metric::ResponseP99Ms, Some(figure));
+            summary
+                .figures
+                .insert(Metric::CpuUsPerRequest, Some(figure));
+            summary
+        };
+        let all = [
+            &steady("a", 2.0, false),
+            &steady("b", 1.0, true),
+            &steady("c", 3.0, false),
+        ];
+        assert_eq!(
+            marks(Metric::ResponseP99Ms, &all),
+            [Mark::Best, Mark::Doubtful, Mark::None]
+        );
+        assert_eq!(
+            marks(Metric::CpuUsPerRequest, &all),
+            [Mark::None, Mark::Best, Mark::None]
+        );
+    }
+
+    #[test]
+    fn single_launches_and_disturbed_ones_have_no_best() {
+        let (one, other) = (throughput("one", &[1.0]), throughput("other", &[2.0]));
+        assert_eq!(
+            marks(Metric::RequestsPerS, &[&one, &other]),
+            [Mark::None; 2]
+        );
+        let quiet = throughput("quiet", &[1.0, 1.0]);
+        let mut disturbed = throughput("disturbed", &[2.0, 2.0]);
+        disturbed.disturbed = true;
+        assert_eq!(
+            marks(Metric::RequestsPerS, &[&quiet, &disturbed]),
+            [Mark::None, Mark::Doubtful]
+        );
+    }
+
+    #[test]
+    fn starving_takes_out_of_the_ranking() {
+        let mut launch = launch("serial", Workload::Max);
+        launch
+            .figures
+            .insert(Metric::StarvedConnections, Some(99.0));
+        assert!(!one("serial", Workload::Max, &[&launch]).unwrap().ranked);
+    }
+
+    #[test]
+    fn the_median_is_a_bound_only_if_a_bound_is_at_or_below_it() {
+        let crowd = |values: &[(f64, bool)]| {
+            let launches: Vec<Launch> = values
+                .iter()
+                .map(|&(value, bound)| {
+                    let mut launch = launch("m", Workload::Crowd);
+                    launch.figures.insert(Metric::AllServedS, Some(value));
+                    if bound {
+                        launch.lower_bounds.push(Metric::AllServedS);
+                    }
+                    launch
+                })
+                .collect();
+            figure(Metric::AllServedS, &launches.iter().collect::<Vec<_>>())
+                .unwrap()
+                .unwrap()
+        };
+        let lucky = crowd(&[(1.0, false), (1.1, false), (6.0, true)]);
+        assert_eq!((lucky.value, lucky.lower_bound), (1.1, false));
+        let unlucky = crowd(&[(1.0, false), (6.0, true), (6.0, true)]);
+        assert_eq!((unlucky.value, unlucky.lower_bound), (6.0, true));
+    }
+
+    #[test]
+    fn invalid_launches_are_counted_and_not_used() {
+        let mut good = launch("m", Workload::Max);
+        good.figures.insert(Metric::RequestsPerS, Some(10.0));
+        good.figures.insert(Metric::StarvedConnections, Some(0.0));
+        let mut bad = good.clone();
+        bad.figures.insert(Metric::RequestsPerS, Some(1_000.0));
+        bad.problems.push("a wrong reply".into());
+        let summary = one("m", Workload::Max, &[&good, &bad]).unwrap();
+        assert_eq!((summary.launches, summary.valid), (2, 1));
+        assert_eq!(summary.figures[&Metric::RequestsPerS].unwrap().value, 10.0);
+        let nothing = one("m", Workload::Max, &[&bad]).unwrap();
+        assert!(nothing.figures.is_empty() && !nothing.ranked);
+    }
+
+    #[test]
+    fn percentiles_come_from_all_samples_and_are_not_averaged() {
+        // 900 samples of 1 ms in each of two launches, and in one of them 100 of 100 ms: the 99th percentile of all is
+        // 100 ms, and the mean of both percentiles would be half of that.
+        let with = |slow: u64| {
+            let mut histogram = client::histogram();
+            histogram.record_n(1_000_000, 900).unwrap();
+            histogram.record_n(100_000_000, slow).unwrap();
+            let mut launch = launch("m", Workload::Steady);
+            launch.client = Some(client_side(&histogram));
+            launch
+        };
+        let (one, two) = (with(100), with(0));
+        let merged = figure(Metric::ResponseP99Ms, &[&one, &two])
+            .unwrap()
+            .unwrap();
+        assert!((merged.value - 100.0).abs() < 0.1, "{}", merged.value);
+        // 1,900 samples are too few to speak of the 99.9th.
+        assert_eq!(figure(Metric::ResponseP999Ms, &[&one, &two]).unwrap(), None);
+    }
+}

@@ -1,0 +1,393 @@
+//! `samewire drive`: asks a server, and checks every reply.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZero;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use client::{Arrivals, Load, Plan, Report, Snapshot, Watch};
+use contract::cli::{parse_protocol, parse_some_time, parse_time};
+use contract::{CpuList, raise_descriptor_limit};
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use protocol::{PROTOCOLS, Protocol};
+use serde_json::json;
+
+use crate::{figures, interrupt, output};
+
+/// Options of `drive`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  samewire drive 127.0.0.1:7000                          100 clients, 10 messages each
+  samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the original's load
+  samewire drive 127.0.0.1:7000 --duration 10s           closed loop: as fast as the server answers
+  samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: as users come, whatever the server does
+  samewire drive 127.0.0.1:8686 --protocol hello --connections 20 --messages 1 --connect-first
+
+Exit status 0 if every request was answered rightly, 1 if not, 2 for wrong usage.")]
+pub struct DriveArgs {
+    /// Where the server listens, such as 127.0.0.1:7000
+    #[arg(value_name = "ADDR", value_parser = parse_address)]
+    address: SocketAddr,
+
+    /// What to say (see `samewire list`)
+    #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
+    protocol: &'static Protocol,
+
+    /// Clients that ask at the same time
+    #[arg(long, value_name = "N", default_value = "100")]
+    connections: NonZero<usize>,
+
+    /// Requests per client and round [default: 10]
+    #[arg(long, value_name = "N", conflicts_with_all = ["duration", "rate"])]
+    messages: Option<NonZero<u64>>,
+
+    /// Repeat all of it
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with_all = ["duration", "rate"])]
+    rounds: NonZero<u64>,
+
+    /// Pause of a client after each reply
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time, conflicts_with = "rate")]
+    think: Duration,
+
+    /// Ask for a time, not a number of messages [default with --rate: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    duration: Option<Duration>,
+
+    /// With --duration or --rate: ask for this long before measuring
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
+    warmup: Duration,
+
+    /// Open loop: requests per second over all connections, latency from the planned send time
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    rate: Option<f64>,
+
+    /// With --rate: requests come independently of one another, not evenly
+    #[arg(long, requires = "rate")]
+    poisson: bool,
+
+    /// Open all connections before the first request
+    #[arg(long)]
+    connect_first: bool,
+
+    /// Spread the connects over this time
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
+    ramp: Duration,
+
+    /// Give up a request, or a connect, after this time
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
+    timeout: Duration,
+
+    /// Bytes per request, with the line's end [default: short lines, Hello World!:0 and so on]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<usize>,
+
+    /// The same seed asks the same [default: random]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Event loops
+    #[arg(long, value_name = "N", default_value = "1")]
+    threads: NonZero<usize>,
+
+    /// Run on these CPUs only, such as 0 or 0,2 or 0-3
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl DriveArgs {
+    fn plan(&self) -> Plan {
+        Plan {
+            address: self.address,
+            protocol: self.protocol,
+            connections: self.connections.get(),
+            size: self.size,
+            load: match (self.rate, self.duration) {
+                (Some(rate), duration) => Load::Open {
+                    rate,
+                    arrivals: if self.poisson {
+                        Arrivals::Poisson
+                    } else {
+                        Arrivals::Constant
+                    },
+                    warmup: self.warmup,
+                    duration: duration.unwrap_or(Duration::from_secs(10)),
+                },
+                (None, Some(duration)) => Load::Closed {
+                    think: self.think,
+                    warmup: self.warmup,
+                    duration,
+                },
+                (None, None) => Load::Messages {
+                    messages: self.messages.map_or(10, NonZero::get),
+                    think: self.think,
+                    rounds: self.rounds.get(),
+                    limit: None,
+                },
+            },
+            connect_first: self.connect_first,
+            ramp: self.ramp,
+            timeout: self.timeout,
+            seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
+            threads: self.threads.get(),
+            cpus: self.cpus.clone().map(|cpus| cpus.0).unwrap_or_default(),
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let help = "write HOST:PORT, such as 127.0.0.1:7000";
+    let mut found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; {help}"))?;
+    found.next().ok_or_else(|| help.to_string())
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err("write a number of requests per second, such as 5000".to_string()),
+    }
+}
+
+/// Shows how far the drive has come, on a terminal.
+struct Live(ProgressBar);
+
+impl Watch for Live {
+    fn progress(&self, now: Snapshot) {
+        self.0.set_message(format!(
+            "{:>6.1} s   {} replies   {} errors   {} connections",
+            now.elapsed.as_secs_f64(),
+            figures::count(now.replies),
+            figures::count(now.errors),
+            figures::count(now.open),
+        ));
+        self.0.tick();
+    }
+}
+
+/// Drives a server and prints what came of it.
+///
+/// # Errors
+///
+/// A plan that makes no sense, or a server that is not there.
+pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
+    let plan = args.plan();
+    let descriptors = raise_descriptor_limit();
+    if !descriptors.allow(plan.connections) {
+        eprintln!(
+            "warning: {} connections do not fit the limit of {} open files, and this process may not raise it; \
+             some will fail as \"local\" errors (see ulimit -Hn)",
+            figures::count(plan.connections as u64),
+            descriptors.now.unwrap_or(u64::MAX),
+        );
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    interrupt::catch(&interrupted)?;
+
+    let live = Live(if std::io::stderr().is_terminal() {
+        ProgressBar::new_spinner().with_style(
+            ProgressStyle::with_template("{msg}").unwrap_or(ProgressStyle::default_spinner()),
+        )
+    } else {
+        ProgressBar::hidden()
+    });
+    let report = client::drive(&plan, &live, &interrupted)?;
+    live.0.finish_and_clear();
+
+    if report.received == 0
+        && report.errors.refused > 0
+        && report.errors.refused == report.errors.total()
+    {
+        bail!(
+            "nobody listens on {} (connection refused); start a server there, such as: samewire serve mio --listen {}",
+            plan.address,
+            plan.address
+        );
+    }
+    output::print(&if args.json {
+        format!("{:#}\n", to_json(&plan, &report))
+    } else {
+        to_text(&plan, &report)
+    })?;
+    Ok(if interrupted.load(Ordering::Relaxed) {
+        ExitCode::from(interrupt::STATUS)
+    } else if report.availability() == Some(1.0) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn to_text(plan: &Plan, report: &Report) -> String {
+    let mut text = String::new();
+    let asked = report.replies + report.errors.total() + report.unanswered;
+    let _ = writeln!(
+        text,
+        "{}: {} of {} requests answered rightly (availability {}) in {}",
+        plan.address,
+        figures::count(report.replies),
+        figures::count(asked),
+        report
+            .availability()
+            .map_or("n/a".to_string(), figures::percent),
+        figures::time(nanos(report.window)),
+    );
+    let _ = write!(
+        text,
+        "  throughput   {} replies/s on {} connections",
+        figures::digits(report.throughput()),
+        figures::count(plan.connections as u64),
+    );
+    if let Some(fairness) = report.fairness() {
+        let _ = write!(
+            text,
+            "; each got {} to {} (Jain's fairness index {:.3})",
+            figures::count(fairness.slowest),
+            figures::count(fairness.fastest),
+            fairness.jain,
+        );
+    }
+    let _ = writeln!(text, "\n  failed       {}", failures(report));
+    for example in &report.examples {
+        let _ = writeln!(text, "               {example}");
+    }
+    let _ = writeln!(
+        text,
+        "  {:<12} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "latency", "p50", "p90", "p99", "p99.9", "max"
+    );
+    let open = matches!(plan.load, Load::Open { .. });
+    let mut row = |name: &str, histogram: &Histogram<u64>, meaning: &str| {
+        if histogram.is_empty() {
+            return;
+        }
+        let _ = write!(text, "  {name:<12}");
+        for quantile in [0.5, 0.9, 0.99, 0.999] {
+            let value = figures::quantile(histogram, quantile);
+            let _ = write!(
+                text,
+                " {:>10}",
+                value.map_or("–".to_string(), figures::time)
+            );
+        }
+        let _ = writeln!(text, " {:>10}   {meaning}", figures::time(histogram.max()));
+    };
+    if open {
+        row(
+            "response",
+            &report.response_time,
+            "from the planned send time",
+        );
+        row("service", &report.service_time, "from the actual send time");
+        row("client lag", &report.lag, "how late the client itself was");
+    } else {
+        row(
+            "reply",
+            &report.response_time,
+            "from the send to the reply's last byte",
+        );
+    }
+    row(
+        "first reply",
+        &report.first_reply,
+        "from a client's start to its first reply",
+    );
+    row("connect", &report.connect_time, "");
+    if report.replies > 0 && !report.window.is_zero() {
+        let _ = writeln!(
+            text,
+            "  client       {:.1} µs CPU per request, busy {:.0} % of the time; seed {}",
+            report.cpu.as_secs_f64() * 1e6 / report.replies as f64,
+            100.0 * report.cpu.as_secs_f64() / report.window.as_secs_f64() / plan.threads as f64,
+            plan.seed,
+        );
+    }
+    text
+}
+
+fn failures(report: &Report) -> String {
+    let errors = &report.errors;
+    let kinds = [
+        (errors.refused, "refused"),
+        (errors.reset, "reset"),
+        (errors.timed_out, "timed out"),
+        (errors.wrong_reply, "wrong reply"),
+        (errors.closed_early, "closed early"),
+        (errors.local, "local"),
+        (report.unanswered, "unanswered at the end"),
+    ];
+    let failed: Vec<_> = kinds
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, kind)| format!("{} {kind}", figures::count(*number)))
+        .collect();
+    if failed.is_empty() {
+        "none".to_string()
+    } else {
+        failed.join(", ")
+    }
+}
+
+fn to_json(plan: &Plan, report: &Report) -> serde_json::Value {
+    let times = |histogram: &Histogram<u64>| {
+        let at = |quantile| figures::quantile(histogram, quantile);
+        json!({
+            "count": histogram.len(),
+            "p50": at(0.5),
+            "p90": at(0.9),
+            "p99": at(0.99),
+            "p99_9": at(0.999),
+            "max": (!histogram.is_empty()).then(|| histogram.max()),
+        })
+    };
+    json!({
+        "address": plan.address.to_string(),
+        "protocol": plan.protocol.name,
+        "connections": plan.connections,
+        "seed": plan.seed,
+        "elapsed_ns": nanos(report.elapsed),
+        "window_ns": nanos(report.window),
+        "replies": report.replies,
+        "availability": report.availability(),
+        "replies_per_second": report.throughput(),
+        "fairness": report.fairness().map(|fairness| json!({
+            "jain": fairness.jain, "slowest": fairness.slowest, "fastest": fairness.fastest,
+        })),
+        "errors": {
+            "refused": report.errors.refused,
+            "reset": report.errors.reset,
+            "timed_out": report.errors.timed_out,
+            "wrong_reply": report.errors.wrong_reply,
+            "closed_early": report.errors.closed_early,
+            "local": report.errors.local,
+        },
+        "unanswered": report.unanswered,
+        "examples": report.examples,
+        "response_time_ns": times(&report.response_time),
+        "service_time_ns": times(&report.service_time),
+        "lag_ns": times(&report.lag),
+        "connect_time_ns": times(&report.connect_time),
+        "first_reply_ns": times(&report.first_reply),
+        "never_served": report.never_served,
+        "finished_clients": report.finished_clients,
+        "connected": report.connected,
+        "client_cpu_ns": nanos(report.cpu),
+        "bytes_sent": report.sent,
+        "bytes_received": report.received,
+    })
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

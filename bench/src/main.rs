@@ -1,0 +1,4 @@
+//! The `samewire` command.
+fn main() -> std::process::ExitCode {
+    samewire::main()
+}

@@ -1,0 +1,29 @@
+//! Which models there are. A new server crate is one line here; it then appears in every command, test and bench.
+
+use contract::Model;
+
+/// All models, in the order in which tables show them: from the simplest to the most elaborate.
+pub fn models() -> impl Iterator<Item = &'static Model> {
+    [
+        server_serial::MODELS,
+        server_threads::MODELS,
+        server_mio::MODELS,
+        server_tokio::MODELS,
+        server_async_std::MODELS,
+        server_smol::MODELS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// The model of that name.
+///
+/// # Errors
+///
+/// There is none; the message says which there are.
+pub fn find(name: &str) -> Result<&'static Model, String> {
+    models().find(|model| model.name == name).ok_or_else(|| {
+        let names: Vec<_> = models().map(|model| model.name).collect();
+        format!("no such model; there are {}", names.join(", "))
+    })
+}

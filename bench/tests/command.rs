@@ -1,0 +1,417 @@
+//! The command, run as a user runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use samewire::registry;
+use serde_json::Value;
+
+fn samewire(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samewire"));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    samewire(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What must hold for every error: one line, this status, and these words.
+#[track_caller]
+fn assert_error(output: &Output, status: i32, words: &[&str]) {
+    let complaint = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{complaint}");
+    assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    assert!(complaint.starts_with("error: "), "{complaint}");
+    for word in words {
+        assert!(complaint.contains(word), "no \"{word}\" in: {complaint}");
+    }
+}
+
+/// A server process, killed if the test fails.
+struct Serving {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+    address: SocketAddr,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Serving {
+        let mut command = samewire(&["serve"]);
+        command.args(arguments).args(["--listen", "127.0.0.1:0"]);
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap();
+        Serving {
+            address: address.parse().unwrap(),
+            child,
+            output,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// Tells it to stop, and gives the exit status and what it printed after the first line.
+    fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address where nobody listens: a port that was free a moment ago.
+fn nowhere() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn list_names_every_model_and_protocol() {
+    let listed = run(&["list"]);
+    assert!(listed.status.success());
+    let listed = text(&listed.stdout);
+    for model in registry::models() {
+        assert!(listed.contains(model.name));
+        assert!(listed.contains(model.source));
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        assert!(std::path::Path::new(root).join(model.source).is_file());
+    }
+    let json: Value = serde_json::from_slice(&run(&["list", "--json"]).stdout).unwrap();
+    assert_eq!(
+        json["models"].as_array().unwrap().len(),
+        registry::models().count()
+    );
+    assert_eq!(json["protocols"][0]["name"], "pair");
+}
+
+/// A reader that leaves early is no error (and `println!` would panic).
+#[test]
+fn list_survives_a_reader_that_leaves() {
+    let mut child = samewire(&["list"]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    let mut complaint = String::new();
+    child
+        .stderr
+        .unwrap()
+        .read_to_string(&mut complaint)
+        .unwrap();
+    assert_eq!(complaint, "");
+}
+
+#[test]
+fn help_has_examples() {
+    for command in ["serve", "drive", "compare"] {
+        let help = run(&[command, "--help"]);
+        assert!(help.status.success());
+        assert!(
+            text(&help.stdout).contains(&format!("samewire {command}")),
+            "{command}"
+        );
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let script = run(&["completions", "bash"]);
+    assert!(script.status.success());
+    assert!(text(&script.stdout).contains("compare"));
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_status_2() {
+    assert_error(&run(&["serve", "nosuch"]), 2, &["nosuch", "threads", "mio"]);
+    assert_error(
+        &run(&["serve", "mio", "--protocol", "nosuch"]),
+        2,
+        &["nosuch", "pair", "hello"],
+    );
+    assert_error(
+        &run(&["serve", "mio", "--max-connections", "0"]),
+        2,
+        &["max-connections"],
+    );
+    assert_error(
+        &run(&["serve", "mio", "--idle-timeout", "0s"]),
+        2,
+        &["idle-timeout"],
+    );
+    assert_error(&run(&["serve", "mio", "--cpus", "x"]), 2, &["CPU number"]);
+    assert_error(
+        &run(&["drive", "127.0.0.1:1", "--connections", "0"]),
+        2,
+        &["connections"],
+    );
+    assert_error(&run(&["drive", "127.0.0.1:1", "--rate=-5"]), 2, &["rate"]);
+    assert_error(
+        &run(&[
+            "drive",
+            "127.0.0.1:1",
+            "--messages",
+            "1",
+            "--duration",
+            "1s",
+        ]),
+        2,
+        &["duration"],
+    );
+    assert_error(&run(&["drive", "nowhere"]), 2, &["HOST:PORT"]);
+    assert_error(
+        &run(&["drive", "127.0.0.1:1", "--conections", "5"]),
+        2,
+        &["--connections"],
+    );
+    assert_error(&run(&["nosuch"]), 2, &["nosuch"]);
+}
+
+#[test]
+fn a_port_in_use_is_said() {
+    let serving = Serving::start(&["mio"]);
+    let taken = serving.address.to_string();
+    let second = run(&["serve", "threads", "--listen", &taken]);
+    assert_error(&second, 1, &[&taken, "in use", "port 0"]);
+    assert_error(
+        &run(&["serve", "mio", "--listen", "192.0.2.1:7000"]),
+        1,
+        &["no interface"],
+    );
+}
+
+#[test]
+fn nobody_listens_is_said_at_once() {
+    let address = nowhere();
+    assert_error(
+        &run(&["drive", &address]),
+        1,
+        &["nobody listens", &address, "samewire serve"],
+    );
+    assert_error(
+        &run(&["drive", &address, "--duration", "60s"]),
+        1,
+        &["nobody listens"],
+    );
+    assert_error(
+        &run(&["drive", &address, "--rate", "100"]),
+        1,
+        &["nobody listens"],
+    );
+}
+
+/// Every model speaks every protocol with our client, and the server's account agrees with the client's.
+#[test]
+fn every_model_answers_every_protocol() {
+    for model in registry::models() {
+        for protocol in protocol::PROTOCOLS {
+            let serving = Serving::start(&[model.name, "--protocol", protocol.name, "--json"]);
+            let address = serving.address.to_string();
+            let drive = ["drive", &address, "--protocol", protocol.name, "--json"];
+            let driven = run(&[&drive[..], &["--connections", "20", "--messages", "5"]].concat());
+            assert!(
+                driven.status.success(),
+                "{} {}",
+                model.name,
+                text(&driven.stderr)
+            );
+            let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
+            assert_eq!(report["replies"], 100, "{} {}", model.name, protocol.name);
+            assert_eq!(report["availability"], 1.0);
+            assert_eq!(report["response_time_ns"]["count"], 100);
+
+            let (status, tally) = serving.stop(Signal::SIGTERM);
+            assert_eq!(status, Some(0));
+            let tally: Value = serde_json::from_str(&tally).unwrap();
+            assert_eq!(
+                tally["accepted"], report["connected"],
+                "{} {}",
+                model.name, protocol.name
+            );
+            assert_eq!(tally["served"], tally["accepted"]);
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_load_is_reported_in_words() {
+    let serving = Serving::start(&["threads"]);
+    let address = serving.address.to_string();
+    for load in [
+        &["--rounds", "2", "--connect-first", "--ramp", "10ms"][..],
+        &["--duration", "100ms", "--warmup", "10ms", "--think", "1ms"],
+        &["--rate", "2000", "--duration", "100ms"],
+        &[
+            "--rate",
+            "2000",
+            "--poisson",
+            "--duration",
+            "100ms",
+            "--threads",
+            "2",
+        ],
+        &["--size", "64", "--seed", "7"],
+    ] {
+        let driven = run(&[&["drive", &address, "--connections", "10"], load].concat());
+        let said = text(&driven.stdout);
+        assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+        assert!(said.contains("availability 100.00 %"), "{said}");
+        assert!(said.contains("failed       none"), "{said}");
+    }
+}
+
+/// A server that can be told what to do with each connection.
+fn wrong_server(serve: fn(TcpStream)) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Ends with the test's process.
+    thread::spawn(move || {
+        listener
+            .incoming()
+            .for_each(|stream| serve(stream.unwrap()));
+    });
+    address
+}
+
+#[test]
+fn a_wrong_reply_is_caught_and_shown() {
+    let address = wrong_server(|mut stream| {
+        let mut line = [0; 100];
+        if let Ok(count) = stream.read(&mut line) {
+            line[2] ^= 1;
+            let _ = stream.write_all(&line[..count]);
+        }
+    });
+    let driven = run(&["drive", &address, "--connections", "1", "--messages", "1"]);
+    let said = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{said}");
+    assert!(said.contains("1 wrong reply"), "{said}");
+    assert!(said.contains("at byte 2"), "{said}");
+    assert!(said.contains("availability 0.00 %"), "{said}");
+}
+
+#[test]
+fn a_dead_server_does_not_hang_the_client() {
+    // Accepts, and never answers: the connections wait in the backlog.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let arguments = ["drive", &address, "--connections", "2", "--messages", "1"];
+    let driven = run(&[&arguments[..], &["--timeout", "100ms"]].concat());
+    let said = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{said}");
+    assert!(said.contains("2 timed out"), "{said}");
+}
+
+#[test]
+fn ctrl_c_ends_a_drive_and_keeps_what_was_measured() {
+    let serving = Serving::start(&["mio", "-vv"]);
+    let mut driving = samewire(&[
+        "drive",
+        &serving.address.to_string(),
+        "--duration",
+        "10m",
+        "--json",
+    ])
+    .spawn()
+    .unwrap();
+    // It has begun when the server has seen a connection.
+    let mut serving = serving;
+    let mut log = BufReader::new(serving.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("a peer came") {
+        line.clear();
+        assert_ne!(
+            log.read_line(&mut line).unwrap(),
+            0,
+            "the server's log ended"
+        );
+    }
+    // The log must be read on, or the pipe fills up and the server waits for us.
+    thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    kill(Pid::from_raw(driving.id() as i32), Signal::SIGINT).unwrap();
+    let mut said = String::new();
+    driving
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!(driving.wait().unwrap().code(), Some(130), "{said}");
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["errors"]["wrong_reply"], 0);
+}
+
+#[test]
+fn serve_stops_gracefully_at_either_signal() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let serving = Serving::start(&["tokio", "--json"]);
+        let mut idle = TcpStream::connect(serving.address).unwrap();
+        idle.write_all(b"one\n").unwrap();
+        let mut reply = [0; 4];
+        idle.read_exact(&mut reply).unwrap();
+        let (status, said) = serving.stop(signal);
+        assert_eq!(status, Some(0));
+        let tally: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(
+            (&tally["accepted"], &tally["served"]),
+            (&1.into(), &1.into())
+        );
+        assert_eq!(idle.read(&mut reply).unwrap(), 0);
+    }
+}
+
+/// A peer that owes us its attention could hold a stop up for as long as the drain is; who does not want to wait for
+/// that asks twice.
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    for model in registry::models() {
+        let serving = Serving::start(&[model.name, "--drain", "10m", "--protocol", "upper"]);
+        let mut peer = TcpStream::connect(serving.address).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        // Until both directions are full: the server can't finish what it owes.
+        let mut refused = 0;
+        while refused < 20 {
+            match peer.write(&[b'x'; 64 * 1024]) {
+                Ok(count) if count > 0 => refused = 0,
+                _ => {
+                    refused += 1;
+                    thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
+        }
+        serving.signal(Signal::SIGTERM);
+        // Two signals that are pending at the same time are one: wait until the first was taken.
+        let process = procfs::process::Process::new(serving.child.id() as i32).unwrap();
+        while process.status().unwrap().shdpnd != 0 {
+            thread::yield_now();
+        }
+        let (status, said) = serving.stop(Signal::SIGTERM);
+        assert_eq!(
+            (status, said.as_str()),
+            (Some(128 + 15), ""),
+            "{}",
+            model.name
+        );
+    }
+}

@@ -1,0 +1,380 @@
+//! `samewire compare` as a whole: real servers, real loads, and what is left of both.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use samewire::compare::metric::Metric;
+use samewire::compare::plan::Workload;
+use samewire::compare::results::{Launch, Results};
+
+/// Longer than anything here takes on the slowest machine; only a hang gets there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn samewire(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samewire"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    samewire(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A directory that is not there yet.
+fn out() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("deep").join("out");
+    (dir, out)
+}
+
+/// The processes that have this one as their parent.
+fn children(parent: u32) -> Vec<i32> {
+    procfs::process::all_processes()
+        .unwrap()
+        .filter_map(|process| process.ok()?.stat().ok())
+        .filter(|stat| stat.ppid == parent as i32)
+        .map(|stat| stat.pid)
+        .collect()
+}
+
+/// Waits until these processes are gone (or are zombies, which only wait for whoever started them to look).
+fn gone(processes: &[i32]) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    let runs = |&pid: &i32| {
+        let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+    };
+    while processes.iter().any(runs) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// A comparison of two models that would run for an hour, and its standard error. Dropped, it is killed.
+struct Long {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Long {
+    fn start(out: &Path) -> Long {
+        let mut child = samewire(&["compare", "--models", "mio,threads", "--workloads", "max"])
+            .args([
+                "--launches",
+                "3600",
+                "--duration",
+                "300ms",
+                "--out",
+                path(out),
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Long { child, stderr }
+    }
+
+    /// Waits for the line that tells that a launch is over.
+    fn first_launch(&mut self) {
+        let mut line = String::new();
+        while !line.trim_start().starts_with('[') {
+            line.clear();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "ended early");
+        }
+    }
+
+    /// Waits until the next server process is there, however far it has come.
+    fn servers(&self) -> Vec<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let servers = children(self.child.id());
+            if !servers.is_empty() {
+                return servers;
+            }
+            assert!(Instant::now() < deadline, "no server was started");
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+}
+
+impl Drop for Long {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_results_are_true() {
+    let (_dir, out) = out();
+    let done = run(&[
+        "compare",
+        "--models",
+        "threads,mio",
+        "--workloads",
+        "steady,max",
+        "--launches",
+        "1",
+        "--duration",
+        "200ms",
+        "--connections",
+        "20",
+        "--rate",
+        "1000",
+        "--seed",
+        "42",
+        "--out",
+        path(&out),
+    ]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    let table = text(&done.stdout);
+    assert!(
+        table.contains("max: Closed loop") && table.contains("steady: Open loop"),
+        "{table}"
+    );
+
+    let results = Results::read(&out).unwrap();
+    assert!(results.complete);
+    assert!(
+        results.command.ends_with("--seed 42"),
+        "{}",
+        results.command
+    );
+    // In the registry's order, however they were named.
+    assert_eq!(results.options.models, ["threads", "mio"]);
+    assert_eq!(results.launches.len(), 4);
+    assert_eq!(results.summary.len(), 4);
+    for launch in &results.launches {
+        let what = format!("{} {}", launch.model, launch.workload);
+        assert!(launch.valid(), "{what}: {:?}", launch.problems);
+        let client = launch.client.as_ref().unwrap();
+        assert!(client.replies > 0, "{what}");
+        assert_eq!(client.errors.total(), 0, "{what}");
+        assert_eq!(client.per_connection.len(), 20, "{what}");
+        assert_eq!(
+            client.per_connection.iter().sum::<u64>(),
+            client.completed,
+            "{what}"
+        );
+        // Every reply is in the histograms once; what was owed at the end is in the response time too.
+        let response = client.response_time.decode().unwrap();
+        let service = client.service_time.decode().unwrap();
+        assert_eq!(service.len(), client.replies, "{what}");
+        assert_eq!(response.len(), client.replies + client.unanswered, "{what}");
+        assert_eq!(response.len(), client.response_time.count, "{what}");
+        // "pair" answers a line with up to two.
+        assert!(client.sent_bytes >= 64 * client.replies, "{what}");
+        assert!(
+            client.received_bytes >= client.sent_bytes - 64 * 20,
+            "{what}"
+        );
+
+        let server = launch.server.as_ref().unwrap();
+        let tally = server.tally.unwrap();
+        assert!(tally.adds_up(), "{what}: {tally:?}");
+        assert_eq!((tally.accepted, tally.failed), (20, 0), "{what}: {tally:?}");
+        assert_eq!(server.exit.as_deref(), Some("exit status: 0"), "{what}");
+        let expected = if launch.model == "threads" { 21.. } else { 1.. };
+        assert!(
+            expected.contains(&server.threads.unwrap()),
+            "{what}: {:?}",
+            server.threads
+        );
+
+        let figure =
+            |metric| launch.figures[&metric].unwrap_or_else(|| panic!("{what}: no {metric:?}"));
+        assert!(figure(Metric::CpuUsPerRequest) > 0.0, "{what}");
+        assert!(figure(Metric::PeakMemoryMib) > 0.0, "{what}");
+        assert!(figure(Metric::ClientBusy) > 0.0, "{what}");
+        if launch.workload == Workload::Steady {
+            // 20 connections at 1,000 per second for 0.2 s.
+            let planned = client.replies + client.unanswered;
+            assert!((195..=205).contains(&planned), "{what}: {planned}");
+        }
+    }
+
+    let report = fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(
+        report.contains("## max") && report.contains("--seed 42"),
+        "{report}"
+    );
+
+    // Drawn again it is the same.
+    fs::remove_file(out.join("report.md")).unwrap();
+    let again = run(&["report", path(&out)]);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+    assert_eq!(text(&again.stdout), table);
+    assert_eq!(fs::read_to_string(out.join("report.md")).unwrap(), report);
+
+    // And never overwritten.
+    let second = run(&[
+        "compare",
+        "--models",
+        "mio",
+        "--workloads",
+        "max",
+        "--out",
+        path(&out),
+    ]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        text(&second.stderr).contains("holds results already"),
+        "{}",
+        text(&second.stderr)
+    );
+    assert_eq!(Results::read(&out).unwrap().launches.len(), 4);
+}
+
+#[test]
+fn one_at_a_time_starves_the_others_and_that_is_a_result() {
+    let (_dir, out) = out();
+    let done = run(&[
+        "compare",
+        "--models",
+        "serial,mio",
+        "--workloads",
+        "crowd,idle",
+        "--launches",
+        "1",
+        "--patience",
+        "3s",
+        "--connections",
+        "5",
+        "--json",
+        "--out",
+        path(&out),
+    ]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert_eq!(
+        text(&done.stdout),
+        fs::read_to_string(out.join("results.json")).unwrap()
+    );
+    let results = Results::read(&out).unwrap();
+    let summary = |model: &str, workload| {
+        let mut summaries = results.summary.iter();
+        summaries
+            .find(|summary| summary.model == model && summary.workload == workload)
+            .unwrap()
+    };
+    let serial = summary("serial", Workload::Crowd);
+    let served = serial.figures[&Metric::AllServedS].unwrap();
+    // Each client takes a second or more, and there are five.
+    assert_eq!(
+        (served.value, served.lower_bound, serial.ranked),
+        (3.0, true, false)
+    );
+    assert!(serial.figures[&Metric::ClientsServed].unwrap().value < 5.0);
+    assert!(
+        !summary("mio", Workload::Crowd).figures[&Metric::ClientsServed]
+            .unwrap()
+            .lower_bound
+    );
+    // It holds one connection: there is no memory per connection, and that is not zero.
+    assert_eq!(
+        summary("serial", Workload::Idle).figures[&Metric::KibPerConnection],
+        None
+    );
+    assert!(
+        summary("mio", Workload::Idle).figures[&Metric::KibPerConnection]
+            .unwrap()
+            .value
+            > 0.0
+    );
+}
+
+#[test]
+fn what_cannot_be_written_is_told_before_anything_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    // Below a file there is no directory, for root neither.
+    let done = run(&["compare", "--out", path(&file.join("out"))]);
+    assert_eq!(done.status.code(), Some(1));
+    let said = text(&done.stderr);
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert!(
+        said.contains("cannot write to") && said.contains("--out"),
+        "{said}"
+    );
+    assert!(done.stdout.is_empty());
+}
+
+#[test]
+fn wrong_usage_is_one_line_that_helps() {
+    let usage = |arguments: &[&str], part: &str| {
+        let done = run(arguments);
+        let said = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(said.contains(part), "{said}");
+    };
+    usage(&["compare", "--models", "mio,apache"], "threads");
+    usage(&["compare", "--workloads", "max,min"], "steady");
+    usage(&["compare", "--launches", "0"], "--launches");
+    usage(&["compare", "--duration", "0s"], "--duration");
+    usage(&["compare", "--rate=-1"], "rate");
+    let nothing = run(&["report", "/nonexistent"]);
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(
+        text(&nothing.stderr).contains("name a directory"),
+        "{}",
+        text(&nothing.stderr)
+    );
+}
+
+#[test]
+fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
+    let (_dir, out) = out();
+    let mut long = Long::start(&out);
+    long.first_launch();
+    let servers = long.servers();
+    kill(long.pid(), Signal::SIGINT).unwrap();
+    // Read on, or a full pipe would keep it from ending.
+    let mut rest = String::new();
+    long.stderr.read_to_string(&mut rest).unwrap();
+    let mut table = String::new();
+    long.child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut table)
+        .unwrap();
+    assert_eq!(long.child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(gone(&servers));
+    let results = Results::read(&out).unwrap();
+    assert!(!results.complete);
+    assert!(!results.launches.is_empty());
+    assert!(results.launches.iter().all(Launch::valid));
+    assert!(table.contains("interrupted"), "{table}");
+}
+
+#[test]
+fn no_server_outlives_a_comparison_that_is_killed() {
+    let (_dir, out) = out();
+    let mut long = Long::start(&out);
+    long.first_launch();
+    let servers = long.servers();
+    kill(long.pid(), Signal::SIGKILL).unwrap();
+    long.child.wait().unwrap();
+    assert!(gone(&servers));
+}
