@@ -19,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use protocol::{PROTOCOLS, Protocol};
 use serde_json::json;
 
+use crate::compare::results::ClientSide;
 use crate::{figures, interrupt, output};
 
 /// Options of `drive`.
@@ -187,7 +188,7 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     if !descriptors.allow(plan.connections) {
         eprintln!(
             "warning: {} connections do not fit the limit of {} open files, and this process may not raise it; \
-             some will fail as \"local\" errors (see ulimit -Hn)",
+             some will be refused by this machine (see ulimit -Hn)",
             figures::count(plan.connections as u64),
             descriptors.now.unwrap_or(u64::MAX),
         );
@@ -216,7 +217,7 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
         );
     }
     output::print(&if args.json {
-        format!("{:#}\n", to_json(&plan, &report))
+        format!("{:#}\n", to_json(&plan, &report)?)
     } else {
         to_text(&plan, &report)
     })?;
@@ -317,20 +318,12 @@ fn to_text(plan: &Plan, report: &Report) -> String {
 }
 
 fn failures(report: &Report) -> String {
-    let errors = &report.errors;
-    let kinds = [
-        (errors.refused, "refused"),
-        (errors.reset, "reset"),
-        (errors.timed_out, "timed out"),
-        (errors.wrong_reply, "wrong reply"),
-        (errors.closed_early, "closed early"),
-        (errors.local, "local"),
-        (report.unanswered, "unanswered at the end"),
-    ];
-    let failed: Vec<_> = kinds
-        .iter()
-        .filter(|(number, _)| *number > 0)
-        .map(|(number, kind)| format!("{} {kind}", figures::count(*number)))
+    let unanswered = Some((report.unanswered, "unanswered at the end"));
+    let failed: Vec<_> = report
+        .errors
+        .kinds()
+        .chain(unanswered.filter(|(count, _)| *count > 0))
+        .map(|(number, kind)| format!("{} {kind}", figures::count(number)))
         .collect();
     if failed.is_empty() {
         "none".to_string()
@@ -339,53 +332,17 @@ fn failures(report: &Report) -> String {
     }
 }
 
-fn to_json(plan: &Plan, report: &Report) -> serde_json::Value {
-    let times = |histogram: &Histogram<u64>| {
-        let at = |quantile| figures::quantile(histogram, quantile);
-        json!({
-            "count": histogram.len(),
-            "p50": at(0.5),
-            "p90": at(0.9),
-            "p99": at(0.99),
-            "p99_9": at(0.999),
-            "max": (!histogram.is_empty()).then(|| histogram.max()),
-        })
-    };
-    json!({
+/// The names are those of `results.json` (docs/src/results.md).
+fn to_json(plan: &Plan, report: &Report) -> anyhow::Result<serde_json::Value> {
+    Ok(json!({
         "address": plan.address.to_string(),
         "protocol": plan.protocol.name,
         "connections": plan.connections,
-        "seed": plan.seed,
-        "elapsed_ns": nanos(report.elapsed),
-        "window_ns": nanos(report.window),
-        "replies": report.replies,
+        "seed": plan.seed.to_string(),
         "availability": report.availability(),
-        "replies_per_second": report.throughput(),
-        "fairness": report.fairness().map(|fairness| json!({
-            "jain": fairness.jain, "slowest": fairness.slowest, "fastest": fairness.fastest,
-        })),
-        "errors": {
-            "refused": report.errors.refused,
-            "reset": report.errors.reset,
-            "timed_out": report.errors.timed_out,
-            "wrong_reply": report.errors.wrong_reply,
-            "closed_early": report.errors.closed_early,
-            "local": report.errors.local,
-        },
-        "unanswered": report.unanswered,
-        "examples": report.examples,
-        "response_time_ns": times(&report.response_time),
-        "service_time_ns": times(&report.service_time),
-        "lag_ns": times(&report.lag),
-        "connect_time_ns": times(&report.connect_time),
-        "first_reply_ns": times(&report.first_reply),
-        "never_served": report.never_served,
-        "finished_clients": report.finished_clients,
-        "connected": report.connected,
-        "client_cpu_ns": nanos(report.cpu),
-        "bytes_sent": report.sent,
-        "bytes_received": report.received,
-    })
+        "replies_per_s": report.throughput(),
+        "client": ClientSide::of(report)?,
+    }))
 }
 
 fn nanos(time: Duration) -> u64 {

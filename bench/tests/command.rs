@@ -237,15 +237,16 @@ fn every_model_answers_every_protocol() {
                 text(&driven.stderr)
             );
             let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
-            assert_eq!(report["replies"], 100, "{} {}", model.name, protocol.name);
             assert_eq!(report["availability"], 1.0);
-            assert_eq!(report["response_time_ns"]["count"], 100);
+            let client = &report["client"];
+            assert_eq!(client["replies"], 100, "{} {}", model.name, protocol.name);
+            assert_eq!(client["response_time"]["count"], 100);
 
             let (status, tally) = serving.stop(Signal::SIGTERM);
             assert_eq!(status, Some(0));
             let tally: Value = serde_json::from_str(&tally).unwrap();
             assert_eq!(
-                tally["accepted"], report["connected"],
+                tally["accepted"], client["connected"],
                 "{} {}",
                 model.name, protocol.name
             );
@@ -359,7 +360,7 @@ fn ctrl_c_ends_a_drive_and_keeps_what_was_measured() {
         .unwrap();
     assert_eq!(driving.wait().unwrap().code(), Some(130), "{said}");
     let report: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(report["errors"]["wrong_reply"], 0);
+    assert_eq!(report["client"]["errors"]["wrong_reply"], 0);
 }
 
 #[test]

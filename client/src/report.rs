@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// What one drive measured. Times are in nanoseconds.
 ///
@@ -190,7 +191,7 @@ pub struct Fairness {
 }
 
 /// Failed requests by kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Errors {
     /// Nobody listens there (ECONNREFUSED).
     pub refused: u64,
@@ -215,6 +216,20 @@ impl Errors {
             + self.wrong_reply
             + self.closed_early
             + self.local
+    }
+
+    /// Each kind that occurred: how often, and in words.
+    pub fn kinds(&self) -> impl Iterator<Item = (u64, &'static str)> {
+        [
+            (self.refused, "refused"),
+            (self.reset, "reset"),
+            (self.timed_out, "timed out"),
+            (self.wrong_reply, "wrong reply"),
+            (self.closed_early, "closed early"),
+            (self.local, "refused by this machine to the client"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
     }
 
     fn merge(&mut self, other: &Errors) {

@@ -11,7 +11,7 @@ use super::judge;
 use super::placement::Placement;
 use super::plan::{Cell, Workload};
 use super::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
-use super::results::{ClientSide, Errors, Launch, ServerSide, Times};
+use super::results::{ClientSide, Launch, ServerSide};
 use super::server::{DRAIN, Server};
 
 /// What all launches of a comparison have in common.
@@ -95,7 +95,7 @@ impl Bench<'_> {
         account.tally = end.tally;
         launch.server = Some(account);
         match driven {
-            Ok(report) => launch.client = Some(client_side(&report)?),
+            Ok(report) => launch.client = Some(ClientSide::of(&report)?),
             Err(error) => launch.problems.push(format!("{error:#}")),
         }
         launch.problems.extend(end.problems);
@@ -312,38 +312,4 @@ impl Seen {
             account.peak_rss_bytes = end.peak_rss;
         }
     }
-}
-
-fn client_side(report: &Report) -> anyhow::Result<ClientSide> {
-    let errors = report.errors;
-    Ok(ClientSide {
-        elapsed_s: report.elapsed.as_secs_f64(),
-        window_s: report.window.as_secs_f64(),
-        client_cpu_s: report.cpu.as_secs_f64(),
-        replies: report.replies,
-        completed: report.completed,
-        unanswered: report.unanswered,
-        errors: Errors {
-            refused: errors.refused,
-            reset: errors.reset,
-            timed_out: errors.timed_out,
-            wrong_reply: errors.wrong_reply,
-            closed_early: errors.closed_early,
-            local: errors.local,
-        },
-        examples: report.examples.clone(),
-        never_served: report.never_served,
-        finished_clients: report.finished_clients,
-        connected: report.connected,
-        sent_bytes: report.sent,
-        received_bytes: report.received,
-        per_connection: report.per_connection.clone(),
-        mean_in_flight: report.mean_in_flight(),
-        fairness: report.fairness().map(|fairness| fairness.jain),
-        response_time: Times::of(&report.response_time)?,
-        service_time: Times::of(&report.service_time)?,
-        lag: Times::of(&report.lag)?,
-        connect_time: Times::of(&report.connect_time)?,
-        first_reply: Times::of(&report.first_reply)?,
-    })
 }

@@ -60,19 +60,10 @@ pub(super) fn judge(launch: &mut Launch, args: &CompareArgs, placement: &Placeme
 
 /// Every reply must be right, and there must be one.
 fn complain(launch: &mut Launch, client: &ClientSide) {
-    let errors = client.errors;
-    let kinds = [
-        (errors.refused, "refused"),
-        (errors.reset, "reset"),
-        (errors.timed_out, "timed out"),
-        (errors.wrong_reply, "wrong reply"),
-        (errors.closed_early, "closed early"),
-        (errors.local, "refused by this machine to the client"),
-    ];
-    let failed: Vec<_> = kinds
-        .iter()
-        .filter(|kind| kind.0 > 0)
-        .map(|(number, kind)| format!("{} {kind}", figures::count(*number)))
+    let failed: Vec<_> = client
+        .errors
+        .kinds()
+        .map(|(number, kind)| format!("{} {kind}", figures::count(number)))
         .collect();
     if !failed.is_empty() {
         let example = client

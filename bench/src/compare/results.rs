@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use client::{Errors, Report};
 use contract::Tally;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
@@ -238,32 +239,36 @@ pub struct ClientSide {
     pub first_reply: Times,
 }
 
-/// Failed requests by kind, as in [`client::Errors`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Errors {
-    /// Nobody listened.
-    pub refused: u64,
-    /// The server broke the connection off.
-    pub reset: u64,
-    /// No reply in time.
-    pub timed_out: u64,
-    /// A reply with a wrong byte.
-    pub wrong_reply: u64,
-    /// The server closed before the reply was complete.
-    pub closed_early: u64,
-    /// What this machine refused to the client.
-    pub local: u64,
-}
-
-impl Errors {
-    /// All kinds together.
-    pub fn total(&self) -> u64 {
-        self.refused
-            + self.reset
-            + self.timed_out
-            + self.wrong_reply
-            + self.closed_early
-            + self.local
+impl ClientSide {
+    /// Takes a report down.
+    ///
+    /// # Errors
+    ///
+    /// As [`Times::of`].
+    pub fn of(report: &Report) -> anyhow::Result<ClientSide> {
+        Ok(ClientSide {
+            elapsed_s: report.elapsed.as_secs_f64(),
+            window_s: report.window.as_secs_f64(),
+            client_cpu_s: report.cpu.as_secs_f64(),
+            replies: report.replies,
+            completed: report.completed,
+            unanswered: report.unanswered,
+            errors: report.errors,
+            examples: report.examples.clone(),
+            never_served: report.never_served,
+            finished_clients: report.finished_clients,
+            connected: report.connected,
+            sent_bytes: report.sent,
+            received_bytes: report.received,
+            per_connection: report.per_connection.clone(),
+            mean_in_flight: report.mean_in_flight(),
+            fairness: report.fairness().map(|fairness| fairness.jain),
+            response_time: Times::of(&report.response_time)?,
+            service_time: Times::of(&report.service_time)?,
+            lag: Times::of(&report.lag)?,
+            connect_time: Times::of(&report.connect_time)?,
+            first_reply: Times::of(&report.first_reply)?,
+        })
     }
 }
 
