@@ -3,7 +3,8 @@
 use crate::session::{Farewell, Session, SessionOptions, Step};
 
 /// Replies are gathered until they are this long, so that a pipelining client costs one write for many lines.
-/// It also bounds what a session holds: at most this, and the reply that crossed it.
+/// It also bounds what a session holds to be sent: at most this, and the reply that crossed it. (To be answered, it
+/// holds a line and a read at most.)
 const GATHER: usize = 16 * 1024;
 
 /// Buffers that grew for an unusual peer are given back once they are empty.

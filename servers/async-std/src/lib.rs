@@ -80,10 +80,10 @@ async fn serve(
     // To cut what is left at the end: dropping a handle only detaches its task.
     let mut tasks: HashMap<u64, JoinHandle<()>> = HashMap::new();
 
-    loop {
-        let full = tasks.len() >= limits.max_connections;
+    let ended = loop {
+        let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
         let stop = async { Event::Stopped(stopped.as_mut().await) };
-        let ended = async {
+        let gone = async {
             match left.recv().await {
                 Ok((number, ending)) => Event::Ended(number, ending),
                 Err(_) => pending().await,
@@ -95,11 +95,8 @@ async fn serve(
             }
             Event::Came(listener.accept().await.map(|(stream, _)| stream))
         };
-        match stop.race(ended.race(came)).await {
-            Event::Stopped(stopped) => {
-                stopped?;
-                break;
-            }
+        match stop.race(gone.race(came)).await {
+            Event::Stopped(stopped) => break stopped.map(drop),
             Event::Ended(number, ending) => {
                 tasks.remove(&number);
                 tally.count(ending);
@@ -120,17 +117,19 @@ async fn serve(
                 // Nothing would interrupt this loop while peers come as fast as they are accepted.
                 task::yield_now().await;
             }
-            Event::Came(Err(error)) => {
-                if let Some(pause) = accept::on_error(error, &mut tally)?
-                    && let Ok(stopped) = timeout(pause, stopped.as_mut()).await
-                {
-                    stopped?;
-                    break;
+            Event::Came(Err(error)) => match accept::on_error(error, &mut tally) {
+                Ok(None) => {}
+                Ok(Some(pause)) => {
+                    if let Ok(stopped) = timeout(pause, stopped.as_mut()).await {
+                        break stopped.map(drop);
+                    }
                 }
-            }
+                Err(broken) => break Err(broken),
+            },
         }
-    }
+    };
 
+    // Stopped or broken, those who are here are served to the end.
     drop(listener);
     drop(going);
     let drained = async {
@@ -146,7 +145,7 @@ async fn serve(
         task.cancel().await;
     }
     tally.cut_the_rest();
-    Ok(tally)
+    ended.map(|()| tally)
 }
 
 /// What a step that waited came to.

@@ -24,24 +24,25 @@ pub const PAUSE: Duration = Duration::from_millis(100);
 pub fn on_error(error: io::Error, tally: &mut Tally) -> io::Result<Option<Duration>> {
     tally.accept_errors += 1;
     match Errno::from_io_error(&error) {
-        // The connection died in the queue, or a firewall said no; accept(2) says to treat the network errors of a
+        // The connection died in the queue; accept(2) says to treat the network errors of a
         // pending connection like EAGAIN.
         Some(
             Errno::CONNABORTED
             | Errno::INTR
             | Errno::AGAIN
-            | Errno::PERM
             | Errno::PROTO
             | Errno::NETDOWN
             | Errno::NOPROTOOPT
             | Errno::HOSTDOWN
             | Errno::NONET
             | Errno::HOSTUNREACH
-            | Errno::OPNOTSUPP
             | Errno::NETUNREACH
             | Errno::TIMEDOUT,
         ) => Ok(None),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+        // Of these it can't be known whether they end with the one connection (a firewall may say EPERM): a pause costs
+        // one peer a moment, and to go on at once might burn a CPU for good.
+        Some(Errno::PERM | Errno::OPNOTSUPP)
+        | Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
             tracing::warn!("accept: {error}; new peers wait in the backlog");
             Ok(Some(PAUSE))
         }

@@ -35,7 +35,7 @@ pub struct Acceptor {
     closing: Option<UnixStream>,
 }
 
-/// Everything that the acceptor, the watcher and the visitors share. Locked twice per connection, never per request.
+/// Everything that the acceptor, the watcher and the visitors share. Locked a few times per connection, never per request.
 #[derive(Debug, Default)]
 struct House {
     register: Mutex<Register>,
@@ -294,7 +294,10 @@ impl Visitor {
             self.told_to_end()
         });
         self.ending = ending.unwrap_or_else(|error| Ending::of(&error));
-        if self.house.register().phase == Phase::Cutting && self.ending != Ending::Served {
+        // After the deadline the watcher has broken the connection off, whatever error came of it.
+        if matches!(self.ending, Ending::Reset | Ending::TimedOut)
+            && self.house.register().phase == Phase::Cutting
+        {
             self.ending = Ending::Cut;
         }
     }

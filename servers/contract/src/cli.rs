@@ -1,7 +1,7 @@
 //! The command line of one server.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::{CpuList, Limits, Model, Service, Stop, Tally, listen, pin, raise_des
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = parse_address)]
     pub listen: SocketAddr,
 
     /// What to say (see `samewire list`)
@@ -35,7 +35,7 @@ pub struct ServeArgs {
     pub drain: Duration,
 
     /// Threads that run tasks, in the models that can choose [default: the CPUs it may use]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<NonZero<usize>>,
 
     /// Connections that the kernel completes ahead of accept(2); it has a limit of its own, net.core.somaxconn
@@ -71,13 +71,62 @@ pub fn parse_protocol(name: &str) -> Result<&'static Protocol, String> {
     })
 }
 
-/// A time such as `5s` or `100ms`.
+/// An address such as `127.0.0.1:7000` or `localhost:7000`.
+///
+/// # Errors
+///
+/// It is not one, or nobody knows the name; the message shows how to write it.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let help = "write HOST:PORT, such as 127.0.0.1:7000";
+    let mut found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; {help}"))?;
+    found.next().ok_or_else(|| help.to_string())
+}
+
+/// A time such as `5s` or `100ms`, of a year at most: moments further away can't be counted on every system.
 ///
 /// # Errors
 ///
 /// It is not one; the message shows how to write it.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "write a time as 5s, 100ms or 2m".to_string())
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    match humantime::parse_duration(text) {
+        Ok(time) if time <= YEAR => Ok(time),
+        Ok(_) => Err("a year is the longest".to_string()),
+        Err(_) => Err("write a time as 5s, 100ms or 2m".to_string()),
+    }
+}
+
+/// A number of threads.
+///
+/// # Errors
+///
+/// Not a number from 1 to 1,024.
+pub fn parse_threads(text: &str) -> Result<NonZero<usize>, String> {
+    parse_count(text, 1_024)
+}
+
+/// A number of connections.
+///
+/// # Errors
+///
+/// Not a number from 1 to 1,000,000: more than one machine has ports and memory for.
+pub fn parse_connections(text: &str) -> Result<NonZero<usize>, String> {
+    parse_count(text, 1_000_000)
+}
+
+/// A number from 1 to `most`.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn parse_count(text: &str, most: usize) -> Result<NonZero<usize>, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count: &NonZero<usize>| count.get() <= most);
+    count.ok_or_else(|| format!("write a number from 1 to {most}"))
 }
 
 /// A time that is not zero.
@@ -148,6 +197,12 @@ fn print_line(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
+/// Says what is wrong to whoever still listens. `eprintln!` panics if nobody does, and a server whose log can't be
+/// written has better things to do than to die of it.
+pub fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 fn log(verbose: u8) {
     let level = match verbose {
         0 => tracing::Level::WARN,
@@ -159,6 +214,8 @@ fn log(verbose: u8) {
         .with_max_level(level)
         .with_target(false)
         .with_writer(io::stderr)
+        // Its complaint about a log that can't be written would go where the log can't, and panic.
+        .log_internal_errors(false)
         .try_init();
 }
 
@@ -169,7 +226,9 @@ pub fn one_line(error: &clap::Error) -> String {
         .split("\n\n")
         .map(str::trim)
         .filter(|part| !part.is_empty() && !part.starts_with("Usage:"))
-        .filter(|part| !part.starts_with("For more information"));
+        .filter(|part| !part.starts_with("For more information"))
+        // Never what is meant here: no value may begin with a dash.
+        .filter(|part| !part.starts_with("tip: to pass"));
     let first = parts.next().unwrap_or("error: wrong usage");
     let mut line: String = first.split_whitespace().collect::<Vec<_>>().join(" ");
     for tip in parts {
@@ -208,7 +267,7 @@ pub fn main(models: &'static [Model]) -> ExitCode {
         Ok(server) => server,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            eprintln!("{}", one_line(&error));
+            complain(&one_line(&error));
             return ExitCode::from(2);
         }
     };
@@ -217,7 +276,7 @@ pub fn main(models: &'static [Model]) -> ExitCode {
     match serve(model, &server.serve) {
         Ok(_) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("error: {message}");
+            complain(&format!("error: {message}"));
             ExitCode::FAILURE
         }
     }

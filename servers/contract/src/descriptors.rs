@@ -12,10 +12,13 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
+    /// What a process needs beside its connections: its terminal, its polls, its pipes.
+    pub const SPARE: u64 = 16;
+
     /// Whether `count` connections fit, with some descriptors to spare for everything else.
     pub fn allow(&self, count: usize) -> bool {
-        const SPARE: u64 = 64;
-        self.now.is_none_or(|now| count as u64 + SPARE <= now)
+        self.now
+            .is_none_or(|now| (count as u64).saturating_add(Self::SPARE) <= now)
     }
 }
 

@@ -49,7 +49,7 @@ struct Connection<S> {
     session: Box<dyn Session>,
     /// When it last took or gave a byte.
     progress: Instant,
-    /// The peer's side is known to be closed, so a short read does not mean that the socket is drained.
+    /// A short read does not mean that the socket is drained.
     hung_up: bool,
     /// It was refused, and is kept until then for the peer to read why.
     lingering: Option<Instant>,
@@ -116,15 +116,9 @@ impl<S: Read + Write + AsFd> Connections<S> {
         key
     }
 
-    /// The stream under that number, for a loop that changes its interest.
-    pub fn stream_mut(&mut self, key: usize) -> Option<&mut S> {
-        self.slots
-            .get_mut(key)
-            .map(|connection| &mut connection.stream)
-    }
-
-    /// Notes that the peer's side is closed. Loops that are told so (EPOLLRDHUP) must pass it on before they advance:
-    /// under edge triggering there is no second report.
+    /// Notes that a short read no longer means that the socket is empty: the peer's side is closed (EPOLLRDHUP), or it
+    /// sent urgent data (EPOLLPRI). Loops that are told so must pass it on before they advance: under edge triggering
+    /// there is no second report.
     pub fn hung_up(&mut self, key: usize) {
         if let Some(connection) = self.slots.get_mut(key) {
             connection.hung_up = true;
@@ -272,7 +266,8 @@ impl<S: Read + Write + AsFd> Connection<S> {
                     Err(error) => return Err(error),
                 },
                 Step::Close(Farewell::Refused) => {
-                    shutdown(&self.stream, Shutdown::Write)?;
+                    // Who is gone already was refused all the same.
+                    let _ = shutdown(&self.stream, Shutdown::Write);
                     let until = now + LINGER;
                     self.lingering = Some(until);
                     return Ok(Progress::Lingers(until));

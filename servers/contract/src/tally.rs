@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::ops::AddAssign;
 
 use protocol::Farewell;
 use serde::{Deserialize, Serialize};
@@ -96,19 +95,6 @@ impl Tally {
     }
 }
 
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Tally) {
-        self.accepted += other.accepted;
-        self.served += other.served;
-        self.refused += other.refused;
-        self.timed_out += other.timed_out;
-        self.reset += other.reset;
-        self.cut += other.cut;
-        self.failed += other.failed;
-        self.accept_errors += other.accept_errors;
-    }
-}
-
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -146,9 +132,5 @@ mod tests {
             tally.count(ending);
             assert!(tally.adds_up(), "{ending:?}");
         }
-        let mut both = tally;
-        both += tally;
-        assert!(both.adds_up());
-        assert_eq!(both.accepted, 12);
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! *Edge-triggered* means that the kernel reports a change once: new input has come, room for output has come back.
 //! Whoever does not go on until the socket says "would block" waits for a report that never comes. In return the
-//! interest never changes: both directions are registered once, and a connection that does not wait for room hears
+//! interest never changes: all directions are registered once, and a connection that does not wait for room hears
 //! nothing of it.
 
 use std::io;
@@ -36,6 +36,14 @@ pub const MODELS: &[Model] = &[Model {
 const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 
+/// Input, room for output and, where the system reports it, urgent data.
+const EVERYTHING: mio::Interest = {
+    let both = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
+    #[cfg(target_os = "linux")]
+    let both = both.add(mio::Interest::PRIORITY);
+    both
+};
+
 /// Peers accepted in one go, before those who are connected have their turn again.
 const ACCEPT_TURN: usize = 64;
 
@@ -62,6 +70,8 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     registry.register(&mut SourceFd(&stop), STOP, mio::Interest::READABLE)?;
 
     let drain = limits.drain;
+    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
     let mut backlog = Backlog::Empty;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
@@ -93,13 +103,11 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
-                STOP => {
-                    listener = None;
-                    drained_by = Some(now + drain);
-                    turns = connections.stop();
-                }
+                STOP => ended = Some(Ok(())),
                 Token(key) => {
-                    if event.is_read_closed() {
+                    // Behind what a short read gives there may be more: the end of the input, or what follows urgent
+                    // data, which a read never reaches across.
+                    if event.is_read_closed() || event.is_priority() {
                         connections.hung_up(key);
                     }
                     turns.push(key);
@@ -118,37 +126,42 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         }
         connections.expire(now);
 
-        match backlog {
-            // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
-            _ if listener.is_none() => backlog = Backlog::Empty,
-            Backlog::Paused(until) if until <= now => backlog = Backlog::Waiting,
-            _ => {}
+        if let Backlog::Paused(until) = backlog
+            && until <= now
+        {
+            backlog = Backlog::Waiting;
         }
         for _ in 0..ACCEPT_TURN {
-            let Some(listener) = &listener else { break };
-            if backlog != Backlog::Waiting || connections.is_full() {
+            let Some(open) = &listener else { break };
+            if backlog != Backlog::Waiting || connections.is_full() || ended.is_some() {
                 break;
             }
-            match listener.accept() {
+            match open.accept() {
                 Ok((mut stream, _)) => {
                     let token = Token(connections.next_key());
-                    let both = mio::Interest::READABLE | mio::Interest::WRITABLE;
-                    match registry.register(&mut stream, token, both) {
+                    match registry.register(&mut stream, token, EVERYTHING) {
                         Ok(()) => _ = connections.insert(stream, service.open(), now),
                         Err(_) => connections.refuse(),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => backlog = Backlog::Empty,
-                Err(error) => {
-                    if let Some(pause) = accept::on_error(error, connections.tally_mut())? {
-                        backlog = Backlog::Paused(now + pause);
-                    }
-                }
+                Err(error) => match accept::on_error(error, connections.tally_mut()) {
+                    Ok(None) => {}
+                    Ok(Some(pause)) => backlog = Backlog::Paused(now + pause),
+                    Err(broken) => ended = Some(Err(broken)),
+                },
             }
         }
 
+        if ended.is_some() && listener.is_some() {
+            listener = None;
+            // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
+            backlog = Backlog::Empty;
+            drained_by = Some(now + drain);
+            again = connections.stop();
+        }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
-            return Ok(connections.finish());
+            return ended.unwrap_or(Ok(())).map(|()| connections.finish());
         }
     }
 }

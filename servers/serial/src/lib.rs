@@ -5,8 +5,8 @@
 //!              (everybody else waits in the backlog)
 //! ```
 //!
-//! Nothing is wrong with any line of it, and as long as every peer comes, asks and leaves, it is the fastest server
-//! here. But a peer that thinks for a second holds all the others up for a second.
+//! Nothing is wrong with any line of it, and for peers that come one after the other nothing here is quicker. But a
+//! peer that thinks for a second holds all the others up for a second.
 
 use std::io;
 use std::net::TcpListener;

@@ -66,7 +66,8 @@ fn run(
     let (working, done) = channel::bounded::<Never>(1);
     thread::scope(|scope| {
         for _ in 1..workers.get() {
-            scope.spawn(|| smol::block_on(executor.run(done.recv())));
+            let worker = thread::Builder::new().name("worker".to_string());
+            worker.spawn_scoped(scope, || smol::block_on(executor.run(done.recv())))?;
         }
         // This thread is a worker too.
         let serving = serve(&executor, listener, service, limits, stop);
@@ -98,10 +99,10 @@ async fn serve(
     let (leave, left) = channel::unbounded();
     let mut tally = Tally::default();
 
-    loop {
+    let ended = loop {
         let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
         let stop = async { Event::Stopped(stopped.as_mut().await) };
-        let ended = async {
+        let gone = async {
             match left.recv().await {
                 Ok(ending) => Event::Ended(ending),
                 Err(_) => pending().await,
@@ -113,11 +114,8 @@ async fn serve(
             }
             Event::Came(listener.accept().await.map(|(stream, _)| stream))
         };
-        match or(stop, or(ended, came)).await {
-            Event::Stopped(stopped) => {
-                stopped?;
-                break;
-            }
+        match or(stop, or(gone, came)).await {
+            Event::Stopped(stopped) => break stopped,
             Event::Ended(ending) => tally.count(ending),
             Event::Came(Ok(stream)) => {
                 tally.accepted += 1;
@@ -132,22 +130,24 @@ async fn serve(
                 // Nothing would interrupt this loop while peers come as fast as they are accepted.
                 yield_now().await;
             }
-            Event::Came(Err(error)) => {
-                if let Some(pause) = accept::on_error(error, &mut tally)? {
+            Event::Came(Err(error)) => match accept::on_error(error, &mut tally) {
+                Ok(None) => {}
+                Ok(Some(pause)) => {
                     let stop = async { Some(stopped.as_mut().await) };
                     let paused = async {
                         sleep(pause).await;
                         None
                     };
                     if let Some(stopped) = or(stop, paused).await {
-                        stopped?;
-                        break;
+                        break stopped;
                     }
                 }
-            }
+                Err(broken) => break Err(broken),
+            },
         }
-    }
+    };
 
+    // Stopped or broken, those who are here are served to the end.
     drop(listener);
     drop(going);
     let drained = async {
@@ -159,7 +159,7 @@ async fn serve(
     };
     or(drained, sleep(limits.drain)).await;
     tally.cut_the_rest();
-    Ok(tally)
+    ended.map(|()| tally)
 }
 
 async fn sleep(time: Duration) {

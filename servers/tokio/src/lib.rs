@@ -80,31 +80,29 @@ async fn serve(
     let mut tally = Tally::default();
     let mut tasks = JoinSet::new();
 
-    loop {
+    let ended = loop {
         select! {
             biased;
-            stopped = stop.readable() => {
-                stopped?;
-                break;
-            }
+            stopped = stop.readable() => break stopped,
             Some(ended) = tasks.join_next() => tally.count(ending(ended)),
             accepted = listener.accept(), if tasks.len() < limits.max_connections => match accepted {
                 Ok((stream, _)) => {
                     tally.accepted += 1;
                     tasks.spawn(converse(stream, service.open(), limits.clone(), stopping.clone()));
                 }
-                Err(error) => {
-                    if let Some(pause) = accept::on_error(error, &mut tally)? {
-                        select! {
-                            _ = stop.readable() => break,
-                            () = sleep(pause) => {}
-                        }
-                    }
-                }
+                Err(error) => match accept::on_error(error, &mut tally) {
+                    Ok(None) => {}
+                    Ok(Some(pause)) => select! {
+                        stopped = stop.readable() => break stopped,
+                        () = sleep(pause) => {}
+                    },
+                    Err(broken) => break Err(broken),
+                },
             },
         }
-    }
+    };
 
+    // Stopped or broken, those who are here are served to the end.
     drop(listener);
     stopping.cancel();
     let drained = timeout(limits.drain, async {
@@ -116,7 +114,7 @@ async fn serve(
         tasks.shutdown().await;
         tally.cut_the_rest();
     }
-    Ok(tally)
+    ended.map(|()| tally)
 }
 
 fn ending(ended: Result<io::Result<Ending>, JoinError>) -> Ending {
@@ -152,7 +150,7 @@ async fn converse(
         let event = match session.step() {
             Step::Read if stopping.is_cancelled() => {
                 // What arrived before the stop was asked before the stop: answer that, and no more. `try_read` knows
-                // only what the driver has seen, so let the driver look.
+                // only what the driver has seen, which is input before a later stop; another turn lets it see more.
                 yield_now().await;
                 match stream.try_read(&mut buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
