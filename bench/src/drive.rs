@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use client::{Arrivals, Load, Plan, Report, Snapshot, Watch};
-use contract::cli::{parse_protocol, parse_some_time, parse_time};
-use contract::{CpuList, raise_descriptor_limit};
+use client::{Arrivals, Load, MAX_RATE, Plan, Report, Snapshot, Watch};
+use contract::cli::{
+    parse_address, parse_connections, parse_protocol, parse_some_time, parse_threads, parse_time,
+};
+use contract::{CpuList, Descriptors, raise_descriptor_limit};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::{PROTOCOLS, Protocol};
@@ -24,6 +26,7 @@ use crate::{figures, interrupt, output};
 
 /// Options of `drive`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("timed").multiple(true))]
 #[command(after_help = "Examples:
   samewire drive 127.0.0.1:7000                          100 clients, 10 messages each
   samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the original's load
@@ -42,7 +45,7 @@ pub struct DriveArgs {
     protocol: &'static Protocol,
 
     /// Clients that ask at the same time
-    #[arg(long, value_name = "N", default_value = "100")]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_connections)]
     connections: NonZero<usize>,
 
     /// Requests per client and round [default: 10]
@@ -58,15 +61,15 @@ pub struct DriveArgs {
     think: Duration,
 
     /// Ask for a time, not a number of messages [default with --rate: 10s]
-    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time, group = "timed")]
     duration: Option<Duration>,
 
     /// With --duration or --rate: ask for this long before measuring
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
-    warmup: Duration,
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "timed")]
+    warmup: Option<Duration>,
 
     /// Open loop: requests per second over all connections, latency from the planned send time
-    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    #[arg(long, value_name = "N", value_parser = parse_rate, group = "timed")]
     rate: Option<f64>,
 
     /// With --rate: requests come independently of one another, not evenly
@@ -86,7 +89,7 @@ pub struct DriveArgs {
     timeout: Duration,
 
     /// Bytes per request, with the line's end [default: short lines, Hello World!:0 and so on]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     size: Option<usize>,
 
     /// The same seed asks the same [default: random]
@@ -94,7 +97,7 @@ pub struct DriveArgs {
     seed: Option<u64>,
 
     /// Event loops
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_threads)]
     threads: NonZero<usize>,
 
     /// Run on these CPUs only, such as 0 or 0,2 or 0-3
@@ -121,12 +124,12 @@ impl DriveArgs {
                     } else {
                         Arrivals::Constant
                     },
-                    warmup: self.warmup,
+                    warmup: self.warmup.unwrap_or_default(),
                     duration: duration.unwrap_or(Duration::from_secs(10)),
                 },
                 (None, Some(duration)) => Load::Closed {
                     think: self.think,
-                    warmup: self.warmup,
+                    warmup: self.warmup.unwrap_or_default(),
                     duration,
                 },
                 (None, None) => Load::Messages {
@@ -146,19 +149,22 @@ impl DriveArgs {
     }
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let help = "write HOST:PORT, such as 127.0.0.1:7000";
-    let mut found = text
-        .to_socket_addrs()
-        .map_err(|error| format!("{error}; {help}"))?;
-    found.next().ok_or_else(|| help.to_string())
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
+        _ => Err(format!(
+            "write a number of requests per second, such as 5000, and {MAX_RATE} at most"
+        )),
+    }
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("write a number of requests per second, such as 5000".to_string()),
-    }
+/// The smallest holds any request's number and client; the largest is far above what servers take for a line.
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
+    let size = text
+        .parse()
+        .ok()
+        .filter(|size| (32..=1 << 24).contains(size));
+    size.ok_or_else(|| "write a number of bytes from 32 to 16777216".to_string())
 }
 
 /// Shows how far the drive has come, on a terminal.
@@ -186,12 +192,13 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     let plan = args.plan();
     let descriptors = raise_descriptor_limit();
     if !descriptors.allow(plan.connections) {
-        eprintln!(
-            "warning: {} connections do not fit the limit of {} open files, and this process may not raise it; \
-             some will be refused by this machine (see ulimit -Hn)",
+        output::complain(&format!(
+            "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
+             this process may not raise it; some connects may fail (see ulimit -Hn)",
             figures::count(plan.connections as u64),
             descriptors.now.unwrap_or(u64::MAX),
-        );
+            Descriptors::SPARE,
+        ));
     }
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
@@ -203,8 +210,12 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     } else {
         ProgressBar::hidden()
     });
-    let report = client::drive(&plan, &live, &interrupted)?;
+    // As text: its causes are in it, and would be said twice.
+    let report = client::drive(&plan, &live, &interrupted)
+        .map_err(|error| anyhow::anyhow!(error.to_string()));
     live.0.finish_and_clear();
+    let report = report?;
+    let cut_short = interrupted.load(Ordering::Relaxed);
 
     if report.received == 0
         && report.errors.refused > 0
@@ -217,11 +228,11 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
         );
     }
     output::print(&if args.json {
-        format!("{:#}\n", to_json(&plan, &report)?)
+        format!("{:#}\n", to_json(&plan, &report, cut_short)?)
     } else {
-        to_text(&plan, &report)
+        to_text(&plan, &report, cut_short)
     })?;
-    Ok(if interrupted.load(Ordering::Relaxed) {
+    Ok(if cut_short {
         ExitCode::from(interrupt::STATUS)
     } else if report.availability() == Some(1.0) {
         ExitCode::SUCCESS
@@ -230,7 +241,7 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn to_text(plan: &Plan, report: &Report) -> String {
+fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     let mut text = String::new();
     let asked = report.replies + report.errors.total() + report.unanswered;
     let _ = writeln!(
@@ -244,6 +255,19 @@ fn to_text(plan: &Plan, report: &Report) -> String {
             .map_or("n/a".to_string(), figures::percent),
         figures::time(nanos(report.window)),
     );
+    if interrupted {
+        text.push_str("  interrupted: what was under way is counted as unanswered, and what was to come is not\n");
+    } else if asked == 0 {
+        text.push_str("  nothing was measured: it ended before the measured time began\n");
+    }
+    if report.gave_up > 0 {
+        let _ = writeln!(
+            text,
+            "  {} of {} clients gave up on the server, and did not ask all they were to ask",
+            figures::count(report.gave_up),
+            figures::count(plan.connections as u64),
+        );
+    }
     let _ = write!(
         text,
         "  throughput   {} replies/s on {} connections",
@@ -268,7 +292,6 @@ fn to_text(plan: &Plan, report: &Report) -> String {
         "  {:<12} {:>10} {:>10} {:>10} {:>10} {:>10}",
         "latency", "p50", "p90", "p99", "p99.9", "max"
     );
-    let open = matches!(plan.load, Load::Open { .. });
     let mut row = |name: &str, histogram: &Histogram<u64>, meaning: &str| {
         if histogram.is_empty() {
             return;
@@ -284,25 +307,27 @@ fn to_text(plan: &Plan, report: &Report) -> String {
         }
         let _ = writeln!(text, " {:>10}   {meaning}", figures::time(histogram.max()));
     };
-    if open {
-        row(
-            "response",
-            &report.response_time,
-            "from the planned send time",
-        );
-        row("service", &report.service_time, "from the actual send time");
-        row("client lag", &report.lag, "how late the client itself was");
-    } else {
-        row(
-            "reply",
-            &report.response_time,
-            "from the send to the reply's last byte",
-        );
-    }
+    let at_least = |count: u64, what: &str| match count {
+        0 => String::new(),
+        count => format!("; at least, for {} {what}", figures::count(count)),
+    };
+    let unanswered = at_least(report.unanswered, "unanswered");
+    let unserved = at_least(report.never_served, "that never got one");
+    row(
+        "response",
+        &report.response_time,
+        &format!("from the planned send time to the reply, or to the failure{unanswered}"),
+    );
+    row(
+        "service",
+        &report.service_time,
+        "from the actual send time, right replies only",
+    );
+    row("client lag", &report.lag, "how late the client itself was");
     row(
         "first reply",
         &report.first_reply,
-        "from a client's start to its first reply",
+        &format!("from a client's start to its first reply{unserved}"),
     );
     row("connect", &report.connect_time, "");
     if report.replies > 0 && !report.window.is_zero() {
@@ -310,7 +335,9 @@ fn to_text(plan: &Plan, report: &Report) -> String {
             text,
             "  client       {:.1} µs CPU per request, busy {:.0} % of the time; seed {}",
             report.cpu.as_secs_f64() * 1e6 / report.replies as f64,
-            100.0 * report.cpu.as_secs_f64() / report.window.as_secs_f64() / plan.threads as f64,
+            100.0 * report.cpu.as_secs_f64()
+                / report.window.as_secs_f64()
+                / plan.threads.min(plan.connections) as f64,
             plan.seed,
         );
     }
@@ -333,12 +360,14 @@ fn failures(report: &Report) -> String {
 }
 
 /// The names are those of `results.json` (docs/src/results.md).
-fn to_json(plan: &Plan, report: &Report) -> anyhow::Result<serde_json::Value> {
+fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<serde_json::Value> {
     Ok(json!({
         "address": plan.address.to_string(),
         "protocol": plan.protocol.name,
         "connections": plan.connections,
         "seed": plan.seed.to_string(),
+        "interrupted": interrupted,
+        "gave_up": report.gave_up,
         "availability": report.availability(),
         "replies_per_s": report.throughput(),
         "client": ClientSide::of(report)?,

@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// The exit status of a command that was interrupted: what shells give for SIGINT.
 pub const STATUS: u8 = 130;
 
-/// Sets the flag at the first SIGINT or SIGTERM, so that what was measured can be kept; the second ends the process at
+/// Sets the flag at the first SIGINT, SIGTERM or SIGHUP (the terminal was closed), so that what was measured can be kept; the second ends the process at
 /// once.
 ///
 /// # Errors
 ///
 /// The handlers could not be set.
 pub fn catch(interrupted: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         // In this order: the first signal finds the flag unset, and sets it for the second.
         flag::register_conditional_shutdown(signal, STATUS.into(), Arc::clone(interrupted))
             .and_then(|_| flag::register(signal, Arc::clone(interrupted)))

@@ -18,7 +18,7 @@ use contract::cli::{ServeArgs, one_line};
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about,
+    about = "One protocol, one client, many concurrency models, side by side",
     max_term_width = 100,
     after_help = "Examples:
   samewire compare                        all models on all workloads, within two minutes
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
         // Help and version are no errors, and a missing command is answered with the help.
         Err(error) if !error.use_stderr() || std::env::args_os().len() == 1 => error.exit(),
         Err(error) => {
-            eprintln!("{}", one_line(&error));
+            output::complain(&one_line(&error));
             return ExitCode::from(2);
         }
     };
@@ -91,14 +91,14 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Report(args) => compare::report(&args),
         Command::Completions { shell } => {
-            let mut out = std::io::stdout().lock();
-            clap_complete::generate(shell, &mut Cli::command(), "samewire", &mut out);
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "samewire", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
     };
     done.unwrap_or_else(|error| {
         // In one line, whatever the depth of its causes.
-        eprintln!("error: {error:#}");
+        output::complain(&format!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -1,6 +1,8 @@
-//! Standard output, for whoever still reads.
+//! Standard output and standard error, for whoever still reads.
 
 use std::io::{self, Write};
+
+pub use contract::cli::complain;
 
 /// Prints `text`. A reader that has left (`samewire list | head -1`) is no error and no reason to panic, as it is for
 /// `println!`.

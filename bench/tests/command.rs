@@ -50,7 +50,10 @@ struct Serving {
 impl Serving {
     fn start(arguments: &[&str]) -> Serving {
         let mut command = samewire(&["serve"]);
-        command.args(arguments).args(["--listen", "127.0.0.1:0"]);
+        Serving::of(command.args(arguments).args(["--listen", "127.0.0.1:0"]))
+    }
+
+    fn of(command: &mut Command) -> Serving {
         let mut child = command.spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -110,17 +113,19 @@ fn list_names_every_model_and_protocol() {
 
 /// A reader that leaves early is no error (and `println!` would panic).
 #[test]
-fn list_survives_a_reader_that_leaves() {
-    let mut child = samewire(&["list"]).spawn().unwrap();
-    drop(child.stdout.take());
-    assert!(child.wait().unwrap().success());
-    let mut complaint = String::new();
-    child
-        .stderr
-        .unwrap()
-        .read_to_string(&mut complaint)
-        .unwrap();
-    assert_eq!(complaint, "");
+fn output_survives_a_reader_that_leaves() {
+    for arguments in [&["list"][..], &["completions", "bash"]] {
+        let mut child = samewire(arguments).spawn().unwrap();
+        drop(child.stdout.take());
+        assert!(child.wait().unwrap().success());
+        let mut complaint = String::new();
+        child
+            .stderr
+            .unwrap()
+            .read_to_string(&mut complaint)
+            .unwrap();
+        assert_eq!(complaint, "");
+    }
 }
 
 #[test]
@@ -186,6 +191,58 @@ fn wrong_usage_is_one_line_and_status_2() {
         &["--connections"],
     );
     assert_error(&run(&["nosuch"]), 2, &["nosuch"]);
+}
+
+/// None of these may be taken literally: they overflow clocks, or eat the machine's memory.
+#[test]
+fn absurd_sizes_are_wrong_usage() {
+    let drive = |option: &str, value: &str| run(&["drive", "127.0.0.1:1", option, value]);
+    let serve = |option: &str, value: &str| run(&["serve", "mio", option, value]);
+    let most = "18446744073709551615";
+    let ages = "18446744073709551615s";
+    assert_error(
+        &drive("--connections", most),
+        2,
+        &["connections", "1000000"],
+    );
+    assert_error(&drive("--threads", most), 2, &["threads"]);
+    assert_error(&drive("--size", most), 2, &["size"]);
+    assert_error(&drive("--size", "5"), 2, &["size", "32"]);
+    assert_error(&drive("--rate", "1e18"), 2, &["rate"]);
+    assert_error(&drive("--timeout", ages), 2, &["a year"]);
+    assert_error(&drive("--warmup", "1s"), 2, &["duration", "rate"]);
+    assert_error(&serve("--workers", "100000"), 2, &["workers", "1024"]);
+    assert_error(&serve("--idle-timeout", ages), 2, &["a year"]);
+    assert_error(&serve("--drain", ages), 2, &["a year"]);
+    assert_error(&run(&["compare", "--patience", ages]), 2, &["a year"]);
+    assert_error(
+        &run(&["compare", "--launches", "4000000000"]),
+        2,
+        &["launches"],
+    );
+}
+
+/// A log that can't be written is no reason for a server to die, nor for a command to end with another status.
+#[test]
+fn a_full_standard_error_changes_nothing() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    for model in ["mio", "threads", "tokio", "smol"] {
+        let mut command = samewire(&["serve", model, "-vv", "--listen", "127.0.0.1:0", "--json"]);
+        let serving = Serving::of(command.stderr(full()));
+        let driven = run(&["drive", &serving.address.to_string(), "--connections", "5"]);
+        assert!(driven.status.success(), "{model}: {}", text(&driven.stdout));
+        let (status, tally) = serving.stop(Signal::SIGTERM);
+        assert_eq!(status, Some(0), "{model}");
+        assert!(tally.contains("\"served\":5"), "{model}: {tally}");
+    }
+    let status = |arguments: &[&str]| samewire(arguments).stderr(full()).status().unwrap().code();
+    assert_eq!(status(&["drive", &nowhere()]), Some(1));
+    assert_eq!(status(&["serve", "nosuch"]), Some(2));
 }
 
 #[test]

@@ -377,4 +377,42 @@ fn no_server_outlives_a_comparison_that_is_killed() {
     kill(long.pid(), Signal::SIGKILL).unwrap();
     long.child.wait().unwrap();
     assert!(gone(&servers));
+    // What earlier blocks measured is there; a block of this comparison is two launches.
+    assert!(!Results::read(&out).unwrap().complete);
+}
+
+/// Only one of two may have the directory, however close they start.
+#[test]
+fn two_comparisons_do_not_share_a_directory() {
+    let (_dir, out) = out();
+    let mut first = Long::start(&out);
+    first.first_launch();
+    let second = run(&["compare", "--models", "mio", "--out", path(&out)]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        text(&second.stderr).contains("not overwritten"),
+        "{}",
+        text(&second.stderr)
+    );
+}
+
+#[test]
+fn a_full_standard_error_loses_no_results() {
+    let (_dir, out) = out();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = samewire(&["compare", "--models", "mio", "--workloads", "max"])
+        .args([
+            "--launches",
+            "1",
+            "--duration",
+            "100ms",
+            "--out",
+            path(&out),
+        ])
+        .stdout(Stdio::null())
+        .stderr(full)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(Results::read(&out).unwrap().complete);
 }

@@ -30,6 +30,10 @@ use engine::{EventLoop, Finished};
 use meeting::Shared;
 use timers::{Clock, nanos};
 
+/// The highest rate that can be planned, in requests per second. Above it, planned times would be closer than a clock
+/// can tell apart.
+pub const MAX_RATE: f64 = 1e7;
+
 /// Why a plan was not driven at all. What goes wrong with single requests is in [`Report::errors`] instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,8 +47,10 @@ pub enum DriveError {
     /// Messages or rounds are zero.
     #[error("nothing would be asked: messages and rounds must both be at least 1")]
     NothingToAsk,
-    /// A rate that is not a positive, finite number.
-    #[error("the rate must be a positive number of requests per second, not {0}")]
+    /// A rate that is not a positive number, or more than any server could answer ([`MAX_RATE`]).
+    #[error(
+        "the rate must be a number of requests per second above 0 and up to {MAX_RATE}, not {0}"
+    )]
     Rate(f64),
     /// The measured time, or the limit, is zero.
     #[error("nothing would be measured: the duration must be longer than zero")]

@@ -118,7 +118,7 @@ impl Plan {
             }
             Load::Closed { duration, .. } => duration,
             Load::Open { rate, duration, .. } => {
-                if !(rate.is_finite() && rate > 0.0) {
+                if !(rate > 0.0 && rate <= crate::MAX_RATE) {
                     return Err(DriveError::Rate(rate));
                 }
                 duration

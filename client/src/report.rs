@@ -46,6 +46,9 @@ pub struct Report {
     pub first_reply: Histogram<u64>,
     /// Clients that got no right reply at all (per round, for repeated rounds).
     pub never_served: u64,
+    /// Clients that gave up: the server refused them from the first, or failed them several times in a row. What they
+    /// had left to ask is not in any figure, unless it had been planned already.
+    pub gave_up: u64,
     /// Clients that got all they asked for and disconnected (per round). In loads that run for a time: that were
     /// served, and had no failure and nothing owed at the end.
     pub finished_clients: u64,
@@ -82,6 +85,7 @@ impl Report {
             connect_time: histogram(),
             first_reply: histogram(),
             never_served: 0,
+            gave_up: 0,
             finished_clients: 0,
             per_connection: vec![0; connections],
             connected: 0,
@@ -154,6 +158,7 @@ impl Report {
             mine.add(others).expect("all have the same bounds");
         }
         self.never_served += other.never_served;
+        self.gave_up += other.gave_up;
         self.finished_clients += other.finished_clients;
         let clients = self.per_connection.len().max(other.per_connection.len());
         self.per_connection.resize(clients, 0);

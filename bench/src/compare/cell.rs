@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use client::{Load, Plan, Report, Snapshot, Watch};
 
+use protocol::SessionOptions;
+
 use super::CompareArgs;
 use super::judge;
 use super::placement::Placement;
@@ -45,6 +47,11 @@ pub(super) fn server_arguments(args: &CompareArgs, placement: &Placement) -> Vec
         "1h",
         "--drain",
         DRAIN,
+        "--max-line",
+        &args
+            .size
+            .max(SessionOptions::default().max_line)
+            .to_string(),
         "--json",
     ]
     .map(String::from)
@@ -134,7 +141,7 @@ impl Bench<'_> {
             address: server.address,
             protocol: self.args.protocol,
             connections: cell.workload.connections(self.args),
-            size: Some(self.args.size.get()),
+            size: Some(self.args.size),
             load: cell.workload.load(self.args),
             connect_first: false,
             ramp: Duration::ZERO,

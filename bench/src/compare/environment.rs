@@ -87,10 +87,10 @@ fn warnings(environment: &Environment, args: &CompareArgs, placement: &Placement
          not for predicting one"
             .to_string(),
     );
-    if args.launches.get() < 3 {
+    if args.launches < 3 {
         warnings.push(format!(
             "with {} per model and workload the spread means nothing; use --launches 3 or more",
-            if args.launches.get() == 1 {
+            if args.launches == 1 {
                 "one launch"
             } else {
                 "two launches"

@@ -10,8 +10,11 @@ use crate::figures;
 /// A side that uses so much of its CPUs has nothing to spare.
 const BUSY: f64 = 0.9;
 
-/// A client this late (99th percentile) measures itself.
+/// A client this late (99th percentile) measures itself,
 const MOST_LAG_NS: u64 = 1_000_000;
+
+/// and so does one whose lateness is this much of the response times (99th percentile of both).
+const MOST_LAG: f64 = 0.5;
 
 /// Of the planned rate, this much must be achieved.
 const ENOUGH_OF_THE_RATE: f64 = 0.98;
@@ -31,11 +34,15 @@ pub(super) fn judge(launch: &mut Launch, args: &CompareArgs, placement: &Placeme
 
     complain(launch, &client);
     let mut judge = Judge {
+        // One thread can't be busier than one CPU, however many there are.
         server_busy: share(
             server.cpu_s,
-            server
-                .interval_s
-                .map(|time| time * placement.workers() as f64),
+            server.interval_s.map(|time| {
+                let threads = server
+                    .threads
+                    .map_or(usize::MAX, |threads| threads as usize);
+                time * placement.workers().min(threads) as f64
+            }),
         ),
         client_busy: share(
             Some(client.client_cpu_s),
@@ -255,7 +262,11 @@ impl Judge<'_> {
             }
         }
         let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * self.args.rate);
-        let late = client.lag.p99_ns.is_some_and(|lag| lag > MOST_LAG_NS);
+        let late = client.lag.p99_ns.is_some_and(|lag| {
+            let response = client.response_time.p99_ns;
+            lag > MOST_LAG_NS
+                || response.is_some_and(|response| lag as f64 > MOST_LAG * response as f64)
+        });
         if late || (short && self.client_busy >= Some(BUSY)) {
             self.launch.client_limited = true;
             self.lower_bound(Metric::RequestsPerS);
@@ -273,17 +284,17 @@ impl Judge<'_> {
             (after as f64 - before as f64) / self.connections as f64 / 1024.0
         });
         let mut cpus = share(self.server.cpu_s, self.server.interval_s);
-        if client.never_served > 0 {
+        // A protocol that closes after its reply leaves nobody to hold.
+        let closes = self.args.protocol.requests_per_connection.is_some();
+        let not_held = client.never_served > 0 || closes;
+        if not_held {
             self.note(Note::NotAllHeld);
         }
         if client.completed > 0 {
             self.note(Note::NotSilent);
             cpus = None;
         }
-        self.set(
-            Metric::KibPerConnection,
-            slope.filter(|_| client.never_served == 0),
-        );
+        self.set(Metric::KibPerConnection, slope.filter(|_| !not_held));
         self.set(Metric::IdleCpus, cpus);
     }
 }
@@ -398,6 +409,11 @@ mod tests {
         assert!(late.client_limited);
         assert_eq!(late.notes, [Note::ClientLate]);
         assert!(!judged(Workload::Steady, |_, _| {}).client_limited);
+        // Well under a millisecond, but as much as the replies took.
+        let mostly_late = judged(Workload::Steady, |client, _| {
+            client.lag = client.response_time.clone();
+        });
+        assert_eq!(mostly_late.notes, [Note::ClientLate]);
     }
 
     #[test]

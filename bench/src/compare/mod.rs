@@ -20,6 +20,7 @@ pub mod summary;
 mod table;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,10 +30,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use contract::cli::{parse_protocol, parse_some_time};
+use contract::cli::{parse_connections, parse_protocol, parse_some_time};
 use contract::{Model, raise_descriptor_limit};
 use protocol::{PROTOCOLS, Protocol};
 
+use crate::drive::{parse_rate, parse_size};
 use crate::{interrupt, output, registry};
 use cell::Bench;
 use placement::Placement;
@@ -73,15 +75,15 @@ pub struct CompareArgs {
     workloads: Vec<Workload>,
 
     /// Server processes per model and workload; three are needed to see a spread
-    #[arg(long, value_name = "N", default_value = "3")]
-    launches: NonZero<u32>,
+    #[arg(long, value_name = "N", default_value = "3", value_parser = parse_launches)]
+    launches: u32,
 
     /// Measure max and steady for this long in each launch
     #[arg(long, value_name = "TIME", default_value = "900ms", value_parser = parse_some_time)]
     duration: Duration,
 
     /// Connections, in all workloads but idle
-    #[arg(long, value_name = "N", default_value = "100")]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_connections)]
     connections: NonZero<usize>,
 
     /// Requests per second of steady, over all connections: below what every model can do
@@ -97,8 +99,8 @@ pub struct CompareArgs {
     protocol: &'static Protocol,
 
     /// Bytes per request, with the line's end
-    #[arg(long, value_name = "BYTES", default_value = "64")]
-    size: NonZero<usize>,
+    #[arg(long, value_name = "BYTES", default_value = "64", value_parser = parse_size)]
+    size: usize,
 
     /// The same seed measures in the same order and asks the same [default: random]
     #[arg(long, value_name = "N")]
@@ -113,6 +115,14 @@ pub struct CompareArgs {
     json: bool,
 }
 
+fn parse_launches(text: &str) -> Result<u32, String> {
+    let launches = text
+        .parse()
+        .ok()
+        .filter(|launches| (1..=10_000).contains(launches));
+    launches.ok_or_else(|| "write a number from 1 to 10000".to_string())
+}
+
 /// Options of `report`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -123,13 +133,6 @@ pub struct ReportArgs {
     dir: PathBuf,
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("write a number of requests per second, such as 5000".to_string()),
-    }
-}
-
 /// Draws the tables and the report of an earlier comparison again.
 ///
 /// # Errors
@@ -137,6 +140,12 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 /// There is none in that directory, or the report cannot be written.
 pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let results = Results::read(&args.dir)?;
+    if results.launches.is_empty() {
+        bail!(
+            "nothing was measured in {}: it was interrupted before its first launch ended",
+            args.dir.display()
+        );
+    }
     output::print(&table::to_text(&results))?;
     write_whole(&args.dir, markdown::NAME, &markdown::to_markdown(&results))?;
     Ok(ExitCode::SUCCESS)
@@ -152,6 +161,11 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Path::new("results").join(now.replace(':', ""))
     });
+    let workloads: Vec<Workload> = Workload::ALL
+        .into_iter()
+        .filter(|workload| args.workloads.contains(workload))
+        .collect();
+    enough_descriptors(args, &workloads)?;
     // Before two minutes of work, not after.
     claim(&out)?;
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -161,11 +175,6 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     // Everything that this process starts from here on is on the client's CPUs, until it says otherwise.
     let placement = Placement::take();
     let (models, infos) = models(args);
-    let workloads: Vec<Workload> = Workload::ALL
-        .into_iter()
-        .filter(|workload| args.workloads.contains(workload))
-        .collect();
-    enough_descriptors(args, &workloads)?;
     let cells = plan::cells(&models, &workloads, args, seed);
     let mut results = Results {
         schema: SCHEMA,
@@ -175,14 +184,14 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         options: Options {
             models: infos.iter().map(|model| model.name.clone()).collect(),
             workloads,
-            launches: args.launches.get(),
+            launches: args.launches,
             duration_s: args.duration.as_secs_f64(),
             connections: args.connections.get(),
             idle_connections: IDLE_CONNECTIONS,
             rate_per_s: args.rate,
             patience_s: args.patience.as_secs_f64(),
             protocol: args.protocol.name.to_string(),
-            size_bytes: args.size.get(),
+            size_bytes: args.size,
             seed: seed.to_string(),
         },
         models: infos,
@@ -190,12 +199,13 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         summary: Vec::new(),
     };
     announce(&results, &cells);
-    measure(args, &placement, &cells, &interrupted, &mut results);
+    let save = |results: &Results| write_whole(&out, results::FILE, &results.to_json()?);
+    measure(args, &placement, &cells, &interrupted, &mut results, &save);
     results.summary = summary::summarise(&results)?;
     finish(args, &out, &results)
 }
 
-/// Makes the directory, and makes sure that it can be written to and holds no results.
+/// Makes the directory, and takes it for this comparison: by a results.json that nobody else can have made first.
 fn claim(dir: &Path) -> anyhow::Result<()> {
     let cannot = || {
         format!(
@@ -204,17 +214,15 @@ fn claim(dir: &Path) -> anyhow::Result<()> {
         )
     };
     fs::create_dir_all(dir).with_context(cannot)?;
-    let existing = dir.join(results::FILE);
-    if existing.try_exists().with_context(cannot)? {
-        bail!(
+    match fs::File::create_new(dir.join(results::FILE)) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(
             "{} holds results already, and they are not overwritten; name another directory with --out, \
              or see them with samewire report {}",
             dir.display(),
             dir.display()
-        );
+        ),
+        claimed => claimed.map(drop).with_context(cannot),
     }
-    write_whole(dir, ".probe", "").with_context(cannot)?;
-    fs::remove_file(dir.join(".probe")).with_context(cannot)
 }
 
 /// What can be measured, and all that was asked for. Each once, in the order of the registry.
@@ -283,20 +291,20 @@ fn command(args: &CompareArgs, models: &[ModelInfo], workloads: &[Workload], see
 
 fn announce(results: &Results, cells: &[Cell]) {
     let estimate: Duration = cells.iter().map(|cell| cell.estimate).sum();
-    eprintln!(
+    output::complain(&format!(
         "{} launches, about {}; seed {}",
         cells.len(),
         humantime::format_duration(Duration::from_secs(estimate.as_secs().max(1))),
         results.options.seed
-    );
+    ));
     if results.environment.debug_build {
-        eprintln!(
-            "warning: this is a debug build: its figures are worthless; use cargo run --release"
+        output::complain(
+            "warning: this is a debug build: its figures are worthless; use cargo run --release",
         );
     }
     for model in &results.models {
         if let Some(obstacle) = &model.obstacle {
-            eprintln!("note: {} is left out: {obstacle}", model.name);
+            output::complain(&format!("note: {} is left out: {obstacle}", model.name));
         }
     }
 }
@@ -307,6 +315,7 @@ fn measure(
     cells: &[Cell],
     interrupted: &AtomicBool,
     results: &mut Results,
+    save: &dyn Fn(&Results) -> anyhow::Result<()>,
 ) {
     let bench = Bench {
         args,
@@ -315,7 +324,15 @@ fn measure(
         interrupted,
     };
     let mut progress = Progress::start(cells);
+    let mut block = 0;
     for (cell, order) in cells.iter().zip(1..) {
+        // However this program may end, what was measured in earlier blocks is kept.
+        if cell.block != block {
+            block = cell.block;
+            if let Err(error) = save(results) {
+                output::complain(&format!("warning: {error:#}; measuring goes on"));
+            }
+        }
         progress.begin(cell);
         let Some(launch) = bench.measure(cell, order) else {
             break;
@@ -337,11 +354,11 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
     };
     write_whole(out, results::FILE, &json)?;
     write_whole(out, markdown::NAME, &markdown::to_markdown(results))?;
-    eprintln!(
+    output::complain(&format!(
         "written: {} and {}",
         out.join(results::FILE).display(),
         out.join(markdown::NAME).display()
-    );
+    ));
     shown?;
     Ok(if !results.complete {
         ExitCode::from(interrupt::STATUS)

@@ -137,7 +137,7 @@ pub(super) fn cells(
 ) -> Vec<Cell> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut cells = Vec::new();
-    for block in 1..=args.launches.get() {
+    for block in 1..=args.launches {
         let start = cells.len();
         for &workload in workloads {
             // The same requests for all models.

@@ -3,7 +3,10 @@
 //! Reading /proc takes time on a CPU of the client's, and a late client looks like a slow server. A CPU clock takes a
 //! microsecond, and the counters of a thread ten: `cell` reads them when it harms least.
 
+use std::fs;
 use std::time::{Duration, Instant};
+
+use contract::CpuList;
 
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
@@ -43,8 +46,13 @@ impl HostReading {
             idle: if cpus.is_empty() {
                 idle(&kernel.total)?
             } else {
+                // /proc/stat has a line for each CPU that is online, and procfs gives them without their numbers.
+                let online = online()?;
                 cpus.iter()
-                    .map(|&cpu| idle(kernel.cpu_time.get(cpu)?))
+                    .map(|cpu| {
+                        let line = online.iter().position(|online| online == cpu)?;
+                        idle(kernel.cpu_time.get(line)?)
+                    })
                     .sum::<Option<Duration>>()?
             },
             own: ClockId::CLOCK_PROCESS_CPUTIME_ID.now().ok()?.into(),
@@ -66,6 +74,13 @@ impl HostReading {
         // Idle time comes in ticks of 10 ms, so the difference may be slightly negative.
         (all > 0.0).then(|| ((all - known) / all).max(0.0))
     }
+}
+
+/// The numbers of the CPUs that are online.
+fn online() -> Option<Vec<usize>> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    let list: CpuList = list.trim().parse().ok()?;
+    Some(list.0)
 }
 
 /// Everything else, at a moment. `None`: it could not be read.

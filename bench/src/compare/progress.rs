@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::metric::Metric;
 use super::plan::{Cell, Workload};
 use super::results::Launch;
-use crate::figures;
+use crate::{figures, output};
 
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -55,7 +55,7 @@ impl Progress {
             width = self.cells.to_string().len(),
         );
         if self.bar.is_hidden() {
-            eprintln!("{line}");
+            output::complain(&line);
         } else if !launch.valid() {
             self.bar.println(line);
         }

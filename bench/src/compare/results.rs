@@ -461,6 +461,8 @@ pub(super) mod tests {
     /// A client whose every histogram is this one.
     pub(in crate::compare) fn client_side(histogram: &Histogram<u64>) -> ClientSide {
         let times = Times::of(histogram).unwrap();
+        let mut lag = client::histogram();
+        lag.record_n(1_000, times.count).unwrap();
         ClientSide {
             elapsed_s: 1.0,
             window_s: 1.0,
@@ -480,7 +482,7 @@ pub(super) mod tests {
             fairness: Some(1.0),
             response_time: times.clone(),
             service_time: times.clone(),
-            lag: times.clone(),
+            lag: Times::of(&lag).unwrap(),
             connect_time: times.clone(),
             first_reply: times,
         }

@@ -72,34 +72,37 @@ impl Server {
         let (line, lines) = mpsc::channel();
         let (complaint, complaints) = mpsc::channel();
         // Both sleep while the server serves: it says nothing meanwhile.
-        let readers = vec![
-            thread::spawn(move || {
-                for text in stdout
-                    .into_iter()
-                    .flat_map(|out| BufReader::new(out).lines())
-                {
-                    let Ok(text) = text else { return };
-                    let _ = line.send(text);
-                }
-            }),
-            thread::spawn(move || {
-                let Some(mut stderr) = stderr else { return };
-                let mut kept = Vec::new();
-                let _ = stderr.by_ref().take(MOST_COMPLAINTS).read_to_end(&mut kept);
-                // The rest must go somewhere: a full pipe would stop the server.
-                let _ = std::io::copy(&mut stderr, &mut std::io::sink());
-                let _ = complaint.send(String::from_utf8_lossy(&kept).into_owned());
-            }),
-        ];
+        let listen = move || {
+            for text in stdout
+                .into_iter()
+                .flat_map(|out| BufReader::new(out).lines())
+            {
+                let Ok(text) = text else { return };
+                let _ = line.send(text);
+            }
+        };
+        let hear_complaints = move || {
+            let Some(mut stderr) = stderr else { return };
+            let mut kept = Vec::new();
+            let _ = stderr.by_ref().take(MOST_COMPLAINTS).read_to_end(&mut kept);
+            // The rest must go somewhere: a full pipe would stop the server.
+            let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+            let _ = complaint.send(String::from_utf8_lossy(&kept).into_owned());
+        };
         let mut server = Server {
             child,
             // Not known yet.
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             lines,
-            readers,
+            readers: Vec::new(),
             complaints,
             reaped: false,
         };
+        let no_thread = "cannot start a thread that reads what the server says";
+        let reader = thread::Builder::new().spawn(listen).context(no_thread)?;
+        server.readers.push(reader);
+        let reader = thread::Builder::new().spawn(hear_complaints);
+        server.readers.push(reader.context(no_thread)?);
         let first = server.lines.recv_timeout(START);
         let address = first
             .as_ref()

@@ -304,7 +304,7 @@ fn sentence(note: Note) -> &'static str {
     match note {
         Note::ClientBusy => "the client was the limit, at least 90 % busy while the server was not",
         Note::ClientLate => {
-            "the client itself sent late (over 1 ms at p99), and makes the replies seem late"
+            "the client itself sent late (at p99 over 1 ms, or over half the response time), and makes the replies seem late"
         }
         Note::OtherInFlight => {
             "requests under way were not as many as connections, by more than 10 % (Little's law)"

@@ -307,6 +307,7 @@ impl EventLoop<'_> {
         let refused = fault.kind == Kind::Refused && !client.ever_served;
         if refused || client.failures >= PATIENCE {
             client.gave_up = true;
+            self.report.gave_up += 1;
             self.retire(index);
             self.shared.gave_up();
         } else if messages.is_some_and(|messages| client.settled >= messages) {
