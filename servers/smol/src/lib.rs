@@ -190,7 +190,7 @@ enum Event {
 
 /// How often a task may find its socket ready before others have their turn. Nothing else would interrupt it: unlike
 /// tokio, smol does not count.
-const TURN: usize = 16;
+const TURN: usize = 64;
 
 /// The conversation: take the next step, carry it out, report what came of it.
 async fn converse(
