@@ -157,21 +157,40 @@ impl ServerProcess {
         usize::try_from(stat.num_threads).expect("some threads")
     }
 
-    /// Lets it open `more` descriptors than it has now; gives what limited it before.
-    pub(super) fn limit_descriptors(&self, more: u64) -> Rlimit {
-        let open: Vec<u64> = fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-            .expect("no /proc/PID/fd")
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
+    /// The numbers of its descriptors, seen to be the same for a while: a runtime that has just started may have a file
+    /// open for a moment (the standard library reads the CPU quota from one), and who counts that in counts wrong.
+    fn open_descriptors(&self) -> Vec<u64> {
+        let look = || -> Vec<u64> {
+            fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+                .expect("no /proc/PID/fd")
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect()
+        };
+        let mut open = look();
+        let mut same = 0;
+        while same < 20 {
+            thread::sleep(Duration::from_millis(1));
+            let now = look();
+            same = if now == open { same + 1 } else { 0 };
+            open = now;
+        }
+        open
+    }
+
+    /// Lets it open `more` descriptors than it has now; gives what limited it before, and how many it will then have
+    /// when it can open no more.
+    pub(super) fn limit_descriptors(&self, more: usize) -> (Rlimit, usize) {
+        let open = self.open_descriptors();
         // The limit is on the number of a descriptor, not on how many there are: the free numbers below count too.
         let mut free = (0..).filter(|number| !open.contains(number));
-        let current = free.nth(usize::try_from(more).expect("few")).unwrap_or(0);
+        let current = free.nth(more).unwrap_or(0);
         let before = rustix::process::getrlimit(Resource::Nofile);
         let limit = Rlimit {
             current: Some(current),
             maximum: before.maximum,
         };
-        prlimit(self.pid(), Resource::Nofile, limit).expect("no limit set")
+        let before = prlimit(self.pid(), Resource::Nofile, limit).expect("no limit set");
+        (before, open.len() + more)
     }
 
     /// Takes the limit back.
