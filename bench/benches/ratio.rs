@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use client::{Load, Plan, Watch};
-use contract::{CpuList, listen, pin};
+use contract::{CpuList, Needs, listen, pin};
 use launch::Server;
 use nix::time::{ClockId, clock_getcpuclockid};
+use nix::unistd::Pid;
 use protocol::Protocol;
 
 const CONNECTIONS: usize = 100;
@@ -154,7 +155,7 @@ fn bare_server(name: &str) -> anyhow::Result<()> {
         .context("no such reference")?;
     let (_, cpu) = launch::cpus()?;
     pin(&CpuList(vec![cpu]))?;
-    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 4096)?;
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 4096, Needs::NOTHING)?;
     println!("listening on {}", listener.local_addr()?);
     match serve(listener)? {}
 }
@@ -186,7 +187,7 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
     };
     let meter = Meter {
         server,
-        readings: Mutex::default(),
+        seen: Mutex::default(),
     };
     let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
     if report.availability() != Some(1.0) {
@@ -196,7 +197,7 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
             report.examples
         );
     }
-    let readings = meter.readings.into_inner().unwrap_or_default();
+    let readings = meter.seen.into_inner().unwrap_or_default().readings;
     let [before, after] = readings[..] else {
         bail!("the server's CPU time could not be read")
     };
@@ -207,20 +208,45 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
     })
 }
 
-/// Reads the server's CPU clock at the edges of the measured window.
+/// Reads the server's CPU clocks at the edges of the measured window.
 struct Meter<'a> {
     server: &'a Server,
-    readings: Mutex<Vec<Duration>>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The server, and what it has forked by the beginning of the window: everybody is connected then.
+    processes: Vec<Pid>,
+    readings: Vec<Duration>,
 }
 
 impl Meter<'_> {
     fn read(&self) {
-        // The clock of the whole process: with the threads that have ended.
-        let cpu = clock_getcpuclockid(self.server.pid()).and_then(ClockId::now);
-        if let (Ok(cpu), Ok(mut readings)) = (cpu, self.readings.lock()) {
-            readings.push(cpu.into());
+        let Ok(mut seen) = self.seen.lock() else {
+            return;
+        };
+        if seen.processes.is_empty() {
+            seen.processes = processes(self.server);
+        }
+        // The clock of a whole process: with the threads that have ended.
+        let clock = |process: &Pid| clock_getcpuclockid(*process).and_then(ClockId::now);
+        let clocks: Result<Vec<_>, _> = seen.processes.iter().map(clock).collect();
+        if let Ok(clocks) = clocks {
+            seen.readings
+                .push(clocks.into_iter().map(Duration::from).sum());
         }
     }
+}
+
+/// A server and its children.
+fn processes(server: &Server) -> Vec<Pid> {
+    let all = procfs::process::all_processes().into_iter().flatten();
+    let stats = all.filter_map(|process| process.ok()?.stat().ok());
+    let children = stats.filter(|stat| stat.ppid == server.pid().as_raw());
+    std::iter::once(server.pid())
+        .chain(children.map(|stat| Pid::from_raw(stat.pid)))
+        .collect()
 }
 
 impl Watch for Meter<'_> {

@@ -3,6 +3,7 @@
 //! against, and nothing to start from: most of the mistakes that the contract rules out are in here on purpose.
 
 pub(crate) mod client;
+#[cfg(target_os = "linux")]
 mod mio;
 mod smol;
 mod threads;
@@ -17,10 +18,12 @@ pub(crate) type Bare = fn(TcpListener) -> io::Result<Infallible>;
 
 /// Each bare server under the name of the model that it is the reference for.
 pub(crate) const SERVERS: &[(&str, Bare)] = &[
-    ("mio", mio::serve),
     ("threads", threads::serve),
+    ("mio", mio::serve),
+    // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
     ("tokio-local", tokio::serve),
     ("smol-local", smol::serve),
+    #[cfg(target_os = "linux")]
 ];
 
 /// One read takes a whole request and more; the same size as in the servers.

@@ -25,7 +25,8 @@ use async_std::os::unix::net::UnixStream;
 use async_std::prelude::FutureExt;
 use async_std::task::{self, JoinHandle};
 use contract::{
-    Ending, LINGER, Limits, Model, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
+    no_obstacle,
 };
 use protocol::{Farewell, Session, Step};
 
@@ -37,6 +38,8 @@ pub const MODELS: &[Model] = &[Model {
     source: "servers/async-std/src/lib.rs",
     serve: run,
     available: no_obstacle,
+    capacity: Capacity::Limit,
+    needs: Needs::NOTHING,
     deviations: &[],
 }];
 

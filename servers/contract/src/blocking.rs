@@ -9,6 +9,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -61,10 +62,7 @@ impl Guest {
     /// Ends its wait for more input. What has arrived is still read; and if the peer's own end has, then that is what
     /// will be read after it.
     fn end_input(&mut self) {
-        if !has_hung_up(&self.stream) {
-            self.told_to_end = true;
-            let _ = self.stream.shutdown(Shutdown::Read);
-        }
+        self.told_to_end |= shut_input(&*self.stream);
     }
 }
 
@@ -99,6 +97,9 @@ impl Acceptor {
         limits: Limits,
         stop: Stop,
     ) -> io::Result<Acceptor> {
+        // On Linux the watcher can end a wait in accept(2), which is therefore all that is needed; and of many processes
+        // that wait there for one listener, the kernel wakes one for each peer. poll(2) would wake them all.
+        listener.set_nonblocking(cfg!(not(target_os = "linux")))?;
         let listener = Arc::new(listener);
         let house = Arc::new(House::default());
         let (closing, closed) = UnixStream::pair()?;
@@ -137,23 +138,24 @@ impl Acceptor {
             if !self.wait_for_place() {
                 return Ok(None);
             }
-            let mut wanted = [
-                PollFd::new(&*self.listener, PollFlags::IN),
-                PollFd::new(&self.stop, PollFlags::IN),
-            ];
-            poll(&mut wanted, None)?;
-            if !wanted[1].revents().is_empty() {
-                return Ok(None);
+            if cfg!(not(target_os = "linux")) {
+                let mut wanted = [
+                    PollFd::new(&*self.listener, PollFlags::IN),
+                    PollFd::new(&self.stop, PollFlags::IN),
+                ];
+                poll(&mut wanted, None)?;
             }
             match self.listener.accept() {
                 Ok((stream, _)) => return Ok(Some(self.admit(stream))),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // The watcher was here first, and has ended the listener.
-                Err(_) if self.house.register().phase != Phase::Open => return Ok(None),
+                // A watcher was here first, perhaps that of another process, and has ended the listener.
+                Err(_) if self.stop.wait(Some(Duration::ZERO))? => return Ok(None),
                 Err(error) => {
                     let pause = accept::on_error(error, &mut self.house.register().tally)?;
-                    if let Some(pause) = pause {
-                        self.stop.wait(Some(pause))?;
+                    if let Some(pause) = pause
+                        && self.stop.wait(Some(pause))?
+                    {
+                        return Ok(None);
                     }
                 }
             }
@@ -260,9 +262,21 @@ fn watch(stop: &Stop, closed: &UnixStream, listener: &TcpListener, house: &House
         .unwrap_or_else(std::sync::PoisonError::into_inner);
 }
 
+/// Ends a connection's wait for more input: what has arrived is still read, and then the end. Says whether that end is
+/// our doing; if the peer's own has arrived already, then that is what will be read, and this does nothing.
+///
+/// All it does are system calls that may be made in a signal handler.
+pub fn shut_input(stream: impl AsFd) -> bool {
+    let ours = !has_hung_up(&stream);
+    if ours {
+        let _ = shutdown(stream, rustix::net::Shutdown::Read);
+    }
+    ours
+}
+
 /// Whether the peer has ended its input, though it may not all be read yet.
 #[cfg(target_os = "linux")]
-fn has_hung_up(stream: &TcpStream) -> bool {
+fn has_hung_up(stream: &impl AsFd) -> bool {
     let mut wanted = [PollFd::new(stream, PollFlags::RDHUP)];
     poll(&mut wanted, Some(Duration::ZERO)).is_ok()
         && wanted[0].revents().contains(PollFlags::RDHUP)
@@ -271,7 +285,7 @@ fn has_hung_up(stream: &TcpStream) -> bool {
 /// Whether the peer has ended its input: only Linux can tell before all is read. Elsewhere a last line without its end
 /// that is still unread at the stop is cut.
 #[cfg(not(target_os = "linux"))]
-fn has_hung_up(_: &TcpStream) -> bool {
+fn has_hung_up(_: &impl AsFd) -> bool {
     false
 }
 
@@ -287,19 +301,19 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Holds the whole conversation on the calling thread, and returns when the connection has ended.
-    pub fn converse(mut self) {
+    /// Holds the whole conversation on the calling thread, and says how it ended.
+    pub fn converse(mut self) -> Ending {
         let mut session = self.service.open();
-        let ending = converse(&self.stream, session.as_mut(), self.idle_timeout, || {
+        self.ending = converse(&*self.stream, session.as_mut(), self.idle_timeout, || {
             self.told_to_end()
         });
-        self.ending = ending.unwrap_or_else(|error| Ending::of(&error));
         // After the deadline the watcher has broken the connection off, whatever error came of it.
         if matches!(self.ending, Ending::Reset | Ending::TimedOut)
             && self.house.register().phase == Phase::Cutting
         {
             self.ending = Ending::Cut;
         }
+        self.ending
     }
 
     fn told_to_end(&self) -> bool {
@@ -318,19 +332,93 @@ impl Drop for Visitor {
     }
 }
 
+/// A thread that will hold conversations, to be spawned.
+pub fn thread(name: String, stack: Option<usize>) -> thread::Builder {
+    let thread = thread::Builder::new().name(name);
+    match stack {
+        Some(size) => thread.stack_size(size),
+        None => thread,
+    }
+}
+
+/// What a conversation is held over: something whose reads and writes wait until they can be carried out.
+///
+/// A socket that blocks its thread is one. So is everything that looks like that from inside, such as a coroutine that
+/// others run in place of while it waits.
+pub trait Wire {
+    /// As read(2); an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    ///
+    /// # Errors
+    ///
+    /// As read(2).
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// As write(2); an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    ///
+    /// # Errors
+    ///
+    /// As write(2).
+    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// How long every read and every write may wait from now on.
+    ///
+    /// # Errors
+    ///
+    /// The socket is gone.
+    fn set_patience(&self, patience: Duration) -> io::Result<()>;
+
+    /// Ends the sending side: FIN.
+    ///
+    /// # Errors
+    ///
+    /// Nobody is connected any more.
+    fn finish_sending(&self) -> io::Result<()>;
+}
+
+impl Wire for TcpStream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buffer)
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(&mut &*self, bytes)
+    }
+
+    fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(patience))?;
+        self.set_write_timeout(Some(patience))
+    }
+
+    fn finish_sending(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+/// Holds a whole conversation where reads and writes can wait, and says how it ended.
+///
+/// `told_to_end` says, after the end of input, whether that was our doing: the server was stopped and ended the
+/// [reading side](shut_input).
+pub fn converse(
+    wire: &impl Wire,
+    session: &mut dyn Session,
+    idle_timeout: Duration,
+    told_to_end: impl Fn() -> bool,
+) -> Ending {
+    steps(wire, session, idle_timeout, told_to_end).unwrap_or_else(|error| Ending::of(&error))
+}
+
 /// The conversation: take the next step, carry it out, report what came of it.
-fn converse(
-    mut stream: &TcpStream,
+fn steps(
+    wire: &impl Wire,
     session: &mut dyn Session,
     idle_timeout: Duration,
     told_to_end: impl Fn() -> bool,
 ) -> io::Result<Ending> {
-    stream.set_read_timeout(Some(idle_timeout))?;
-    stream.set_write_timeout(Some(idle_timeout))?;
+    wire.set_patience(idle_timeout)?;
     let mut buffer = [0; READ_BUFFER];
     loop {
         match session.step() {
-            Step::Read => match stream.read(&mut buffer) {
+            Step::Read => match wire.read(&mut buffer) {
                 Ok(0) if told_to_end() => {
                     // Not the peer has ended its input, we have: it may have been in the middle of a request.
                     let cut = session.mid_request();
@@ -341,14 +429,14 @@ fn converse(
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
-            Step::Write(bytes) => match stream.write(bytes) {
+            Step::Write(bytes) => match wire.write(bytes) {
                 Ok(count) => session.sent(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
-                    linger(stream, &mut buffer);
+                    linger(wire, &mut buffer);
                 }
                 return Ok(farewell.into());
             }
@@ -357,15 +445,15 @@ fn converse(
 }
 
 /// Gives a refused peer time to read why. See [`Farewell::Refused`].
-fn linger(mut stream: &TcpStream, buffer: &mut [u8]) {
+fn linger(wire: &impl Wire, buffer: &mut [u8]) {
     let deadline = Instant::now() + LINGER;
-    let _ = stream.shutdown(Shutdown::Write);
+    let _ = wire.finish_sending();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+        if left.is_zero() || wire.set_patience(left).is_err() {
             return;
         }
-        match stream.read(buffer) {
+        match wire.read(buffer) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use protocol::{PROTOCOLS, Protocol, SessionOptions};
 
-use crate::{CpuList, Limits, Model, Service, Stop, Tally, listen, pin, raise_descriptor_limit};
+use crate::{
+    CpuList, LEAST_STACK, Limits, Model, Service, Stop, Tally, listen, pin, raise_descriptor_limit,
+};
 
 /// What every server can be told.
 #[derive(Debug, Clone, Args)]
@@ -34,13 +36,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
     pub drain: Duration,
 
-    /// Threads that run tasks, in the models that can choose [default: the CPUs it may use]
+    /// Threads or processes that serve, in the models that can choose [default: as many as it may use CPUs; 200 where each is held by one peer]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<NonZero<usize>>,
 
     /// Connections that the kernel completes ahead of accept(2); it has a limit of its own, net.core.somaxconn
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().backlog)]
     pub backlog: u32,
+
+    /// Stack of each thread or coroutine that serves a peer, in the models that have one, such as 128K or 2M
+    #[arg(long, value_name = "SIZE", value_parser = parse_stack)]
+    pub stack: Option<usize>,
 
     /// The longest line that is answered, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = SessionOptions::default().max_line)]
@@ -129,6 +135,32 @@ pub fn parse_count(text: &str, most: usize) -> Result<NonZero<usize>, String> {
     count.ok_or_else(|| format!("write a number from 1 to {most}"))
 }
 
+/// The size of a stack, such as `128K`, `2M` or a number of bytes.
+///
+/// # Errors
+///
+/// It is not one, or less than a conversation needs ([`LEAST_STACK`]), or more than 1 GiB.
+pub fn parse_stack(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 30;
+    let (number, unit) = match text.strip_suffix(['K', 'k']) {
+        Some(number) => (number, 1 << 10),
+        None => match text.strip_suffix(['M', 'm']) {
+            Some(number) => (number, 1 << 20),
+            None => (text, 1),
+        },
+    };
+    let size = number.parse().ok().and_then(|n: usize| n.checked_mul(unit));
+    match size {
+        Some(size) if size < LEAST_STACK => Err(format!(
+            "a conversation needs {}K",
+            LEAST_STACK.div_ceil(1 << 10)
+        )),
+        Some(size) if size <= MOST => Ok(size),
+        Some(_) => Err("1024M is the most".to_string()),
+        None => Err("write a size as 128K, 2M or a number of bytes".to_string()),
+    }
+}
+
 /// A time that is not zero.
 ///
 /// # Errors
@@ -163,19 +195,21 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
             descriptors.now.unwrap_or(u64::MAX)
         );
     }
-    let defaults = Limits::default();
     let limits = Limits {
         idle_timeout: args.idle_timeout,
         max_connections: args.max_connections.get(),
         drain: args.drain,
-        workers: args.workers.unwrap_or(defaults.workers),
+        workers: args.workers.unwrap_or_else(|| model.capacity.workers()),
+        backlog: args.backlog,
+        stack: args.stack,
     };
     let options = SessionOptions {
         max_line: args.max_line,
     };
     // In this order: whoever reads "listening" may send a signal at once, and must find it handled.
     let stop = Stop::on_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let listener = listen(args.listen, args.backlog).map_err(|error| error.to_string())?;
+    let listener =
+        listen(args.listen, args.backlog, model.needs).map_err(|error| error.to_string())?;
     let address = listener
         .local_addr()
         .map_err(|error| format!("cannot tell where it listens: {error}"))?;
@@ -278,6 +312,29 @@ pub fn main(models: &'static [Model]) -> ExitCode {
         Err(message) => {
             complain(&format!("error: {message}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_stack() {
+        for (text, size) in [("64K", 64 << 10), ("2m", 2 << 20), ("100000", 100_000)] {
+            assert_eq!(parse_stack(text), Ok(size));
+        }
+        for (text, what) in [
+            ("63K", "a conversation needs 64K"),
+            ("16", "a conversation needs 64K"),
+            ("1025M", "the most"),
+            ("K", "write a size as"),
+            ("2 M", "write a size as"),
+            ("-1", "write a size as"),
+            ("99999999999999999M", "write a size as"),
+        ] {
+            assert!(parse_stack(text).unwrap_err().contains(what), "{text}");
         }
     }
 }

@@ -8,6 +8,7 @@
 //! * [`listen`] makes the listening socket, with the same options for all;
 //! * [`accept`] sorts the errors of accept(2), and [`blocking`] and [`nonblocking`] hold the conversations of the
 //!   models that wait by blocking and by readiness. Async runtimes write theirs out, in their own idiom.
+//! * [`process`] forks, for the models that serve by processes;
 //! * [`cli`] is the command line of one server.
 //!
 //! Whether a server keeps its promises, its `tests/contract.rs` finds out, by one line with `suite!` (feature `suite`).
@@ -16,22 +17,25 @@ pub mod accept;
 pub mod blocking;
 pub mod cli;
 mod cpus;
+mod deadlines;
 mod descriptors;
 mod limits;
 mod listen;
 mod model;
 pub mod nonblocking;
+pub mod process;
 mod service;
 mod stop;
-#[cfg(feature = "suite")]
+#[cfg(all(feature = "suite", target_os = "linux"))]
 pub mod suite;
 mod tally;
 
 pub use cpus::{CpuList, pin};
+pub use deadlines::Deadlines;
 pub use descriptors::{Descriptors, raise_descriptor_limit};
-pub use limits::{LINGER, Limits, READ_BUFFER};
-pub use listen::{ListenError, listen};
-pub use model::{Deviation, Model, Promise, Serve, no_obstacle};
+pub use limits::{LEAST_STACK, LINGER, Limits, READ_BUFFER};
+pub use listen::{ListenError, listen, listen_beside};
+pub use model::{Capacity, Deviation, Model, Needs, Promise, Serve, no_obstacle};
 pub use service::Service;
 pub use stop::{Stop, Stopper};
 pub use tally::{Ending, Tally};

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::num::NonZero;
+use std::thread;
 
 use crate::{Limits, Service, Stop, Tally};
 
@@ -20,6 +22,10 @@ pub struct Model {
     pub serve: Serve,
     /// Whether it can run here; if not, why, in one sentence.
     pub available: fn() -> Result<(), String>,
+    /// How many peers it converses with at a time.
+    pub capacity: Capacity,
+    /// What it takes for granted about its process and its listener.
+    pub needs: Needs,
     /// Promises that it does not keep, by design.
     pub deviations: &'static [Deviation],
 }
@@ -31,6 +37,55 @@ pub struct Model {
 /// What no server can go on after: accept(2) failing for good, no thread or no epoll instance to begin with. What
 /// concerns one connection alone is in the [`Tally`], and never an error.
 pub type Serve = fn(TcpListener, Service, Limits, Stop) -> io::Result<Tally>;
+
+/// What bounds the peers that a model converses with at a time. Those beyond wait, without harm and without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capacity {
+    /// [`Limits::max_connections`], and nothing else.
+    Limit,
+    /// [`Limits::max_connections`], and what fits into descriptor numbers below this: with everything else that the
+    /// process has open, a few less.
+    Descriptors(usize),
+    /// Each event loop has its share of [`Limits::max_connections`], and a peer waits for the loop that the kernel chose
+    /// for it.
+    Shares,
+    /// [`Limits::workers`]: each is held by one peer until that has left.
+    Workers,
+    /// One.
+    One,
+}
+
+impl Capacity {
+    /// [`Limits::workers`], if nobody says how many: a worker that serves many peers is one for each CPU that this
+    /// process may use; one that is held by a peer sleeps most of the time, and there must be as many as peers are
+    /// expected (Tomcat has 200 threads, Apache's prefork 256 processes).
+    pub fn workers(self) -> NonZero<usize> {
+        const HELD: NonZero<usize> = NonZero::new(200).unwrap();
+        match self {
+            Capacity::Workers => HELD,
+            // Counts the CPUs that this process may use, not those of the machine: `--cpus 1` means one worker.
+            _ => thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
+        }
+    }
+}
+
+/// What a model takes for granted. Most take nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// It forks: the process must be its own, with no thread beside the one that serves. Of a process with more threads
+    /// fork(2) copies one, and every lock that another one held stays locked in the copy.
+    pub own_process: bool,
+    /// It opens more listeners on the same port, and the first must allow that (SO_REUSEPORT).
+    pub shared_port: bool,
+}
+
+impl Needs {
+    /// It runs anywhere.
+    pub const NOTHING: Needs = Needs {
+        own_process: false,
+        shared_port: false,
+    };
+}
 
 /// A promise that a model does not keep, and why it can't.
 #[derive(Debug, Clone, Copy)]

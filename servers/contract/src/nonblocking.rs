@@ -4,9 +4,8 @@
 //! A thread that blocks keeps its place in the code; here the place must be data. A [`Session`] already is, so all
 //! that is added is what the socket can't do right now, and since when.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use protocol::{Farewell, Session, Step};
 use rustix::net::{Shutdown, shutdown};
 use slab::Slab;
 
-use crate::{Ending, LINGER, Limits, READ_BUFFER, Tally};
+use crate::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Tally};
 
 /// What a connection that was advanced waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +28,13 @@ pub enum Interest {
 
 /// How often a connection may read or write before others have their turn. A peer that sends as fast as we read
 /// would otherwise keep the loop to itself: draining a socket has no natural end.
-const TURN: usize = 16;
+pub const TURN: usize = 16;
 
 /// The connections of one event loop: their sessions, deadlines and account, under small numbers that serve as the
 /// loop's tokens.
 #[derive(Debug)]
 pub struct Connections<S> {
-    slots: Slab<Connection<S>>,
+    slots: Slab<Slot<S>>,
     deadlines: Deadlines,
     limits: Limits,
     stopping: bool,
@@ -44,9 +43,31 @@ pub struct Connections<S> {
     buffer: Box<[u8]>,
 }
 
+#[derive(Debug)]
+enum Slot<S> {
+    Here(Connection<S>),
+    /// Taken out. What came for it meanwhile is noted, for when it is put back.
+    Away {
+        again: bool,
+        hung_up: bool,
+    },
+}
+
+/// A connection that was [taken out](Connections::take_out): whoever has it is the only one who can advance it, because
+/// it can't be copied.
+#[derive(Debug)]
+pub struct TakenOut<S> {
+    key: usize,
+    connection: Connection<S>,
+    stopping: bool,
+    progress: Progress,
+}
+
 struct Connection<S> {
     stream: S,
     session: Box<dyn Session>,
+    /// What it waits for, as it said last.
+    waits: Interest,
     /// When it last took or gave a byte.
     progress: Instant,
     /// A short read does not mean that the socket is drained.
@@ -81,6 +102,11 @@ impl<S: Read + Write + AsFd> Connections<S> {
         self.slots.len() >= self.limits.max_connections
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Whether nobody is left.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
@@ -105,13 +131,15 @@ impl<S: Read + Write + AsFd> Connections<S> {
     /// Takes a peer that was accepted, and gives its number.
     pub fn insert(&mut self, stream: S, session: Box<dyn Session>, now: Instant) -> usize {
         self.tally.accepted += 1;
-        let key = self.slots.insert(Connection {
+        let key = self.slots.insert(Slot::Here(Connection {
             stream,
             session,
+            // The session may have something to say first.
+            waits: Interest::Turn,
             progress: now,
             hung_up: false,
             lingering: None,
-        });
+        }));
         self.deadlines.arm(key, now + self.limits.idle_timeout);
         key
     }
@@ -120,32 +148,99 @@ impl<S: Read + Write + AsFd> Connections<S> {
     /// sent urgent data (EPOLLPRI). Loops that are told so must pass it on before they advance: under edge triggering
     /// there is no second report.
     pub fn hung_up(&mut self, key: usize) {
-        if let Some(connection) = self.slots.get_mut(key) {
-            connection.hung_up = true;
+        match self.slots.get_mut(key) {
+            Some(Slot::Here(connection)) => connection.hung_up = true,
+            Some(Slot::Away { hung_up, .. }) => *hung_up = true,
+            None => {}
         }
     }
 
     /// Goes on with a conversation as far as the socket allows. `None`: it has ended, and its stream is closed.
     /// Numbers of connections that ended earlier are passed over, since events may still be on their way.
     pub fn advance(&mut self, key: usize, now: Instant) -> Option<Interest> {
-        let connection = self.slots.get_mut(key)?;
-        match connection.advance(&mut self.buffer, self.stopping, now) {
-            Progress::Waits(interest) => Some(interest),
+        let Slot::Here(connection) = self.slots.get_mut(key)? else {
+            return None;
+        };
+        let waits = match connection.advance(&mut self.buffer, self.stopping, now) {
+            Progress::Waits(interest) => interest,
             Progress::Lingers(until) => {
                 self.deadlines.arm(key, until);
                 // What has arrived is still to be read, and an edge-triggered loop may not hear of it again.
-                Some(Interest::Turn)
+                Interest::Turn
             }
             Progress::Ended(ending) => {
                 self.end(key, ending);
+                return None;
+            }
+        };
+        connection.waits = waits;
+        Some(waits)
+    }
+
+    /// Takes a connection out, for another thread to [advance](TakenOut::advance). `None`: it has ended, or it is out
+    /// already; then it will want another turn when it is put back, because what the caller has heard of may have come
+    /// behind what the other has read.
+    pub fn take_out(&mut self, key: usize) -> Option<TakenOut<S>> {
+        let slot = self.slots.get_mut(key)?;
+        let away = Slot::Away {
+            again: false,
+            hung_up: false,
+        };
+        match mem::replace(slot, away) {
+            Slot::Here(connection) => Some(TakenOut {
+                key,
+                connection,
+                stopping: self.stopping,
+                progress: Progress::Waits(Interest::Turn),
+            }),
+            Slot::Away { hung_up, .. } => {
+                let again = true;
+                *slot = Slot::Away { again, hung_up };
                 None
             }
         }
     }
 
-    /// Begins the stop: gives everybody's number, to be advanced once more. Who has nothing under way ends then.
+    /// Takes a connection back that was taken out, and gives what it waits for, as [`advance`](Self::advance).
+    pub fn put_back(&mut self, taken: TakenOut<S>) -> Option<Interest> {
+        let (key, mut connection) = (taken.key, taken.connection);
+        let Slot::Away { again, hung_up } = *self.slots.get(key)? else {
+            return None;
+        };
+        connection.hung_up |= hung_up;
+        let waits = match taken.progress {
+            Progress::Ended(ending) => {
+                self.end(key, ending);
+                return None;
+            }
+            Progress::Waits(interest) if !again => interest,
+            Progress::Waits(_) | Progress::Lingers(_) => Interest::Turn,
+        };
+        connection.waits = waits;
+        // It may have come due while it was away, and was passed over.
+        let deadline = connection.deadline(self.limits.idle_timeout);
+        self.deadlines.arm(key, deadline);
+        self.slots[key] = Slot::Here(connection);
+        Some(waits)
+    }
+
+    /// Everybody, with what they wait for. For loops that must tell the kernel anew at every wait.
+    pub fn waiting(&self) -> impl Iterator<Item = (usize, &S, Interest)> {
+        self.slots.iter().filter_map(|(key, slot)| match slot {
+            Slot::Here(connection) => Some((key, &connection.stream, connection.waits)),
+            Slot::Away { .. } => None,
+        })
+    }
+
+    /// Begins the stop: gives everybody's number, to be advanced once more, and says the same in
+    /// [`waiting`](Self::waiting). Who has nothing under way ends then.
     pub fn stop(&mut self) -> Vec<usize> {
         self.stopping = true;
+        for (_, slot) in &mut self.slots {
+            if let Slot::Here(connection) = slot {
+                connection.waits = Interest::Turn;
+            }
+        }
         self.slots.iter().map(|(key, _)| key).collect()
     }
 
@@ -157,7 +252,8 @@ impl<S: Read + Write + AsFd> Connections<S> {
     /// Ends the connections whose time is over.
     pub fn expire(&mut self, now: Instant) {
         while let Some(key) = self.deadlines.pop_due(now) {
-            let Some(connection) = self.slots.get(key) else {
+            // (Who is away is being served, and has a deadline again when it is back.)
+            let Some(Slot::Here(connection)) = self.slots.get(key) else {
                 continue;
             };
             let deadline = connection.deadline(self.limits.idle_timeout);
@@ -183,6 +279,25 @@ impl<S: Read + Write + AsFd> Connections<S> {
     }
 }
 
+impl<S: Read + Write + AsFd> TakenOut<S> {
+    /// Its number.
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    /// As [`Connections::advance`], with a buffer of the caller's own; what came of it is heard when it is
+    /// [put back](Connections::put_back).
+    pub fn advance(&mut self, buffer: &mut [u8], now: Instant) {
+        let before = self.connection.progress;
+        self.progress = self.connection.advance(buffer, self.stopping, now);
+        // What the session took to answer is no time in which the peer was idle.
+        if self.connection.progress != before {
+            self.connection.progress = Instant::now();
+        }
+    }
+}
+
+#[derive(Debug)]
 enum Progress {
     Waits(Interest),
     Lingers(Instant),
@@ -279,67 +394,39 @@ impl<S: Read + Write + AsFd> Connection<S> {
     }
 }
 
-/// When connections are to be looked at.
-///
-/// Lazy: an entry is not touched when its connection makes progress. Only when it is due is it compared with what
-/// happened since, and put back if that was too early. So a time-out costs nothing per request, where a timer that is
-/// set anew for every read costs more than the reading. And an entry belongs to a number, not to a connection: it
-/// serves the next one too, so that connections that come and go leave nothing behind.
-#[derive(Debug, Default)]
-struct Deadlines {
-    queue: BinaryHeap<Reverse<(Instant, usize)>>,
-    /// By number: the earliest entry in the queue that counts. Others of that number are passed over when due.
-    armed: Vec<Option<Instant>>,
-}
-
-impl Deadlines {
-    /// Sees to it that `key` is looked at no later than `at`.
-    fn arm(&mut self, key: usize, at: Instant) {
-        if self.armed.len() <= key {
-            self.armed.resize(key + 1, None);
-        }
-        if self.armed[key].is_none_or(|armed| at < armed) {
-            self.armed[key] = Some(at);
-            self.queue.push(Reverse((at, key)));
-        }
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.queue.peek().map(|Reverse((at, _))| *at)
-    }
-
-    fn pop_due(&mut self, now: Instant) -> Option<usize> {
-        while self.next().is_some_and(|at| at <= now) {
-            if let Some(Reverse((at, key))) = self.queue.pop()
-                && self.armed[key] == Some(at)
-            {
-                self.armed[key] = None;
-                return Some(key);
-            }
-        }
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn deadlines_come_in_order_and_once() {
-        let mut deadlines = Deadlines::default();
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        deadlines.arm(7, at(3));
-        deadlines.arm(1, at(2));
-        deadlines.arm(7, at(9)); // later than armed: nothing to do
-        deadlines.arm(7, at(1)); // earlier: replaces
-        assert_eq!(deadlines.next(), Some(at(1)));
-        assert_eq!(deadlines.pop_due(at(0)), None);
-        assert_eq!(deadlines.pop_due(at(5)), Some(7));
-        assert_eq!(deadlines.pop_due(at(5)), Some(1));
-        assert_eq!(deadlines.pop_due(at(5)), None); // the replaced entry of 7
-        assert_eq!(deadlines.next(), None);
+    fn who_is_out_is_out_once_and_misses_nothing() {
+        let mut connections = Connections::new(Limits::default());
+        let now = Instant::now();
+        let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let key = connections.insert(ours, service.open(), now);
+        let mut buffer = [0; 64];
+
+        let mut taken = connections.take_out(key).unwrap();
+        taken.advance(&mut buffer, now);
+        assert_eq!(connections.put_back(taken), Some(Interest::Read));
+
+        let mut taken = connections.take_out(key).unwrap();
+        assert!(connections.take_out(key).is_none());
+        taken.advance(&mut buffer, now);
+        assert_eq!(connections.put_back(taken), Some(Interest::Turn));
+
+        // Its deadline passes while it is out, and is there again when it is back.
+        let taken = connections.take_out(key).unwrap();
+        let due = connections.next_deadline().unwrap();
+        connections.expire(due);
+        assert_eq!(connections.next_deadline(), None);
+        connections.put_back(taken);
+        assert_eq!(connections.next_deadline(), Some(due));
+        connections.expire(due);
+        assert!(connections.is_empty());
+        assert_eq!(connections.finish().timed_out, 1);
     }
 
     #[test]

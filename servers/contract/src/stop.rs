@@ -1,6 +1,8 @@
 //! How a server is told to end.
 
 use std::io;
+use std::mem;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -24,7 +26,14 @@ pub struct Stop {
 /// The other end of a [`Stop`]: dropping it says stop.
 #[derive(Debug)]
 pub struct Stopper {
-    _tell: UnixStream,
+    tell: UnixStream,
+}
+
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        // Closing would not do: processes that were forked have this end too, and only the last to close is heard.
+        let _ = self.tell.shutdown(Shutdown::Write);
+    }
 }
 
 impl Stop {
@@ -38,7 +47,7 @@ impl Stop {
         // Runtimes take it over, and all of them demand non-blocking descriptors.
         told.set_nonblocking(true)?;
         let told = Arc::new(told);
-        Ok((Stopper { _tell: tell }, Stop { told }))
+        Ok((Stopper { tell }, Stop { told }))
     }
 
     /// A stop that SIGINT (Ctrl-C) and SIGTERM say. The first asks; the second ends the process at once, for those
@@ -48,14 +57,16 @@ impl Stop {
     ///
     /// The handlers could not be set.
     pub fn on_signals() -> io::Result<Stop> {
-        let (Stopper { _tell: tell }, stop) = Stop::channel()?;
+        let (stopper, stop) = Stop::channel()?;
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset, and sets it for the second.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             flag::register(signal, Arc::clone(&asked))?;
-            pipe::register(signal, tell.try_clone()?)?;
+            pipe::register(signal, stopper.tell.try_clone()?)?;
         }
+        // The handlers say it from now on.
+        mem::forget(stopper);
         Ok(stop)
     }
 

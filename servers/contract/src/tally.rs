@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io;
+use std::iter::Sum;
+use std::ops::AddAssign;
 
 use protocol::Farewell;
 use serde::{Deserialize, Serialize};
@@ -19,11 +21,31 @@ pub enum Ending {
     Reset,
     /// The server was stopped while the peer was in the middle of a request, or still had to take a reply.
     Cut,
-    /// The session panicked.
+    /// The session panicked, or the process that served it died.
     Failed,
 }
 
 impl Ending {
+    /// All of them. Their places are their [codes](Ending::code).
+    pub const ALL: [Ending; 6] = [
+        Ending::Served,
+        Ending::Refused,
+        Ending::TimedOut,
+        Ending::Reset,
+        Ending::Cut,
+        Ending::Failed,
+    ];
+
+    /// A number for it, by which one process can tell another.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The ending with that code.
+    pub fn of_code(code: u8) -> Option<Ending> {
+        Ending::ALL.get(usize::from(code)).copied()
+    }
+
     /// The ending that an I/O error on a connection means.
     pub fn of(error: &io::Error) -> Ending {
         match error.kind() {
@@ -95,6 +117,40 @@ impl Tally {
     }
 }
 
+impl AddAssign for Tally {
+    /// The account of two who served side by side.
+    fn add_assign(&mut self, other: Tally) {
+        // Named one by one, so that the compiler asks after a field that is new.
+        let Tally {
+            accepted,
+            served,
+            refused,
+            timed_out,
+            reset,
+            cut,
+            failed,
+            accept_errors,
+        } = other;
+        self.accepted += accepted;
+        self.served += served;
+        self.refused += refused;
+        self.timed_out += timed_out;
+        self.reset += reset;
+        self.cut += cut;
+        self.failed += failed;
+        self.accept_errors += accept_errors;
+    }
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Tally>>(tallies: I) -> Tally {
+        tallies.fold(Tally::default(), |mut sum, tally| {
+            sum += tally;
+            sum
+        })
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -119,18 +175,36 @@ mod tests {
     #[test]
     fn every_ending_is_in_the_sum() {
         let mut tally = Tally::default();
-        for ending in [
-            Ending::Served,
-            Ending::Refused,
-            Ending::TimedOut,
-            Ending::Reset,
-            Ending::Cut,
-            Ending::Failed,
-        ] {
+        for ending in Ending::ALL {
+            assert_eq!(Ending::of_code(ending.code()), Some(ending));
             tally.accepted += 1;
             assert!(!tally.adds_up());
             tally.count(ending);
             assert!(tally.adds_up(), "{ending:?}");
         }
+    }
+    #[test]
+    fn sums_have_every_figure() {
+        let one = Tally {
+            accepted: 1,
+            served: 2,
+            refused: 3,
+            timed_out: 4,
+            reset: 5,
+            cut: 6,
+            failed: 7,
+            accept_errors: 8,
+        };
+        let three = Tally {
+            accepted: 3,
+            served: 6,
+            refused: 9,
+            timed_out: 12,
+            reset: 15,
+            cut: 18,
+            failed: 21,
+            accept_errors: 24,
+        };
+        assert_eq!([one, one, one].into_iter().sum::<Tally>(), three);
     }
 }

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
-use contract::{Limits, Model, Service, Stop, Tally, accept, no_obstacle};
+use contract::{Capacity, Limits, Model, Needs, Service, Stop, Tally, accept, no_obstacle};
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token};
@@ -30,6 +30,8 @@ pub const MODELS: &[Model] = &[Model {
     source: "servers/mio/src/lib.rs",
     serve,
     available: no_obstacle,
+    capacity: Capacity::Limit,
+    needs: Needs::NOTHING,
     deviations: &[],
 }];
 

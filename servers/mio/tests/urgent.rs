@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-use contract::{Limits, Service, Stop, listen};
+use contract::{Limits, Needs, Service, Stop, listen};
 use protocol::{Protocol, SessionOptions};
 use socket2::SockRef;
 
@@ -13,7 +13,7 @@ use socket2::SockRef;
 /// empty. Whoever takes that for the end waits for an edge that has been already.
 #[test]
 fn a_short_read_at_urgent_data_has_not_emptied_the_socket() {
-    let listener = listen("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client
         .set_read_timeout(Some(Duration::from_secs(20)))

@@ -12,7 +12,9 @@ use std::io;
 use std::net::TcpListener;
 
 use contract::blocking::Acceptor;
-use contract::{Deviation, Limits, Model, Promise, Service, Stop, Tally, no_obstacle};
+use contract::{
+    Capacity, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, no_obstacle,
+};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -22,6 +24,8 @@ pub const MODELS: &[Model] = &[Model {
     source: "servers/serial/src/lib.rs",
     serve,
     available: no_obstacle,
+    capacity: Capacity::One,
+    needs: Needs::NOTHING,
     deviations: &[
         Deviation {
             promise: Promise::Backpressure,

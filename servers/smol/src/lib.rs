@@ -16,7 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use contract::{
-    Ending, LINGER, Limits, Model, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
+    no_obstacle,
 };
 use protocol::{Farewell, Session, Step};
 use smol::channel::{self, Receiver, Sender};
@@ -37,6 +38,8 @@ pub const MODELS: &[Model] = &[
             run(workers, listener, service, limits, stop)
         },
         available: no_obstacle,
+        capacity: Capacity::Limit,
+        needs: Needs::NOTHING,
         deviations: &[],
     },
     Model {
@@ -48,6 +51,8 @@ pub const MODELS: &[Model] = &[
             run(NonZero::<usize>::MIN, listener, service, limits, stop)
         },
         available: no_obstacle,
+        capacity: Capacity::Limit,
+        needs: Needs::NOTHING,
         deviations: &[],
     },
 ];

@@ -13,8 +13,8 @@ use std::io;
 use std::net::TcpListener;
 use std::thread;
 
-use contract::blocking::Acceptor;
-use contract::{Limits, Model, Service, Stop, Tally, no_obstacle};
+use contract::blocking::{self, Acceptor};
+use contract::{Capacity, Limits, Model, Needs, Service, Stop, Tally, no_obstacle};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -24,15 +24,18 @@ pub const MODELS: &[Model] = &[Model {
     source: "servers/threads/src/lib.rs",
     serve,
     available: no_obstacle,
+    capacity: Capacity::Limit,
+    needs: Needs::NOTHING,
     deviations: &[],
 }];
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
+    let stack = limits.stack;
     let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
     // The scope joins every thread, so none outlives the server.
     thread::scope(|scope| -> io::Result<()> {
         while let Some(visitor) = acceptor.accept()? {
-            let thread = thread::Builder::new().name("visitor".to_string());
+            let thread = blocking::thread("visitor".to_string(), stack);
             if let Err(error) = thread.spawn_scoped(scope, || visitor.converse()) {
                 // The visitor was dropped with the closure that was to serve it, and is counted as refused.
                 acceptor.pause(&format!("no thread for a peer: {error}"))?;

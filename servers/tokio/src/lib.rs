@@ -13,7 +13,8 @@ use std::net::TcpListener;
 use std::pin::pin;
 
 use contract::{
-    Ending, LINGER, Limits, Model, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
+    no_obstacle,
 };
 use protocol::{Farewell, Session, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +40,8 @@ pub const MODELS: &[Model] = &[
             run(&runtime, listener, service, limits, stop)
         },
         available: no_obstacle,
+        capacity: Capacity::Limit,
+        needs: Needs::NOTHING,
         deviations: &[],
     },
     Model {
@@ -51,6 +54,8 @@ pub const MODELS: &[Model] = &[
             run(&runtime, listener, service, limits, stop)
         },
         available: no_obstacle,
+        capacity: Capacity::Limit,
+        needs: Needs::NOTHING,
         deviations: &[],
     },
 ];

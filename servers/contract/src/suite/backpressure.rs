@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use protocol::{PROTOCOLS, SessionOptions};
+use protocol::PROTOCOLS;
 
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
-use super::{GUARD, Subject, eventually, limits, probe};
-use crate::Service;
+use super::serving::Serving;
+use super::{GUARD, Subject, eventually, probe};
 
 /// What a peer can send that never reads. The sockets' buffers are most of it; the server adds no more than a read
 /// buffer and the session.
@@ -21,8 +21,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let service = Service::of(protocol, SessionOptions::default());
-        let server = Server::start(subject, service, limits());
+        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
         let some = requests(protocol, 6, 1024, Some(1024)).concat();
         let input = some.repeat(MOST / some.len() + 1);
         let stuck = server.connect();
@@ -52,7 +51,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
 
 /// A peer takes a big reply little by little; another has every request answered in between.
 pub fn a_slow_reader(subject: &Subject) {
-    let server = Server::start(subject, probe::service(), limits());
+    let server = Server::start(subject, Serving::Probes, subject.limits());
     let slow = server.connect();
     slow.send(probe::BODY);
     let other = server.connect();
@@ -68,7 +67,7 @@ pub fn a_slow_reader(subject: &Subject) {
     assert_eq!(server.stop(), all_served(2));
     // Not read by anybody, a reply is taken by nobody: the other one is served then, too.
     if !subject.one_at_a_time() {
-        let server = Server::start(subject, probe::service(), limits());
+        let server = Server::start(subject, Serving::Probes, subject.limits());
         let (stuck, other) = (server.connect(), server.connect());
         stuck.ask(probe::BODY, &probe::body()[..1]);
         for _ in 0..100 {
@@ -88,7 +87,7 @@ pub fn a_slow_reader(subject: &Subject) {
 
 /// A peer sends faster than the server can take it, so its socket is never empty. Others have their turn all the same.
 pub fn a_flood(subject: &Subject) {
-    let server = Server::start(subject, probe::service(), limits());
+    let server = Server::start(subject, Serving::Probes, subject.limits());
     let (flooding, other) = (server.connect(), server.connect());
     let over = AtomicBool::new(false);
     let since = Instant::now();

@@ -3,12 +3,13 @@
 use std::thread;
 use std::time::Instant;
 
-use protocol::{Farewell, PROTOCOLS, Protocol, SessionOptions};
+use protocol::{Farewell, PROTOCOLS, Protocol};
 
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
-use super::{GUARD, Subject, eventually, limits};
-use crate::{LINGER, Service, Tally};
+use super::serving::Serving;
+use super::{GUARD, Subject, eventually};
+use crate::{LINGER, Tally};
 
 /// What a protocol refuses, a line of `length` bytes behind good ones, with what it says to all that; nothing for
 /// those that take everything.
@@ -29,8 +30,7 @@ fn refused(length: usize, end: &[u8]) -> Vec<(&'static Protocol, Vec<u8>, Vec<u8
 }
 
 fn serve(subject: &Subject, protocol: &'static Protocol) -> Server {
-    let service = Service::of(protocol, SessionOptions::default());
-    Server::start(subject, service, limits())
+    Server::start(subject, Serving::protocol(protocol), subject.limits())
 }
 
 fn one_refused(served: u64) -> Tally {

@@ -143,6 +143,13 @@ impl Client {
         Ok(())
     }
 
+    /// Reads so many bytes, from a server that may have closed.
+    pub(super) fn try_read(&self, count: usize) -> io::Result<Vec<u8>> {
+        let mut got = vec![0; count];
+        (&self.stream).read_exact(&mut got)?;
+        Ok(got)
+    }
+
     /// Reads to the end, or to the reset; gives all that came.
     pub(super) fn read_all(&self) -> Vec<u8> {
         let mut all = Vec::new();

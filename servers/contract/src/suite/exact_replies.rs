@@ -2,16 +2,15 @@
 
 use std::thread;
 
-use protocol::{PROTOCOLS, Protocol, SessionOptions};
+use protocol::{PROTOCOLS, Protocol};
 
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
-use super::{Subject, limits, probe};
-use crate::Service;
+use super::serving::Serving;
+use super::{Subject, probe};
 
 fn serve(subject: &Subject, protocol: &'static Protocol) -> Server {
-    let service = Service::of(protocol, SessionOptions::default());
-    Server::start(subject, service, limits())
+    Server::start(subject, Serving::protocol(protocol), subject.limits())
 }
 
 /// The same requests whole, byte by byte, and in three pieces cut at every pair of places. After each piece, what is
@@ -122,7 +121,7 @@ pub fn many_clients_interleaved(subject: &Subject) {
 
 /// Replies that no socket buffer holds, one behind the other.
 pub fn big_replies(subject: &Subject) {
-    let server = Server::start(subject, probe::service(), limits());
+    let server = Server::start(subject, Serving::Probes, subject.limits());
     let client = server.connect();
     client.send(&[b"a", probe::BODY, b"b", probe::BODY].concat());
     client.finish_sending();

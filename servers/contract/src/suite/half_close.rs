@@ -2,18 +2,18 @@
 
 use std::thread;
 
-use protocol::{PROTOCOLS, SessionOptions};
+use protocol::PROTOCOLS;
 
 use super::oracle::{replies, requests};
 use super::server::{Server, all_served};
-use super::{Subject, limits, probe};
-use crate::{READ_BUFFER, Service, Tally};
+use super::serving::{Goodbyes, Serving};
+use super::{Subject, probe};
+use crate::{READ_BUFFER, Tally};
 
 /// Requests, a last line without its end, and FIN at once.
 pub fn the_last_line_needs_no_end(subject: &Subject) {
     for protocol in PROTOCOLS {
-        let service = Service::of(protocol, SessionOptions::default());
-        let server = Server::start(subject, service, limits());
+        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
         let whole = requests(protocol, 3, 3, None).concat();
         for input in [&whole[..], b"", b"a", &[&whole[..], b"the last"].concat()] {
             let client = server.connect();
@@ -33,8 +33,7 @@ pub fn more_than_one_read_before_the_end(subject: &Subject) {
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let service = Service::of(protocol, SessionOptions::default());
-        let server = Server::start(subject, service, limits());
+        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
         let sizes = [
             READ_BUFFER - 1,
             READ_BUFFER,
@@ -72,14 +71,15 @@ fn one_reset(served: u64) -> Tally {
 
 /// A server for one who breaks off, and somebody else who is served all the same: before, if the model can, and after.
 fn breaks_off(subject: &Subject, break_off: impl FnOnce(&Server)) -> Tally {
-    let (service, goodbyes) = probe::service_and_goodbyes();
-    let server = Server::start(subject, service, limits());
+    let goodbyes = Goodbyes::new();
+    let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
+    let server = Server::start(subject, serving, subject.limits());
     let other = (!subject.one_at_a_time()).then(|| server.connect());
     if let Some(other) = &other {
         other.ask(b"x", b"x");
     }
     break_off(&server);
-    goodbyes.recv_timeout(super::GUARD).expect("still there");
+    goodbyes.one();
     let other = other.unwrap_or_else(|| server.connect());
     other.ask(b"y", b"y");
     other.leave();
@@ -100,8 +100,11 @@ pub fn reset_between_requests(subject: &Subject) {
 /// peer comes to know; a protocol that closes after its reply may be gone by then, with everything sent.
 pub fn reset_behind_the_request(subject: &Subject) {
     for protocol in PROTOCOLS {
-        let service = Service::of(protocol, SessionOptions::default());
-        let server = Server::start(subject, service, limits());
+        let server = Server::start(
+            subject,
+            Serving::protocol(protocol),
+            subject.limits_of_one_acceptor(),
+        );
         let request = requests(protocol, 13, 1, None).concat();
         for _ in 0..20 {
             let client = server.connect();
@@ -134,8 +137,7 @@ pub fn reset_in_mid_request(subject: &Subject) {
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let service = Service::of(protocol, SessionOptions::default());
-        let server = Server::start(subject, service, limits());
+        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
         let request = requests(protocol, 5, 1, None).concat();
         let client = server.connect();
         client.ask(&request, &replies(protocol, &request));

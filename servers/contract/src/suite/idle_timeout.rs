@@ -5,22 +5,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use super::{GUARD, Subject, limits, probe};
-use crate::{Limits, Service, Tally};
-use protocol::{PROTOCOLS, SessionOptions};
+use super::serving::{Goodbyes, Serving};
+use super::{GUARD, Subject, probe};
+use crate::{Limits, Tally};
+use protocol::PROTOCOLS;
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-fn short() -> Limits {
+fn short(subject: &Subject) -> Limits {
     Limits {
         idle_timeout: TIMEOUT,
-        ..limits()
+        ..subject.limits()
     }
 }
 
 /// A peer that connects and says nothing, while others come and go.
 pub fn silence(subject: &Subject) {
-    let server = Server::start(subject, probe::service(), short());
+    let server = Server::start(subject, Serving::Probes, short(subject));
     let since = Instant::now();
     let silent = server.connect();
     let mut served = 0;
@@ -53,8 +54,8 @@ pub fn silence(subject: &Subject) {
 
 /// A peer that has been served, begins another request and falls silent.
 pub fn silence_in_mid_request(subject: &Subject) {
-    let service = Service::of(&PROTOCOLS[0], SessionOptions::default());
-    let server = Server::start(subject, service, short());
+    let serving = Serving::protocol(&PROTOCOLS[0]);
+    let server = Server::start(subject, serving, short(subject));
     let silent = server.connect();
     silent.ask(b"one\n", b"one\n");
     let since = Instant::now();
@@ -73,8 +74,8 @@ pub fn silence_in_mid_request(subject: &Subject) {
 pub fn a_byte_now_and_then(subject: &Subject) {
     // If this thread is kept from sending in time, the server is right to close; that proves nothing.
     for _ in 0..10 {
-        let service = Service::of(&PROTOCOLS[0], SessionOptions::default());
-        let server = Server::start(subject, service, short());
+        let serving = Serving::protocol(&PROTOCOLS[0]);
+        let server = Server::start(subject, serving, short(subject));
         let mut pace = Pace {
             last: Instant::now(),
             longest: Duration::ZERO,
@@ -124,14 +125,15 @@ impl Pace {
 
 /// A peer that asks for more than the buffers hold and does not read, while others are served.
 pub fn a_peer_that_stops_reading(subject: &Subject) {
-    let (service, goodbyes) = probe::service_and_goodbyes();
-    let server = Server::start(subject, service, short());
+    let goodbyes = Goodbyes::new();
+    let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
+    let server = Server::start(subject, serving, short(subject));
     let since = Instant::now();
     let stuck = server.connect();
     stuck.send(probe::BODY);
     let mut served = 0;
     if subject.one_at_a_time() {
-        goodbyes.recv_timeout(GUARD).expect("not closed");
+        goodbyes.one();
     } else {
         // Everybody else says goodbye once; one more is his.
         let mut gone = 0;
@@ -140,7 +142,7 @@ pub fn a_peer_that_stops_reading(subject: &Subject) {
             other.ask(b"x", b"x");
             other.leave();
             served += 1;
-            gone += goodbyes.try_iter().count() as u64;
+            gone += goodbyes.count();
             assert!(since.elapsed() < GUARD, "not closed");
         }
     }
@@ -157,4 +159,45 @@ pub fn a_peer_that_stops_reading(subject: &Subject) {
             ..Tally::default()
         }
     );
+}
+
+/// A peer that takes big replies little by little, for much longer than the time-out.
+///
+/// Little: two megabytes at a time. The kernel lets a writer go on only when a third of its buffer is free again, so less
+/// would be no progress that a server could see.
+pub fn big_replies_taken_slowly(subject: &Subject) {
+    let limits = Limits {
+        idle_timeout: Duration::from_secs(1),
+        ..subject.limits()
+    };
+    let replies = probe::body().repeat(4);
+    // If this thread is kept from reading in time, the server is right to close; that proves nothing.
+    for _ in 0..10 {
+        let server = Server::start(subject, Serving::Probes, limits.clone());
+        let slow = server.connect();
+        slow.send(&probe::BODY.repeat(4));
+        let mut pace = Pace {
+            last: Instant::now(),
+            longest: Duration::ZERO,
+        };
+        let mut taken = 0;
+        for piece in replies.chunks(2 << 20) {
+            thread::sleep(limits.idle_timeout / 5);
+            pace.step();
+            match slow.try_read(piece.len()) {
+                Ok(got) if got == piece => taken += got.len(),
+                Ok(_) => panic!("wrong bytes after {taken}"),
+                Err(_) => break,
+            }
+        }
+        if pace.longest < limits.idle_timeout {
+            assert_eq!(taken, replies.len(), "closed, though it was read");
+            // (The server is done long before the last of it is taken, and may find the peer idle then.)
+            slow.leave();
+            let tally = server.stop();
+            assert_eq!((tally.accepted, tally.served + tally.timed_out), (1, 1));
+            return;
+        }
+    }
+    panic!("this machine is too busy to read in time");
 }

@@ -19,13 +19,14 @@
 //!   a test drives it by hand; so the suite knows no protocol, and a new one is checked without a new line.
 //! * **Every account is exact.** A check ends with the whole [`Tally`](crate::Tally), not with the one field that it is
 //!   about.
-//! * What is measured per process (CPU, descriptors, threads) runs in a process of its own.
+//! * What is measured per process (CPU, descriptors, threads) runs in a process of its own, and so does a model that
+//!   forks, with all its checks.
 
 use std::num::NonZero;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Limits, Model, Promise};
+use crate::{Capacity, Limits, Model, Promise};
 
 pub mod accept_errors;
 pub mod backpressure;
@@ -39,9 +40,10 @@ pub mod idle_timeout;
 mod oracle;
 pub mod panic_isolation;
 mod probe;
-#[cfg(target_os = "linux")]
-mod process;
+#[doc(hidden)]
+pub mod process;
 mod server;
+mod serving;
 pub mod tally;
 
 /// How long a client waits for what must come, before the test is given up. Never a measure of anything.
@@ -52,33 +54,97 @@ pub const GUARD: Duration = Duration::from_secs(20);
 pub struct Subject {
     /// The model.
     pub model: &'static Model,
-    /// The test's full name with the crate's in front, to run it once more as a process of its own.
+    /// The test's full name with the crate's in front.
     pub test: &'static str,
 }
 
 impl Subject {
-    /// Whether the model serves one peer at a time, by design. "Others are served meanwhile" then reads "others are
-    /// served afterwards".
-    fn one_at_a_time(&self) -> bool {
-        let deviations = self.model.deviations.iter();
-        let mut promises: Vec<_> = deviations.map(|deviation| deviation.promise).collect();
-        promises.sort();
-        match promises[..] {
-            [] => false,
-            [Promise::ConnectionLimit, Promise::Backpressure] => true,
-            _ => panic!("nothing here checks that {promises:?} are broken as declared"),
+    /// Runs a check, if the model can run here.
+    pub fn check(&self, check: impl FnOnce(&Subject)) {
+        match (self.model.available)() {
+            Ok(()) => check(self),
+            Err(why) => eprintln!("{} cannot run here: {why}; not checked", self.model.name),
         }
     }
-}
 
-/// Limits that no check runs into by accident.
-fn limits() -> Limits {
-    Limits {
-        idle_timeout: Duration::from_secs(60),
-        max_connections: 1000,
-        drain: Duration::from_secs(60),
-        // So that models with workers have somebody to steal from, on any machine.
-        workers: NonZero::<usize>::MIN.saturating_add(1),
+    /// The model's name among the tests.
+    fn name(&self) -> &'static str {
+        self.test.split("::").nth(1).expect("no module path")
+    }
+
+    /// Limits that no check runs into by accident.
+    fn limits(&self) -> Limits {
+        Limits {
+            idle_timeout: Duration::from_secs(60),
+            max_connections: 1000,
+            drain: Duration::from_secs(60),
+            workers: match self.model.capacity {
+                // More than any check has peers at a time, but for those that are about this.
+                Capacity::Workers => const { NonZero::new(64).unwrap() },
+                // So that models with workers have somebody to steal from, on any machine.
+                _ => const { NonZero::new(2).unwrap() },
+            },
+            backlog: server::BACKLOG,
+            stack: None,
+        }
+    }
+
+    /// The same, for checks that are about the order in which peers are accepted, or about places and descriptors to
+    /// the number: where several accept, each in its own order and with its own part, only one does.
+    fn limits_of_one_acceptor(&self) -> Limits {
+        let mut limits = self.limits();
+        if self.model.capacity == Capacity::Shares || self.model.needs.own_process {
+            limits.workers = NonZero::<usize>::MIN;
+        }
+        limits
+    }
+
+    /// How many peers are served at a time under these limits, by design.
+    fn places(&self, limits: &Limits) -> usize {
+        match self.model.capacity {
+            Capacity::Limit | Capacity::Descriptors(_) | Capacity::Shares => limits.max_connections,
+            Capacity::Workers => limits.max_connections.min(limits.workers.get()),
+            Capacity::One => 1,
+        }
+    }
+
+    /// Whether one peer is served at a time, by design, whatever the limits. "Others are served meanwhile" then reads
+    /// "others are served afterwards".
+    fn one_at_a_time(&self) -> bool {
+        self.model.capacity == Capacity::One
+    }
+
+    /// Judges the CPU time that a server used while it had nothing to do. Who sleeps uses none of it; who never sleeps,
+    /// by design, must be seen to.
+    fn judge_idleness(&self, used: Duration, time: Duration) {
+        let deviations = self.model.deviations.iter();
+        let mut promises = deviations.map(|deviation| deviation.promise);
+        if promises.any(|promise| promise == Promise::AcceptErrors) {
+            assert!(
+                used > time / 4,
+                "not by design: {used:?} of CPU in {time:?}"
+            );
+        } else {
+            assert!(used < time / 4, "{used:?} of CPU in {time:?} of waiting");
+        }
+    }
+
+    /// A model declares what the checks know, and nothing else: what is declared is then checked to be so.
+    pub fn declares_what_is_checked(&self) {
+        let deviations = self.model.deviations.iter();
+        let mut declared: Vec<_> = deviations.map(|deviation| deviation.promise).collect();
+        declared.sort();
+        let known: &[&[Promise]] = match self.model.capacity {
+            // Or it never sleeps.
+            Capacity::Limit => &[&[], &[Promise::AcceptErrors]],
+            // Those of its crate check what happens at the last number.
+            Capacity::Descriptors(_) => &[&[Promise::ConnectionLimit]],
+            Capacity::Shares => &[&[Promise::ConnectionLimit]],
+            Capacity::Workers | Capacity::One => {
+                &[&[Promise::ConnectionLimit, Promise::Backpressure]]
+            }
+        };
+        assert!(known.contains(&&declared[..]), "nothing here checks that");
     }
 }
 
@@ -97,6 +163,24 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 macro_rules! suite {
     ($($name:ident: $model:expr),+ $(,)?) => {$(
         mod $name {
+            #[test]
+            #[ignore = "no test: the server process of those that need one"]
+            fn server_process() {
+                $crate::suite::process::serve(&$crate::suite::Subject {
+                    model: &$model,
+                    test: concat!(module_path!(), "::server_process"),
+                });
+            }
+
+            #[test]
+            fn declares_what_is_checked() {
+                $crate::suite::Subject {
+                    model: &$model,
+                    test: concat!(module_path!(), "::declares_what_is_checked"),
+                }
+                .declares_what_is_checked();
+            }
+
             $crate::suite! { @promises $model;
                 exact_replies {
                     cut_in_every_way,
@@ -118,19 +202,17 @@ macro_rules! suite {
                     silence_in_mid_request,
                     a_byte_now_and_then,
                     a_peer_that_stops_reading,
+                    big_replies_taken_slowly,
                 }
                 connection_limit {
                     the_next_one_waits_for_a_place,
                     stop_at_the_limit,
-                    #[cfg(target_os = "linux")]
+                    idle_peers_hold_their_workers_only,
                     waiting_costs_nothing,
                 }
                 accept_errors {
-                    #[cfg(target_os = "linux")]
                     descriptors_run_out,
-                    #[cfg(target_os = "linux")]
                     stop_without_descriptors,
-                    #[cfg(target_os = "linux")]
                     a_broken_listener_ends_the_server,
                 }
                 backpressure {
@@ -157,7 +239,6 @@ macro_rules! suite {
                     new_peers_are_refused_during_the_drain,
                     in_a_connect_storm,
                     again_on_the_same_port,
-                    #[cfg(target_os = "linux")]
                     draining_costs_nothing,
                 }
                 panic_isolation {
@@ -166,7 +247,6 @@ macro_rules! suite {
                 }
                 tally {
                     every_ending_is_counted,
-                    #[cfg(target_os = "linux")]
                     nothing_is_left_behind,
                 }
             }
@@ -180,10 +260,11 @@ macro_rules! suite {
                 $(#[$attribute])*
                 #[test]
                 fn $check() {
-                    $crate::suite::$promise::$check(&$crate::suite::Subject {
+                    $crate::suite::Subject {
                         model: &$model,
                         test: concat!(module_path!(), "::", stringify!($check)),
-                    });
+                    }
+                    .check($crate::suite::$promise::$check);
                 }
             )+
         }

@@ -1,15 +1,13 @@
 //! 9. A panic while serving one connection ends that connection alone.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::server::Server;
-use super::{Subject, limits, probe};
-use crate::{Service, Tally};
-use protocol::{PROTOCOLS, SessionOptions};
+use super::serving::Serving;
+use super::{Subject, probe};
+use crate::Tally;
 
 /// In everything that a server calls while it serves; before and after an answer of the same connection.
 pub fn in_every_place(subject: &Subject) {
-    let server = Server::start(subject, probe::service(), limits());
+    let server = Server::start(subject, Serving::Probes, subject.limits());
     let mut failed = 0;
     let other = (!subject.one_at_a_time()).then(|| server.connect());
     for place in [
@@ -53,14 +51,7 @@ pub fn in_every_place(subject: &Subject) {
 
 /// While the session is opened: every second one, here.
 pub fn in_opening(subject: &Subject) {
-    let opened = AtomicU64::new(0);
-    let service = Service::new(move || {
-        if opened.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
-            std::panic::resume_unwind(Box::new("on purpose"));
-        }
-        (PROTOCOLS[0].open)(&SessionOptions::default())
-    });
-    let server = Server::start(subject, service, limits());
+    let server = Server::start(subject, Serving::PanicsInOpening, subject.limits());
     for _ in 0..3 {
         server.connect().expect_end();
         let client = server.connect();

@@ -1,15 +1,13 @@
 //! A session for what no protocol does: replies larger than any buffer, and panics.
 
 use std::collections::VecDeque;
+use std::net::UdpSocket;
 use std::panic::resume_unwind;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::Duration;
 
 use protocol::{Farewell, Session, Step};
-
-use crate::Service;
 
 /// Asks for [`body`].
 pub(super) const BODY: &[u8] = b"B";
@@ -46,41 +44,29 @@ struct Probe {
     taken: usize,
     ended: bool,
     panic_in_end: bool,
-    /// Dropped with the session: see [`service_and_goodbyes`].
+    /// Dropped with the session.
     _goodbye: Option<Goodbye>,
 }
 
 #[derive(Debug)]
-struct Goodbye(Sender<()>);
+struct Goodbye(Arc<UdpSocket>);
 
 impl Drop for Goodbye {
     fn drop(&mut self) {
         // The test may have ended before its last connection.
-        let _ = self.0.send(());
+        let _ = self.0.send(&[0]);
     }
 }
 
-pub(super) fn service() -> Service {
-    Service::new(|| Box::new(Probe::new(None)))
-}
-
-/// The service, and word of every connection that has ended.
-pub(super) fn service_and_goodbyes() -> (Service, std::sync::mpsc::Receiver<()>) {
-    let (sender, goodbyes) = std::sync::mpsc::channel();
-    let service = Service::new(move || Box::new(Probe::new(Some(Goodbye(sender.clone())))));
-    (service, goodbyes)
-}
-
-impl Probe {
-    fn new(goodbye: Option<Goodbye>) -> Probe {
-        Probe {
-            asked: VecDeque::new(),
-            taken: 0,
-            ended: false,
-            panic_in_end: false,
-            _goodbye: goodbye,
-        }
-    }
+/// A session, which says goodbye there when it is dropped.
+pub(super) fn open(goodbye: Option<Arc<UdpSocket>>) -> Box<dyn Session> {
+    Box::new(Probe {
+        asked: VecDeque::new(),
+        taken: 0,
+        ended: false,
+        panic_in_end: false,
+        _goodbye: goodbye.map(Goodbye),
+    })
 }
 
 /// A panic that says nothing: the hook is not called, and what it would print of real ones is not hidden.

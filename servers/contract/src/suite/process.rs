@@ -1,31 +1,41 @@
-//! A server in a process of its own, for what can only be measured per process: CPU time, descriptors, threads.
+//! A server in a process of its own: for what can only be measured per process, such as CPU time, descriptors and
+//! threads, and for models that fork.
 //!
-//! The process is this test binary, which runs the same test once more; there [`ServerProcess::start`] serves instead
-//! of starting. So it needs no other program, and every limit that the check sets in the code holds there too.
+//! The process is this test binary, which runs [`serve`] as a test. So it needs no other program, and what the check
+//! sets in the code holds there too.
 
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use procfs::process::Process;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::client::Client;
 use super::server::BACKLOG;
+use super::serving::{Orders, Serving};
 use super::{GUARD, Subject, eventually};
-use crate::{Limits, Service, Stop, Tally, listen};
+use crate::{Limits, Stop, Tally, listen};
 
 /// Where the process finds the test that started it.
 const CONTROL: &str = "SAMEWIRE_SUITE_CONTROL";
 
+/// What it is to do.
+const ORDERS: &str = "SAMEWIRE_SUITE_ORDERS";
+
 /// What the line with the tally begins with.
 const TALLY: &str = "tally: ";
+
+/// What the line with the error begins with, if the server failed.
+const FAILED: &str = "failed: ";
 
 /// Threads that belong to a process, not to a server: runtimes start them once and keep them.
 const GLOBAL_THREADS: &[&str] = &["async-io", "async-global-ex"];
@@ -48,45 +58,69 @@ pub(super) struct Account {
     pub(super) sockets_left: i64,
 }
 
+/// The limits on descriptors that a server's processes had.
+pub(super) type Before = Vec<(Pid, Rlimit)>;
+
 impl ServerProcess {
-    /// Starts the process and waits until it listens. `None` in the process itself, when it has served.
-    pub(super) fn start(
+    /// Starts the process and waits until it listens.
+    #[track_caller]
+    pub(super) fn start(subject: &Subject, serving: Serving, limits: Limits) -> ServerProcess {
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = listen(anywhere, BACKLOG, subject.model.needs).expect("not listening");
+        ServerProcess::start_on(listener, subject, serving, limits, false)
+    }
+
+    /// Starts the process on a listener; `stopped`: told to stop before that.
+    #[track_caller]
+    pub(super) fn start_on(
+        listener: TcpListener,
         subject: &Subject,
-        service: Service,
+        serving: Serving,
         limits: Limits,
-    ) -> Option<ServerProcess> {
-        if let Ok(control) = env::var(CONTROL) {
-            serve(&control, subject, service, limits);
-            return None;
-        }
-        let control = TcpListener::bind("127.0.0.1:0").expect("no control");
-        let address = control.local_addr().expect("no address");
-        let (_crate, test) = subject.test.split_once("::").expect("no module path");
+        stopped: bool,
+    ) -> ServerProcess {
+        let address = listener.local_addr().expect("no address");
+        let orders = Orders {
+            serving,
+            idle_timeout: limits.idle_timeout,
+            max_connections: limits.max_connections,
+            drain: limits.drain,
+            workers: limits.workers,
+            backlog: limits.backlog,
+            stopped,
+        };
+        let orders = serde_json::to_string(&orders).expect("plain data");
+        let door = TcpListener::bind("127.0.0.1:0").expect("no control");
+        let control = door.local_addr().expect("no address");
+        let test = format!("{}::server_process", subject.name());
         let mut child = Command::new(env::current_exe().expect("no test binary"))
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(CONTROL, address.to_string())
-            .stdin(Stdio::null())
+            .args([&test, "--exact", "--ignored"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(CONTROL, control.to_string())
+            .env(ORDERS, orders)
+            // Handed over as inetd does.
+            .stdin(OwnedFd::from(listener))
             .stdout(Stdio::null())
             .spawn()
             .expect("no server process");
-        control.set_nonblocking(true).expect("not non-blocking");
+        door.set_nonblocking(true).expect("not non-blocking");
         let mut accepted = None;
         eventually("the server process starts", || {
             let ended = child.try_wait().expect("no child");
-            assert!(ended.is_none(), "the server process ended: {ended:?}");
-            accepted = control.accept().ok();
-            accepted.is_some()
+            // In this order: it may have called, and ended.
+            accepted = door.accept().ok();
+            let is_here = accepted.is_some();
+            assert!(is_here || ended.is_none(), "it ended: {ended:?}");
+            is_here
         });
         let (control, _) = accepted.expect("just accepted");
         control.set_nonblocking(false).expect("not blocking");
         control.set_read_timeout(Some(GUARD)).expect("no time-out");
-        let mut process = ServerProcess {
+        ServerProcess {
             child,
             control: BufReader::new(control),
             address,
-        };
-        process.address = parse(&process.line());
-        Some(process)
+        }
     }
 
     #[track_caller]
@@ -101,39 +135,44 @@ impl ServerProcess {
 
     /// Tells the server to stop, and gives its account.
     #[track_caller]
-    pub(super) fn stop(mut self) -> Account {
+    pub(super) fn stop(self) -> Account {
         self.tell_to_stop();
-        let tally = self.line_with(TALLY).replace(TALLY, "");
+        let account = self.ended().expect("the server failed");
+        assert!(account.tally.adds_up(), "{}", account.tally);
+        account
+    }
+
+    /// Waits until the server ends, told or of its own accord, and gives its account.
+    #[track_caller]
+    pub(super) fn ended(mut self) -> io::Result<Account> {
+        // What is logged before that is passed over.
+        let end = loop {
+            let line = self.line();
+            if let Some(error) = line.strip_prefix(FAILED) {
+                return Err(io::Error::other(error.to_string()));
+            }
+            if let Some(tally) = line.strip_prefix(TALLY) {
+                break serde_json::from_str(tally).expect("a tally");
+            }
+        };
         let [threads, sockets] = [self.line(), self.line()];
         let status = self.child.wait().expect("no child");
         assert!(status.success(), "the server process ended with {status}");
-        let numbers: Vec<u64> = tally.split(' ').map(parse).collect();
-        let tally = Tally {
-            accepted: numbers[0],
-            served: numbers[1],
-            refused: numbers[2],
-            timed_out: numbers[3],
-            reset: numbers[4],
-            cut: numbers[5],
-            failed: numbers[6],
-            accept_errors: numbers[7],
-        };
-        assert!(tally.adds_up(), "{tally}");
         let threads = threads.split(',').filter(|name| !name.is_empty());
-        Account {
-            tally,
+        Ok(Account {
+            tally: end,
             threads_left: threads.map(ToString::to_string).collect(),
             sockets_left: parse(&sockets),
-        }
+        })
     }
 
     /// Waits until the server logs that accept(2) failed.
     #[track_caller]
     pub(super) fn wait_for_accept_error(&mut self) {
-        self.line_with(" accept: ");
+        while !self.line().contains(" accept: ") {}
     }
 
-    /// The CPU time that it uses while `what` runs.
+    /// The CPU time that it uses while `what` runs, with all its processes.
     pub(super) fn cpu_during(&self, what: impl FnOnce()) -> Duration {
         let before = self.cpu();
         what();
@@ -141,80 +180,100 @@ impl ServerProcess {
     }
 
     fn cpu(&self) -> Duration {
-        let stat = self.proc().stat().expect("no /proc/PID/stat");
-        let ticks = stat.utime + stat.stime;
+        let stats = self.processes().into_iter().map(|(_, stat)| stat);
+        let ticks: u64 = stats
+            .map(|stat| stat.utime + stat.stime + (stat.cutime + stat.cstime).unsigned_abs())
+            .sum();
         Duration::from_secs(ticks) / u32::try_from(procfs::ticks_per_second()).expect("few ticks")
     }
 
-    /// How many descriptors it has open.
+    /// How many descriptors it has open, in all its processes.
     pub(super) fn descriptors(&self) -> usize {
-        self.proc().fd_count().expect("no /proc/PID/fd")
+        let processes = self.processes().into_iter();
+        processes.map(|(process, _)| open(&process).len()).sum()
     }
 
-    /// How many threads it has.
+    /// How many threads it has, in all its processes. One that has ended and that nobody waits for is one still.
     pub(super) fn threads(&self) -> usize {
-        let stat = self.proc().stat().expect("no /proc/PID/stat");
-        usize::try_from(stat.num_threads).expect("some threads")
+        let stats = self.processes().into_iter().map(|(_, stat)| stat);
+        let threads: i64 = stats.map(|stat| stat.num_threads.max(1)).sum();
+        usize::try_from(threads).expect("some threads")
     }
 
-    /// The numbers of its descriptors, seen to be the same for a while: a runtime that has just started may have a file
-    /// open for a moment (the standard library reads the CPU quota from one), and who counts that in counts wrong.
-    fn open_descriptors(&self) -> Vec<u64> {
-        let look = || -> Vec<u64> {
-            fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-                .expect("no /proc/PID/fd")
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-                .collect()
-        };
-        let mut open = look();
+    /// Its processes other than the first.
+    pub(super) fn children(&self) -> Vec<Pid> {
+        let processes = self.processes().into_iter().skip(1);
+        processes
+            .filter_map(|(process, _)| Pid::from_raw(process.pid))
+            .collect()
+    }
+
+    /// The process and whatever it has forked.
+    fn processes(&self) -> Vec<(Process, procfs::process::Stat)> {
+        let all = procfs::process::all_processes().expect("no /proc");
+        let mut others: Vec<_> = all
+            .filter_map(|process| {
+                let process = process.ok()?;
+                let stat = process.stat().ok()?;
+                Some((process, stat))
+            })
+            .collect();
+        let root = i32::try_from(self.child.id()).expect("a process number");
+        let mut tree: Vec<(Process, procfs::process::Stat)> = Vec::new();
+        loop {
+            let (found, rest): (Vec<_>, Vec<_>) = others.into_iter().partition(|(_, stat)| {
+                stat.pid == root || tree.iter().any(|(_, parent)| parent.pid == stat.ppid)
+            });
+            if found.is_empty() {
+                return tree;
+            }
+            tree.extend(found);
+            others = rest;
+        }
+    }
+
+    /// The numbers of a process' descriptors, seen to be the same for a while: a runtime that has just started may have
+    /// a file open for a moment (the standard library reads the CPU quota from one), and who counts that in counts
+    /// wrong.
+    fn open_at_rest(process: &Process) -> Vec<u64> {
+        let mut now = open(process);
         let mut same = 0;
         while same < 20 {
             thread::sleep(Duration::from_millis(1));
-            let now = look();
-            same = if now == open { same + 1 } else { 0 };
-            open = now;
+            let next = open(process);
+            same = if next == now { same + 1 } else { 0 };
+            now = next;
         }
-        open
+        now
     }
 
-    /// Lets it open `more` descriptors than it has now; gives what limited it before, and how many it will then have
-    /// when it can open no more.
-    pub(super) fn limit_descriptors(&self, more: usize) -> (Rlimit, usize) {
-        let open = self.open_descriptors();
-        // The limit is on the number of a descriptor, not on how many there are: the free numbers below count too.
-        let mut free = (0..).filter(|number| !open.contains(number));
-        let current = free.nth(more).unwrap_or(0);
-        let before = rustix::process::getrlimit(Resource::Nofile);
-        let limit = Rlimit {
-            current: Some(current),
-            maximum: before.maximum,
-        };
-        let before = prlimit(self.pid(), Resource::Nofile, limit).expect("no limit set");
-        (before, open.len() + more)
+    /// Lets each of its processes open `more` descriptors than it has now; gives what limited them before, and how many
+    /// there will be in all when they can open no more.
+    pub(super) fn limit_descriptors(&self, more: usize) -> (Before, usize) {
+        let mut before = Vec::new();
+        let mut most = 0;
+        for (process, _) in self.processes() {
+            let open = Self::open_at_rest(&process);
+            // The limit is on the number of a descriptor, not on how many there are: the free numbers below count too.
+            let mut free = (0..).filter(|number| !open.contains(number));
+            let limit = Rlimit {
+                current: Some(free.nth(more).unwrap_or(0)),
+                maximum: rustix::process::getrlimit(Resource::Nofile).maximum,
+            };
+            let pid = Pid::from_raw(process.pid).expect("a process number");
+            before.push((
+                pid,
+                prlimit(Some(pid), Resource::Nofile, limit).expect("no limit set"),
+            ));
+            most += open.len() + more;
+        }
+        (before, most)
     }
 
-    /// Takes the limit back.
-    pub(super) fn restore_descriptors(&self, limit: Rlimit) {
-        prlimit(self.pid(), Resource::Nofile, limit).expect("no limit set");
-    }
-
-    fn pid(&self) -> Option<Pid> {
-        Some(Pid::from_child(&self.child))
-    }
-
-    fn proc(&self) -> procfs::process::Process {
-        let pid = i32::try_from(self.child.id()).expect("a process number");
-        procfs::process::Process::new(pid).expect("no /proc/PID")
-    }
-
-    /// The next line that has `mark` in it; what is logged before that is passed over.
-    #[track_caller]
-    fn line_with(&mut self, mark: &str) -> String {
-        loop {
-            let line = self.line();
-            if line.contains(mark) {
-                return line;
-            }
+    /// Takes the limits back.
+    pub(super) fn restore_descriptors(&self, before: Before) {
+        for (pid, limit) in before {
+            prlimit(Some(pid), Resource::Nofile, limit).expect("no limit set");
         }
     }
 
@@ -231,10 +290,19 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Nothing to kill after `stop`; after a failed check, nobody else would.
+        // Nothing to kill after its end; after a failed check, nobody else would.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The numbers of a process' descriptors; none, if it has ended.
+fn open(process: &Process) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{}/fd", process.pid));
+    let entries = entries.into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 #[track_caller]
@@ -243,20 +311,41 @@ fn parse<T: FromStr>(text: &str) -> T {
     parsed.unwrap_or_else(|| panic!("the server process said \"{text}\""))
 }
 
-/// The server process' life.
-fn serve(control: &str, subject: &Subject, service: Service, limits: Limits) {
+/// The server process' life: does as it is told, says how it ended.
+pub fn serve(subject: &Subject) {
+    // Whoever runs ignored tests by hand has no orders.
+    let (Ok(control), Ok(orders)) = (env::var(CONTROL), env::var(ORDERS)) else {
+        return;
+    };
+    let orders: Orders = serde_json::from_str(&orders).expect("orders");
+    // Before the first thread is started that will be gone by the end: a new one has its starter's name.
+    let threads = threads();
     let mut control = TcpStream::connect(control).expect("no control");
     let (stopper, stop) = Stop::channel().expect("no stop");
-    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), BACKLOG).expect("not listening");
-    let address = listener.local_addr().expect("no address");
+    let listener = rustix::io::dup(io::stdin()).expect("no descriptor");
+    // Or the port would not be free when the server has closed its listener.
+    let nothing = fs::File::open("/dev/null").expect("no /dev/null");
+    rustix::stdio::dup2_stdin(nothing).expect("no descriptor");
+    let listener = TcpListener::from(listener);
+    let service = orders.serving.service();
+    let limits = Limits {
+        idle_timeout: orders.idle_timeout,
+        max_connections: orders.max_connections,
+        drain: orders.drain,
+        workers: orders.workers,
+        backlog: orders.backlog,
+        stack: None,
+    };
     let mut told = control.try_clone().expect("no descriptor");
-    // Before a thread is started that will be gone by the end: a new one has its starter's name.
-    let threads = threads();
-    let waiting = thread::spawn(move || {
-        let _ = told.read(&mut [0]);
-        drop(stopper);
-    });
-    writeln!(control, "{address}").expect("nobody asked");
+    let waiting = if orders.stopped {
+        drop((told, stopper));
+        None
+    } else {
+        Some(thread::spawn(move || {
+            let _ = told.read(&mut [0]);
+            drop(stopper);
+        }))
+    };
     // What the server logs goes the same way, so that the test can wait for it.
     let log = Mutex::new(control.try_clone().expect("no descriptor"));
     tracing_subscriber::fmt()
@@ -264,29 +353,22 @@ fn serve(control: &str, subject: &Subject, service: Service, limits: Limits) {
         .with_writer(log)
         .init();
 
-    // The listener, the stop's two ends and the second descriptor for `control`: all gone by then.
-    let sockets = sockets() - 4;
-    let tally = (subject.model.serve)(listener, service, limits, stop).expect("the server failed");
-    waiting.join().expect("it has nothing to panic about");
-
-    let left = left(&threads);
-    let Tally {
-        accepted,
-        served,
-        refused,
-        timed_out,
-        reset,
-        cut,
-        failed,
-        accept_errors,
-    } = tally;
-    writeln!(
-        control,
-        "{TALLY}{accepted} {served} {refused} {timed_out} {reset} {cut} {failed} {accept_errors}\n{}\n{}",
-        left.join(","),
-        self::sockets() - sockets
-    )
-    .expect("nobody asked");
+    // The service's are its own; the listener, the stop's end and the second descriptor for `control` will be gone.
+    let before = sockets() - if orders.stopped { 2 } else { 4 };
+    let ended = (subject.model.serve)(listener, service.clone(), limits, stop);
+    let end = match ended {
+        Ok(tally) => {
+            if let Some(waiting) = waiting {
+                waiting.join().expect("it has nothing to panic about");
+            }
+            let left = left(&threads).join(",");
+            let sockets = sockets() - before;
+            let tally = serde_json::to_string(&tally).expect("plain data");
+            format!("{TALLY}{tally}\n{left}\n{sockets}")
+        }
+        Err(error) => format!("{FAILED}{error}"),
+    };
+    writeln!(control, "{end}").expect("nobody asked");
 }
 
 /// Threads by name that were not there `before`, and are not the process' own. A joined thread may be seen for a

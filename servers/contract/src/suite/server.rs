@@ -1,4 +1,4 @@
-//! A server that runs inside the test.
+//! A server that runs inside the test; or, if its model forks, in a process of its own.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -6,8 +6,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
 use super::client::Client;
+use super::process::ServerProcess;
+use super::serving::Serving;
 use super::{GUARD, Subject};
-use crate::{Limits, Service, Stop, Stopper, Tally, listen};
+use crate::{Limits, Stop, Stopper, Tally, listen};
 
 /// Enough for every check: no peer waits for its handshake.
 pub(super) const BACKLOG: u32 = 1024;
@@ -15,51 +17,64 @@ pub(super) const BACKLOG: u32 = 1024;
 #[derive(Debug)]
 pub(super) struct Server {
     address: SocketAddr,
-    /// None: told to stop.
-    stopper: Option<Stopper>,
-    tally: Receiver<io::Result<Tally>>,
-    thread: Option<JoinHandle<()>>,
+    running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    Here {
+        /// None: told to stop.
+        stopper: Option<Stopper>,
+        tally: Receiver<io::Result<Tally>>,
+        thread: JoinHandle<()>,
+    },
+    Elsewhere(ServerProcess),
 }
 
 impl Server {
     #[track_caller]
-    pub(super) fn start(subject: &Subject, service: Service, limits: Limits) -> Server {
+    pub(super) fn start(subject: &Subject, serving: Serving, limits: Limits) -> Server {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Server::start_at(anywhere, subject, service, limits)
+        Server::start_at(anywhere, subject, serving, limits)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
     pub(super) fn start_at(
         address: SocketAddr,
         subject: &Subject,
-        service: Service,
+        serving: Serving,
         limits: Limits,
     ) -> Result<Server, crate::ListenError> {
-        Ok(Server::start_on(
-            listen(address, BACKLOG)?,
-            subject,
-            service,
-            limits,
-        ))
+        let listener = listen(address, BACKLOG, subject.model.needs)?;
+        Ok(Server::start_on(listener, subject, serving, limits, false))
     }
 
+    /// Starts it on a listener; `stopped`: told to stop before that.
     pub(super) fn start_on(
         listener: TcpListener,
         subject: &Subject,
-        service: Service,
+        serving: Serving,
         limits: Limits,
+        stopped: bool,
     ) -> Server {
-        let (stopper, stop) = Stop::channel().expect("no stop");
         let address = listener.local_addr().expect("no address");
-        let (tell, tally) = mpsc::channel();
-        let serve = subject.model.serve;
-        let thread = thread::spawn(move || drop(tell.send(serve(listener, service, limits, stop))));
-        Server {
-            address,
-            stopper: Some(stopper),
-            tally,
-            thread: Some(thread),
-        }
+        let running = if subject.model.needs.own_process {
+            Running::Elsewhere(ServerProcess::start_on(
+                listener, subject, serving, limits, stopped,
+            ))
+        } else {
+            let (stopper, stop) = Stop::channel().expect("no stop");
+            let stopper = (!stopped).then_some(stopper);
+            let (tell, tally) = mpsc::channel();
+            let (serve, service) = (subject.model.serve, serving.service());
+            let life = move || drop(tell.send(serve(listener, service, limits, stop)));
+            Running::Here {
+                stopper,
+                tally,
+                thread: thread::spawn(life),
+            }
+        };
+        Server { address, running }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -73,14 +88,28 @@ impl Server {
 
     /// Tells it to stop, and goes on at once.
     pub(super) fn tell_to_stop(&mut self) {
-        self.stopper = None;
+        match &mut self.running {
+            Running::Here { stopper, .. } => *stopper = None,
+            Running::Elsewhere(process) => process.tell_to_stop(),
+        }
     }
 
-    /// Waits until it ends of its own accord.
+    /// Waits until it ends, told or of its own accord.
     #[track_caller]
-    pub(super) fn ended(&self) -> io::Result<Tally> {
-        let ended = self.tally.recv_timeout(GUARD);
-        ended.expect("the server does not end, or it panicked")
+    pub(super) fn ended(self) -> io::Result<Tally> {
+        match self.running {
+            Running::Here {
+                tally,
+                thread,
+                stopper: _stopper,
+            } => {
+                let ended = tally.recv_timeout(GUARD);
+                let ended = ended.expect("the server does not end, or it panicked");
+                thread.join().expect("it has told its tally");
+                ended
+            }
+            Running::Elsewhere(process) => process.ended().map(|account| account.tally),
+        }
     }
 
     /// Tells it to stop, and gives its account: which adds up, whatever happened.
@@ -88,8 +117,6 @@ impl Server {
     pub(super) fn stop(mut self) -> Tally {
         self.tell_to_stop();
         let tally = self.ended().expect("the server failed");
-        let thread = self.thread.take().expect("joined once");
-        thread.join().expect("it has told its tally");
         assert!(tally.adds_up(), "{tally}");
         tally
     }
