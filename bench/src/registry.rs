@@ -6,6 +6,8 @@ use contract::Model;
 pub fn models() -> impl Iterator<Item = &'static Model> {
     [
         server_serial::MODELS,
+        server_fork::MODELS,
+        server_prefork::MODELS,
         server_threads::MODELS,
         server_mio::MODELS,
         server_tokio::MODELS,

@@ -4,7 +4,9 @@
 
 pub(crate) mod client;
 #[cfg(target_os = "linux")]
+mod fork;
 mod mio;
+mod prefork;
 mod smol;
 mod threads;
 mod tokio;
@@ -18,6 +20,8 @@ pub(crate) type Bare = fn(TcpListener) -> io::Result<Infallible>;
 
 /// Each bare server under the name of the model that it is the reference for.
 pub(crate) const SERVERS: &[(&str, Bare)] = &[
+    ("fork", fork::serve),
+    ("prefork", prefork::serve),
     ("threads", threads::serve),
     ("mio", mio::serve),
     // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
