@@ -9,6 +9,7 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
         server_fork::MODELS,
         server_prefork::MODELS,
         server_threads::MODELS,
+        server_pool::MODELS,
         server_mio::MODELS,
         server_tokio::MODELS,
         server_async_std::MODELS,

@@ -6,6 +6,7 @@ pub(crate) mod client;
 #[cfg(target_os = "linux")]
 mod fork;
 mod mio;
+mod pool;
 mod prefork;
 mod smol;
 mod threads;
@@ -23,6 +24,7 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("fork", fork::serve),
     ("prefork", prefork::serve),
     ("threads", threads::serve),
+    ("pool", pool::serve),
     ("mio", mio::serve),
     // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
     ("tokio-local", tokio::serve),
