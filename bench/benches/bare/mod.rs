@@ -6,9 +6,12 @@ pub(crate) mod client;
 #[cfg(target_os = "linux")]
 mod fork;
 mod mio;
+mod poll;
 mod pool;
 mod prefork;
+mod select;
 mod smol;
+mod spin;
 mod threads;
 mod tokio;
 
@@ -25,6 +28,9 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("prefork", prefork::serve),
     ("threads", threads::serve),
     ("pool", pool::serve),
+    ("spin", spin::serve),
+    ("select", select::serve),
+    ("poll", poll::serve),
     ("mio", mio::serve),
     // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
     ("tokio-local", tokio::serve),
