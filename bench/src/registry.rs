@@ -14,6 +14,8 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
         server_select::MODELS,
         server_poll::MODELS,
         server_mio::MODELS,
+        server_mio_pool::MODELS,
+        server_sharded::MODELS,
         server_tokio::MODELS,
         server_async_std::MODELS,
         server_smol::MODELS,

@@ -6,6 +6,7 @@ pub(crate) mod client;
 #[cfg(target_os = "linux")]
 mod fork;
 mod mio;
+mod mio_pool;
 mod poll;
 mod pool;
 mod prefork;
@@ -32,7 +33,9 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("select", select::serve),
     ("poll", poll::serve),
     ("mio", mio::serve),
+    ("mio-pool", mio_pool::serve),
     // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
+    ("sharded", mio::serve),
     ("tokio-local", tokio::serve),
     ("smol-local", smol::serve),
     #[cfg(target_os = "linux")]
