@@ -16,6 +16,7 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
         server_mio::MODELS,
         server_mio_pool::MODELS,
         server_sharded::MODELS,
+        server_coroutines::MODELS,
         server_tokio::MODELS,
         server_async_std::MODELS,
         server_smol::MODELS,

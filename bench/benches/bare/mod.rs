@@ -4,6 +4,7 @@
 
 pub(crate) mod client;
 #[cfg(target_os = "linux")]
+mod coroutines;
 mod fork;
 mod mio;
 mod mio_pool;
@@ -36,6 +37,7 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("mio-pool", mio_pool::serve),
     // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
     ("sharded", mio::serve),
+    ("coroutines", coroutines::serve),
     ("tokio-local", tokio::serve),
     ("smol-local", smol::serve),
     #[cfg(target_os = "linux")]
