@@ -20,6 +20,7 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
         server_tokio::MODELS,
         server_async_std::MODELS,
         server_smol::MODELS,
+        server_uring::MODELS,
     ]
     .into_iter()
     .flatten()

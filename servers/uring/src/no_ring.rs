@@ -1,0 +1,99 @@
+//! Where there is no io_uring: the same types with no ring among them, so that the server compiles and can say why it
+//! does not run.
+#![allow(dead_code)]
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use protocol::{Farewell, Session};
+use rustix::io::Errno;
+
+pub(crate) struct Ring;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ticket;
+
+pub(crate) enum Completion {
+    Accepted(Option<TcpListener>, Result<TcpStream, Errno>),
+    Readable,
+    Received(usize, Connection, Result<Input, Errno>),
+    Sent(usize, Connection, Result<usize, Errno>),
+}
+
+pub(crate) struct Connection;
+
+pub(crate) struct Lent;
+
+pub(crate) type Input = Box<[u8]>;
+
+pub(crate) enum Next {
+    Read(Connection),
+    Write(Lent),
+    Close(Connection, Farewell),
+}
+
+impl Ring {
+    pub(crate) fn new() -> io::Result<Ring> {
+        Ring::with(0, 0)
+    }
+
+    pub(crate) fn with(_: u32, _: u32) -> io::Result<Ring> {
+        Err(Errno::NOSYS.into())
+    }
+
+    pub(crate) fn burst(&self) -> usize {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn accept(&mut self, _: TcpListener, _: bool) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn watch(&mut self, _: UnixStream) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn receive(&mut self, _: usize, _: Connection, _: bool) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn send(&mut self, _: usize, _: Lent) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn cancel(&mut self, _: Ticket) {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn wait(&mut self, _: Option<Duration>) -> Result<(), Errno> {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        unreachable!("there is no ring")
+    }
+}
+
+impl Ticket {
+    pub(crate) const NONE: Ticket = Ticket;
+}
+
+impl Connection {
+    pub(crate) fn new(_: TcpStream, _: Box<dyn Session>) -> Connection {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn stream(&self) -> &TcpStream {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn session(&mut self) -> &mut dyn Session {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn step(self) -> Next {
+        unreachable!("there is no ring")
+    }
+}
