@@ -21,6 +21,7 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
         server_async_std::MODELS,
         server_smol::MODELS,
         server_uring::MODELS,
+        server_compio::MODELS,
     ]
     .into_iter()
     .flatten()

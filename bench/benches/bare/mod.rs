@@ -4,6 +4,7 @@
 
 pub(crate) mod client;
 #[cfg(target_os = "linux")]
+mod compio;
 mod coroutines;
 mod fork;
 mod mio;
@@ -41,6 +42,7 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("tokio-local", tokio::serve),
     ("smol-local", smol::serve),
     #[cfg(target_os = "linux")]
+    ("compio", compio::serve),
 ];
 
 /// One read takes a whole request and more; the same size as in the servers.

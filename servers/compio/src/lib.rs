@@ -1,0 +1,48 @@
+//! `compio`: async tasks on one thread, over completions (io_uring).
+//!
+//! ```text
+//!   task: converse     read(buffer).await ·················· write(buffer).await ·········
+//!                          │ submit                 ▲ complete   │ submit        ▲ complete
+//!   kernel                 ▼   waits, then copies ──┘            ▼   copies ─────┘
+//! ```
+//!
+//! The conversation reads like tokio's, with one difference in every line that does I/O: the buffer is given away and
+//! comes back with the result. What is awaited is not that the socket is ready for a read, but that the kernel has
+//! done the read.
+
+use contract::{Capacity, Model, Needs};
+
+#[cfg(target_os = "linux")]
+mod runtime;
+#[cfg(target_os = "linux")]
+mod serve;
+#[cfg(target_os = "linux")]
+use {runtime::available, serve::serve};
+
+#[cfg(not(target_os = "linux"))]
+fn available() -> Result<(), String> {
+    Err("it needs io_uring, which only Linux has".to_string())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn serve(
+    _: std::net::TcpListener,
+    _: contract::Service,
+    _: contract::Limits,
+    _: contract::Stop,
+) -> std::io::Result<contract::Tally> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+/// What this crate offers.
+pub const MODELS: &[Model] = &[Model {
+    name: "compio",
+    summary: "async tasks on one thread, over completions",
+    lineage: "the Proactor pattern: Windows' IOCP, Boost.Asio; one runtime per core",
+    source: "servers/compio/src/serve.rs",
+    serve,
+    available,
+    capacity: Capacity::Limit,
+    needs: Needs::NOTHING,
+    deviations: &[],
+}];

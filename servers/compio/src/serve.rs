@@ -1,0 +1,319 @@
+//! The server. Nobody here abandons an operation: its buffer is the kernel's until it completes, and what a cancelled
+//! read had taken would be lost. Whoever must not wait any longer is told from outside, by shutdown(2), and that
+//! completes the operation: with what had arrived, and then with the end.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use compio::BufResult;
+use compio::io::{AsyncRead, AsyncWrite};
+use compio::net::{TcpListener, TcpStream};
+use compio::runtime::fd::PollFd;
+use compio::runtime::spawn;
+use compio::time::{sleep_until, timeout};
+use contract::blocking::shut_input;
+use contract::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept};
+use protocol::{Farewell, Session, Step};
+use slab::Slab;
+use socket2::SockRef;
+
+use crate::runtime::runtime;
+
+pub(crate) fn serve(
+    listener: std::net::TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    runtime()?.block_on(run(listener, service, limits, stop))
+}
+
+async fn run(
+    listener: std::net::TcpListener,
+    service: Service,
+    limits: Limits,
+    stop: Stop,
+) -> io::Result<Tally> {
+    // The kernel shall wait in our place. Some kernels take the flag at its word, and complete with "would block".
+    listener.set_nonblocking(false)?;
+    let listener = TcpListener::from_std(listener)?;
+    let house = Rc::new(RefCell::new(House::default()));
+    let stop = PollFd::new(stop.stream()?)?;
+    let watcher = spawn(watch(stop, listener.clone(), Rc::clone(&house)));
+    let _clock = spawn(keep_time(Rc::clone(&house), limits.idle_timeout));
+
+    let ended = loop {
+        until(&house, |house| {
+            house.stopping || house.present.len() < limits.max_connections
+        })
+        .await;
+        if house.borrow().stopping {
+            break Ok(());
+        }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let guest = house.borrow_mut().admit(stream, limits.idle_timeout);
+                spawn(visit(guest, service.open(), Rc::clone(&house))).detach();
+            }
+            // The watcher has ended the listener.
+            Err(_) if house.borrow().stopping => break Ok(()),
+            Err(error) => {
+                let sorted = accept::on_error(error, &mut house.borrow_mut().tally);
+                match sorted {
+                    Ok(None) => {}
+                    Ok(Some(pause)) => {
+                        let _ = timeout(pause, until(&house, |house| house.stopping)).await;
+                    }
+                    Err(broken) => break Err(broken),
+                }
+            }
+        }
+    };
+
+    // Stopped or broken, those who are here are served to the end.
+    drop(listener);
+    let watched = watcher.cancel().await.unwrap_or(Ok(()));
+    house.borrow_mut().stop();
+    let empty = |house: &House| house.present.is_empty();
+    if timeout(limits.drain, until(&house, empty)).await.is_err() {
+        for (_, guest) in &house.borrow().present {
+            guest.give_up(Ending::Cut);
+        }
+        until(&house, empty).await;
+    }
+    let tally = house.borrow().tally;
+    ended.and(watched).map(|()| tally)
+}
+
+/// What all tasks share. They are on one thread: a borrow conflicts with another only if it is held across an `await`.
+#[derive(Default)]
+struct House {
+    present: Slab<Rc<Guest>>,
+    tally: Tally,
+    stopping: bool,
+    /// When to look at those who are present again, by place.
+    deadlines: Deadlines,
+    /// The accepting task, when it waits for a change here.
+    waiting: Option<Waker>,
+}
+
+/// Waits until something is so. (Only one may wait at a time.)
+async fn until(house: &RefCell<House>, so: impl Fn(&House) -> bool) {
+    poll_fn(|context| {
+        let mut house = house.borrow_mut();
+        if so(&house) {
+            return Poll::Ready(());
+        }
+        house.waiting = Some(context.waker().clone());
+        Poll::Pending
+    })
+    .await;
+}
+
+impl House {
+    fn admit(&mut self, stream: TcpStream, idle_timeout: Duration) -> Rc<Guest> {
+        self.tally.accepted += 1;
+        let now = Instant::now();
+        let place = self.present.vacant_entry();
+        self.deadlines.arm(place.key(), now + idle_timeout);
+        let guest = Rc::new(Guest {
+            stream,
+            place: place.key(),
+            progress: Cell::new(now),
+            told_to_end: Cell::new(false),
+            given_up: Cell::new(None),
+        });
+        place.insert(Rc::clone(&guest));
+        if self.stopping {
+            // The watcher has been through the house already.
+            guest.end_input();
+        }
+        guest
+    }
+
+    fn leave(&mut self, guest: &Guest, ending: Ending) {
+        self.present.remove(guest.place);
+        self.tally.count(ending);
+        self.changed();
+    }
+
+    /// Gives up those whose time is over; says when the next may be.
+    fn expire(&mut self, now: Instant, idle_timeout: Duration) -> Instant {
+        while let Some(place) = self.deadlines.pop_due(now) {
+            let Some(guest) = self.present.get(place) else {
+                continue;
+            };
+            let deadline = guest.progress.get() + idle_timeout;
+            if deadline > now {
+                self.deadlines.arm(place, deadline);
+            } else {
+                guest.give_up(Ending::TimedOut);
+            }
+        }
+        // Whoever comes later is due later.
+        self.deadlines.next().unwrap_or(now + idle_timeout)
+    }
+
+    fn stop(&mut self) {
+        if !self.stopping {
+            self.stopping = true;
+            for (_, guest) in &self.present {
+                guest.end_input();
+            }
+            self.changed();
+        }
+    }
+
+    fn changed(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+}
+
+/// A connection, as those see it who must end its wait.
+struct Guest {
+    stream: TcpStream,
+    place: usize,
+    /// When it last took or gave a byte.
+    progress: Cell<Instant>,
+    /// The end of its input is our doing, not the peer's.
+    told_to_end: Cell<bool>,
+    /// We have broken it off, and this is why.
+    given_up: Cell<Option<Ending>>,
+}
+
+impl Guest {
+    /// Ends its wait for more input. What has arrived is still read.
+    fn end_input(&self) {
+        self.told_to_end.set(shut_input(&self.stream));
+    }
+
+    /// Ends every wait of it.
+    fn give_up(&self, why: Ending) {
+        self.given_up.set(Some(why));
+        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+    }
+}
+
+/// The watcher's life: wait until the stop is readable, without reading it; then end everybody's wait.
+async fn watch(
+    stop: PollFd<UnixStream>,
+    listener: TcpListener,
+    house: Rc<RefCell<House>>,
+) -> io::Result<()> {
+    let stopped = stop.read_ready().await;
+    house.borrow_mut().stop();
+    // Completes the accept that is under way; or it has completed before, and its peer is one of those who are served.
+    let _ = SockRef::from(&listener).shutdown(Shutdown::Read);
+    stopped
+}
+
+/// The clock's life: give up those who made no progress for too long. It has the only timer for that; one for every read
+/// would cost more than the reading.
+async fn keep_time(house: Rc<RefCell<House>>, idle_timeout: Duration) {
+    loop {
+        let next = house.borrow_mut().expire(Instant::now(), idle_timeout);
+        sleep_until(next).await;
+    }
+}
+
+/// A task's life: a conversation, and word of how it ended.
+async fn visit(guest: Rc<Guest>, session: Box<dyn Session>, house: Rc<RefCell<House>>) {
+    let ended = converse(&guest, session).await;
+    // After we had broken it off, no error is the peer's.
+    let broken_off = |error| guest.given_up.get().unwrap_or(Ending::of(&error));
+    let ending = ended.unwrap_or_else(broken_off);
+    house.borrow_mut().leave(&guest, ending);
+}
+
+/// The conversation: take the next step, carry it out, report what came of it.
+async fn converse(guest: &Guest, mut session: Box<dyn Session>) -> io::Result<Ending> {
+    let mut stream = &guest.stream;
+    // Two buffers for each peer, also while it is silent: a read that waits in the kernel has its buffer there.
+    let mut input = Vec::with_capacity(READ_BUFFER);
+    let mut output = Vec::new();
+
+    loop {
+        match session.step() {
+            Step::Read => {
+                let BufResult(read, buffer) = stream.read(input).await;
+                input = buffer;
+                match read? {
+                    0 if guest.told_to_end.get() => {
+                        // Not the peer has ended its input, we have: it may have been in the middle of a request.
+                        let cut = session.mid_request();
+                        return Ok(if cut { Ending::Cut } else { Ending::Served });
+                    }
+                    0 if guest.given_up.get().is_some() => {
+                        return Err(io::ErrorKind::NotConnected.into());
+                    }
+                    0 => session.end_of_input(),
+                    count => session.receive(&input[..count]),
+                }
+            }
+            Step::Write(bytes) => {
+                // They are lent by the session, and the kernel takes only what it can keep.
+                output.clear();
+                output.extend_from_slice(&bytes[..bytes.len().min(READ_BUFFER)]);
+                let BufResult(written, buffer) = stream.write(output).await;
+                output = buffer;
+                session.sent(written?);
+            }
+            Step::Close(farewell) => {
+                if farewell == Farewell::Refused {
+                    // From now on it has a time-out of its own.
+                    guest.progress.set(Instant::now() + LINGER);
+                    let _ = timeout(LINGER, linger(stream, input)).await;
+                }
+                return Ok(farewell.into());
+            }
+        }
+        guest.progress.set(Instant::now());
+    }
+}
+
+/// Gives a refused peer time to read why: see [`Farewell::Refused`]. (When the time is over, the read is cancelled: what
+/// it had taken would be thrown away too.)
+async fn linger(mut stream: &TcpStream, mut input: Vec<u8>) -> io::Result<()> {
+    SockRef::from(stream).shutdown(Shutdown::Write)?;
+    loop {
+        let BufResult(read, buffer) = stream.read(input).await;
+        if read? == 0 {
+            return Ok(());
+        }
+        input = buffer;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An accept may complete just before the watcher ends the listener, and be heard of just after.
+    #[test]
+    fn who_is_admitted_after_the_stop_is_told_too() {
+        if let Err(why) = crate::available() {
+            eprintln!("compio cannot run here: {why}; not checked");
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        runtime().unwrap().block_on(async {
+            let mut house = House::default();
+            house.stop();
+            let stream = TcpStream::from_std(stream).unwrap();
+            let guest = house.admit(stream, Duration::from_secs(60));
+            assert!(guest.told_to_end.get());
+            let BufResult(read, _) = (&guest.stream).read(Vec::with_capacity(1)).await;
+            assert_eq!(read.unwrap(), 0);
+        });
+    }
+}
