@@ -21,7 +21,7 @@ use contract::cli::{ServeArgs, one_line};
     about = "One protocol, one client, many concurrency models, side by side",
     max_term_width = 100,
     after_help = "Examples:
-  samewire compare                        all models on all workloads, within two minutes
+  samewire compare                        all models on all workloads, within four minutes
   samewire serve mio                      one server, on 127.0.0.1:7000
   samewire drive 127.0.0.1:7000           ask it, and check every reply
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
+use contract::{Capacity, Model, Promise};
 use protocol::PROTOCOLS;
 use serde_json::json;
 
@@ -31,7 +32,11 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     .deviations
                     .iter()
                     .map(|deviation| {
-                        json!({ "promise": deviation.promise as u8, "reason": deviation.reason })
+                        json!({
+                            "promise": deviation.promise as u8,
+                            "name": promise(deviation.promise),
+                            "reason": deviation.reason,
+                        })
                     })
                     .collect();
                 json!({
@@ -41,6 +46,8 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     "source": model.source,
                     "available": obstacle.is_none(),
                     "obstacle": obstacle,
+                    "capacity": name_of(model.capacity),
+                    "default_workers": model.capacity.workers(),
                     "deviations": deviations,
                 })
             })
@@ -57,19 +64,79 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    let width = output::width();
     let mut text = String::from("Models (samewire serve MODEL):\n");
     for model in registry::models() {
         let _ = writeln!(text, "  {:<12} {}", model.name, model.summary);
-        let _ = writeln!(text, "  {:<12}   from: {}", "", model.lineage);
-        let _ = match (model.available)() {
-            Ok(()) => writeln!(text, "  {:<12}   read: {}", "", model.source),
-            Err(why) => writeln!(text, "  {:<12}   cannot run here: {why}", ""),
+        let mut say = |what: &str, how: &str| {
+            let mut begin = format!("{:17}{what}: ", "");
+            for line in output::wrap(how, "", width - 25).lines() {
+                let _ = writeln!(text, "{begin:<25}{line}");
+                begin.clear();
+            }
         };
+        say("from", model.lineage);
+        say("read", model.source);
+        say("serves", &at_a_time(model));
+        for deviation in model.deviations {
+            let number = deviation.promise as u8;
+            let name = promise(deviation.promise);
+            say("breaks", &format!("{number}, {name}: {}", deviation.reason));
+        }
+        if let Err(why) = (model.available)() {
+            say("but", &format!("it cannot run here: {why}"));
+        }
     }
+    text.push_str("\nWhat a model breaks of the promises that all servers keep, it breaks by design (docs/src/architecture.md).\n");
     text.push_str("\nProtocols (--protocol NAME; the first is the default):\n");
     for protocol in PROTOCOLS {
         let _ = writeln!(text, "  {:<12} {}", protocol.name, protocol.summary);
     }
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What bounds the peers that a model converses with at a time, in a word for programs.
+pub(crate) fn name_of(capacity: Capacity) -> &'static str {
+    match capacity {
+        Capacity::Limit => "limit",
+        Capacity::Descriptors(_) => "descriptors",
+        Capacity::Shares => "shares",
+        Capacity::Workers => "workers",
+        Capacity::One => "one",
+    }
+}
+
+/// The same for people.
+fn at_a_time(model: &Model) -> String {
+    match model.capacity {
+        Capacity::Limit => "as many at a time as --max-connections allows".to_string(),
+        Capacity::Descriptors(most) => format!(
+            "as many at a time as --max-connections allows, and as fit into {most} descriptors with all else that is open"
+        ),
+        Capacity::Shares => {
+            "as many at a time as --max-connections allows, of which each worker has its share"
+                .to_string()
+        }
+        Capacity::Workers => format!(
+            "one at a time with each of --workers, {} by default",
+            model.capacity.workers()
+        ),
+        Capacity::One => "one at a time".to_string(),
+    }
+}
+
+fn promise(promise: Promise) -> &'static str {
+    match promise {
+        Promise::ExactReplies => "exact replies",
+        Promise::HalfClose => "half-close",
+        Promise::IdleTimeout => "idle time-out",
+        Promise::ConnectionLimit => "connection limit",
+        Promise::AcceptErrors => "errors of accept(2)",
+        Promise::Backpressure => "backpressure",
+        Promise::BadInput => "bad input",
+        Promise::GracefulStop => "graceful stop",
+        Promise::PanicIsolation => "isolation of panics",
+        Promise::Tally => "tally",
+    }
 }

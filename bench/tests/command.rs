@@ -104,10 +104,27 @@ fn list_names_every_model_and_protocol() {
         assert!(std::path::Path::new(root).join(model.source).is_file());
     }
     let json: Value = serde_json::from_slice(&run(&["list", "--json"]).stdout).unwrap();
-    assert_eq!(
-        json["models"].as_array().unwrap().len(),
-        registry::models().count()
+    let models = json["models"].as_array().unwrap();
+    assert_eq!(models.len(), registry::models().count());
+    let serial = models.iter().find(|model| model["name"] == "serial");
+    let serial = serial.unwrap();
+    assert_eq!(serial["capacity"], "one");
+    assert_eq!(serial["available"], true);
+    let deviations = serial["deviations"].as_array().unwrap();
+    assert!(
+        deviations
+            .iter()
+            .any(|one| one["promise"] == 4 && one["name"] == "connection limit")
     );
+    for deviation in registry::models().flat_map(|model| model.deviations) {
+        // Whatever its lines are broken into.
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            words(&listed).contains(&words(deviation.reason)),
+            "{}",
+            deviation.reason
+        );
+    }
     assert_eq!(json["protocols"][0]["name"], "pair");
 }
 
@@ -126,6 +143,22 @@ fn output_survives_a_reader_that_leaves() {
             .unwrap();
         assert_eq!(complaint, "");
     }
+}
+
+/// Who cannot run here says so, in one line and before it listens.
+fn runs_here(model: &contract::Model) -> bool {
+    if let Err(why) = (model.available)() {
+        let refused = run(&["serve", model.name, "--listen", "127.0.0.1:0"]);
+        assert_error(&refused, 1, &[model.name, "cannot run here", &why]);
+        assert_error(
+            &run(&["compare", "--models", model.name]),
+            2,
+            &["cannot run here", &why],
+        );
+        println!("{} cannot run here: {why}", model.name);
+        return false;
+    }
+    true
 }
 
 #[test]
@@ -281,7 +314,7 @@ fn nobody_listens_is_said_at_once() {
 /// Every model speaks every protocol with our client, and the server's account agrees with the client's.
 #[test]
 fn every_model_answers_every_protocol() {
-    for model in registry::models() {
+    for model in registry::models().filter(|model| runs_here(model)) {
         for protocol in protocol::PROTOCOLS {
             let serving = Serving::start(&[model.name, "--protocol", protocol.name, "--json"]);
             let address = serving.address.to_string();
@@ -333,6 +366,11 @@ fn every_kind_of_load_is_reported_in_words() {
     ] {
         let driven = run(&[&["drive", &address, "--connections", "10"], load].concat());
         let said = text(&driven.stdout);
+        // On a machine that is too busy to send in time, requests of an open loop are left over at the end of the window.
+        if load.contains(&"--rate") && said.contains("unanswered at the end") {
+            assert_eq!(driven.status.code(), Some(1), "{said}");
+            continue;
+        }
         assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
         assert!(said.contains("availability 100.00 %"), "{said}");
         assert!(said.contains("failed       none"), "{said}");
@@ -443,7 +481,7 @@ fn serve_stops_gracefully_at_either_signal() {
 /// that asks twice.
 #[test]
 fn a_second_signal_ends_a_server_at_once() {
-    for model in registry::models() {
+    for model in registry::models().filter(|model| runs_here(model)) {
         let serving = Serving::start(&[model.name, "--drain", "10m", "--protocol", "upper"]);
         let mut peer = TcpStream::connect(serving.address).unwrap();
         peer.set_nonblocking(true).unwrap();

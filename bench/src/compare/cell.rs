@@ -1,24 +1,29 @@
-//! One launch: a fresh server process, one load, and the account of both.
+//! One turn: fresh server processes, a load for each, and the account of both. Of all workloads but `idle` it is one
+//! launch.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use client::{Load, Plan, Report, Snapshot, Watch};
-
+use contract::Model;
 use protocol::SessionOptions;
 
-use super::CompareArgs;
 use super::judge;
 use super::placement::Placement;
-use super::plan::{Cell, Workload};
+use super::plan::{Cell, Settings, Turn, Workload};
 use super::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
-use super::results::{ClientSide, Launch, ServerSide};
-use super::server::{DRAIN, Server};
+use super::results::{ClientSide, Launch, Note, ServerSide};
+use super::server::{DRAIN, End, Server};
+use crate::figures;
 
 /// What all launches of a comparison have in common.
 pub(super) struct Bench<'a> {
-    pub(super) args: &'a CompareArgs,
+    pub(super) settings: &'a Settings,
     pub(super) placement: &'a Placement,
     pub(super) began: Instant,
     pub(super) interrupted: &'a AtomicBool,
@@ -26,29 +31,29 @@ pub(super) struct Bench<'a> {
 
 /// A reply that takes longer is an error. Loads end by themselves before, so that what a server starves on purpose is
 /// counted as unanswered, with its age, and a server that is dead ends the launch all the same.
-fn timeout(args: &CompareArgs) -> Duration {
-    args.duration.max(args.patience) + Duration::from_secs(10)
+fn timeout(settings: &Settings) -> Duration {
+    let longest = settings.duration.max(settings.idle_duration);
+    longest.max(settings.patience) + Duration::from_secs(15)
 }
 
-/// The arguments of every server, after the model's name.
-pub(super) fn server_arguments(args: &CompareArgs, placement: &Placement) -> Vec<String> {
-    let most = args.connections.get().max(10_000);
+/// The arguments of every server, after the model's name; beside the number of workers.
+pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
+    // Twice as many as there will be: where each event loop has its share, the kernel does not deal them out evenly.
+    let most = (2 * settings.most_connections()).max(10_000);
     let mut arguments: Vec<String> = [
         "--listen",
         "127.0.0.1:0",
         "--protocol",
-        args.protocol.name,
+        settings.protocol.name,
         "--max-connections",
         &most.to_string(),
-        "--workers",
-        &placement.workers().to_string(),
         // No load here is about idle clients: none may be closed in the middle of a long comparison.
         "--idle-timeout",
         "1h",
         "--drain",
         DRAIN,
         "--max-line",
-        &args
+        &settings
             .size
             .max(SessionOptions::default().max_line)
             .to_string(),
@@ -63,59 +68,91 @@ pub(super) fn server_arguments(args: &CompareArgs, placement: &Placement) -> Vec
     arguments
 }
 
+/// What came of a load.
+struct Driven {
+    report: Report,
+    /// Whether all connections could be opened in time.
+    opened: bool,
+}
+
 impl Bench<'_> {
-    /// Measures one cell; `None` if it was interrupted. What goes wrong is in the launch's problems: the comparison
-    /// goes on.
-    pub(super) fn measure(&self, cell: &Cell, order: usize) -> Option<Launch> {
-        let mut launch = Launch {
-            order,
-            block: cell.block,
-            model: cell.model.name.to_string(),
-            workload: cell.workload,
-            seed: cell.seed.to_string(),
-            started_s: self.began.elapsed().as_secs_f64(),
-            problems: Vec::new(),
-            client_limited: false,
-            notes: Vec::new(),
-            figures: Default::default(),
-            lower_bounds: Vec::new(),
-            client: None,
-            server: None,
-        };
-        if let Err(error) = self.fill(cell, &mut launch) {
-            launch.problems.push(format!("{error:#}"));
+    /// Measures the launches of one turn; `None` if it was interrupted. What goes wrong is in the launches' problems:
+    /// the comparison goes on.
+    pub(super) fn measure(&self, turn: &Turn, order: usize) -> Option<Vec<Launch>> {
+        let started_s = self.began.elapsed().as_secs_f64();
+        // All on this thread, which lives longer than they do.
+        let servers: Vec<anyhow::Result<Server>> =
+            (turn.cells.iter().map(|cell| self.start(cell.model))).collect();
+        let driven: Vec<_> = thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (cell, server) in turn.cells.iter().zip(&servers) {
+                let running = server.as_ref().ok().map(|one| (one.pid(), one.address));
+                threads.push(running.map(|(pid, address)| {
+                    let drive = move || {
+                        let mut account = ServerSide::default();
+                        let beside = turn.cells.len();
+                        let driven = self.drive(cell, beside, pid, address, &mut account);
+                        (driven, account)
+                    };
+                    let thread = thread::Builder::new().name(format!("drive {}", cell.model.name));
+                    thread.spawn_scoped(scope, drive)
+                }));
+            }
+            let join = |thread: Option<io::Result<thread::ScopedJoinHandle<'_, _>>>| {
+                Some(thread?.map(|thread| match thread.join() {
+                    Ok(driven) => driven,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let mut launches = Vec::new();
+        for (((cell, server), driven), order) in
+            turn.cells.iter().zip(servers).zip(driven).zip(order..)
+        {
+            // Whatever came of the load, the server is ended in order and gives its account.
+            let ended = server.map(Server::stop);
+            let mut launch = empty(turn, cell, order, started_s);
+            if let Err(error) = fill(&mut launch, cell, ended, driven) {
+                launch.problems.push(format!("{error:#}"));
+            }
+            if !launch.notes.contains(&Note::NotAllOpened) {
+                judge::judge(&mut launch, cell, self.settings, self.placement);
+            }
+            launches.push(launch);
         }
-        judge::judge(&mut launch, self.args, self.placement);
         // Half a launch is no result.
-        (!self.interrupted.load(Ordering::Relaxed)).then_some(launch)
+        (!self.interrupted.load(Ordering::Relaxed)).then_some(launches)
     }
 
-    fn fill(&self, cell: &Cell, launch: &mut Launch) -> anyhow::Result<()> {
-        let mut arguments = vec![cell.model.name.to_string()];
-        arguments.extend(server_arguments(self.args, self.placement));
-        let server = Server::start(&arguments)?;
-        let mut account = ServerSide::default();
-        // Whatever comes of the load, the server is ended in order and gives its account.
-        let driven = self.drive(cell, &server, &mut account);
-        let end = server.stop();
-        account.exit = Some(end.exit);
-        account.tally = end.tally;
-        launch.server = Some(account);
-        match driven {
-            Ok(report) => launch.client = Some(ClientSide::of(&report)?),
-            Err(error) => launch.problems.push(format!("{error:#}")),
-        }
-        launch.problems.extend(end.problems);
-        Ok(())
+    fn start(&self, model: &Model) -> anyhow::Result<Server> {
+        let workers = self.placement.workers_of(model).to_string();
+        let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
+        arguments.extend(server_arguments(self.settings, self.placement));
+        Server::start(&arguments)
     }
 
     fn drive(
         &self,
         cell: &Cell,
-        server: &Server,
+        together: usize,
+        pid: i32,
+        address: SocketAddr,
         account: &mut ServerSide,
-    ) -> anyhow::Result<Report> {
-        let plan = self.plan(cell, server);
+    ) -> anyhow::Result<Driven> {
+        let plan = Plan {
+            address,
+            protocol: self.settings.protocol,
+            connections: cell.connections,
+            size: Some(self.settings.size),
+            load: cell.load(self.settings, together),
+            connect_first: false,
+            ramp: cell.ramp(),
+            timeout: timeout(self.settings),
+            seed: cell.seed,
+            threads: self.placement.client_threads(),
+            cpus: self.placement.client.clone(),
+        };
         if cell.workload == Workload::Idle {
             // The first exchanges touch code and tables that no connection pays for again.
             let first = Plan {
@@ -130,41 +167,84 @@ impl Bench<'_> {
             };
             client::drive(&first, &(), self.interrupted)?;
         }
-        let watcher = Watcher::new(server.pid(), cell.workload, self.args, self.placement);
-        let report = client::drive(&plan, &watcher, self.interrupted)?;
-        watcher.seen().account(account, watcher.cpus.len());
-        Ok(report)
+        let watcher = Watcher::new(pid, cell, self.placement, self.interrupted);
+        let report = client::drive(&plan, &watcher, &watcher.stop)?;
+        let seen = watcher.seen();
+        seen.account(account, watcher.cpus.len());
+        Ok(Driven {
+            report,
+            opened: !seen.gave_up,
+        })
     }
+}
 
-    fn plan(&self, cell: &Cell, server: &Server) -> Plan {
-        Plan {
-            address: server.address,
-            protocol: self.args.protocol,
-            connections: cell.workload.connections(self.args),
-            size: Some(self.args.size),
-            load: cell.workload.load(self.args),
-            connect_first: false,
-            ramp: Duration::ZERO,
-            timeout: timeout(self.args),
-            seed: cell.seed,
-            threads: self.placement.client_threads(),
-            cpus: self.placement.client.clone(),
+/// A launch of which nothing is known yet.
+fn empty(turn: &Turn, cell: &Cell, order: usize, started_s: f64) -> Launch {
+    let name = |cell: &Cell| cell.model.name.to_string();
+    let beside = turn.cells.iter().map(name);
+    Launch {
+        order,
+        block: turn.block,
+        model: name(cell),
+        workload: cell.workload,
+        connections: cell.connections,
+        beside: beside.filter(|one| *one != cell.model.name).collect(),
+        seed: cell.seed.to_string(),
+        started_s,
+        problems: Vec::new(),
+        client_limited: false,
+        notes: Vec::new(),
+        figures: Default::default(),
+        lower_bounds: Vec::new(),
+        client: None,
+        server: None,
+    }
+}
+
+/// Takes down what both sides say.
+fn fill(
+    launch: &mut Launch,
+    cell: &Cell,
+    ended: anyhow::Result<End>,
+    driven: Option<io::Result<(anyhow::Result<Driven>, ServerSide)>>,
+) -> anyhow::Result<()> {
+    let end = ended?;
+    launch.problems.extend(end.problems);
+    let (driven, account) = driven
+        .context("nobody drove it")?
+        .context("cannot start a thread that drives it")?;
+    launch.server = Some(ServerSide {
+        exit: Some(end.exit),
+        tally: end.tally,
+        ..account
+    });
+    let Driven { report, opened } = driven?;
+    if !opened {
+        launch.notes.push(Note::NotAllOpened);
+        if !cell.is_short() {
+            launch.problems.push(format!(
+                "only {} of {} connections could be opened in time",
+                figures::count(report.connected),
+                figures::count(cell.connections as u64)
+            ));
         }
     }
+    launch.client = Some(ClientSide::of(&report)?);
+    Ok(())
 }
 
 /// Reads the server's counters before, in and after the window.
 ///
-/// All this runs on a CPU of the client's, so the least is read while it counts. At the edges that is the CPU clock
-/// alone. The rest is read once in the warm-up, when all clients are connected, and once shortly before the end: after
-/// it the clients leave, and a thread that ends takes its counters with it.
-struct Watcher {
-    root: i32,
-    workload: Workload,
-    connections: u64,
-    duration: Duration,
+/// All this runs on a CPU of the client's, so nothing is read in the window. At its edges the CPU clock is, which is
+/// quick. The rest is read once before it (in the warm-up, when all clients are connected) and once after it, while the
+/// connections are still there: a thread or a process that ends takes its counters with it.
+struct Watcher<'a> {
+    cell: &'a Cell,
     /// Where client and server run.
     cpus: Vec<usize>,
+    interrupted: &'a AtomicBool,
+    /// Ends this drive alone.
+    stop: AtomicBool,
     seen: Mutex<Seen>,
 }
 
@@ -173,11 +253,18 @@ struct Seen {
     tree: Tree,
     /// Before the load.
     before: Look,
-    /// Once all are connected.
+    memory_before: Option<u64>,
+    /// The first in which all were connected.
     settled: Option<Look>,
     begin: Option<CpuReading>,
     end: Option<CpuReading>,
     last: Option<Look>,
+    memory_after: Option<u64>,
+    /// The most that was met. Where the clients leave one by one, there are fewer at the end.
+    processes: u64,
+    threads: Option<u64>,
+    /// The connections were not to be opened.
+    gave_up: bool,
 }
 
 /// The server's counters and the machine's, at a moment.
@@ -196,27 +283,34 @@ impl Look {
     }
 }
 
-/// The last progress that is told in a window comes at most so long before its end.
-const LAST_PROGRESS: Duration = Duration::from_millis(110);
-
-impl Watcher {
-    fn new(root: i32, workload: Workload, args: &CompareArgs, placement: &Placement) -> Self {
+impl<'a> Watcher<'a> {
+    fn new(
+        root: i32,
+        cell: &'a Cell,
+        placement: &Placement,
+        interrupted: &'a AtomicBool,
+    ) -> Watcher<'a> {
         let cpus = placement.all();
-        let tree = Tree::of(root);
+        let tree = Tree::new(root, cell.model.needs.own_process);
         let before = Look::take(&tree, &cpus, Courtesy::None);
+        let idle = cell.workload == Workload::Idle;
         Watcher {
-            root,
-            workload,
-            connections: workload.connections(args) as u64,
-            duration: args.duration,
+            cell,
             cpus,
+            interrupted,
+            stop: AtomicBool::new(false),
             seen: Mutex::new(Seen {
+                memory_before: idle.then(|| tree.memory()).flatten(),
                 tree,
                 before,
                 settled: None,
                 begin: None,
                 end: None,
                 last: None,
+                memory_after: None,
+                processes: 0,
+                threads: None,
+                gave_up: false,
             }),
         }
     }
@@ -224,51 +318,57 @@ impl Watcher {
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn look(&self, seen: &mut Seen, courtesy: Courtesy) -> Look {
+        seen.tree.look();
+        let look = Look::take(&seen.tree, &self.cpus, courtesy);
+        seen.processes = seen.processes.max(look.server.processes);
+        seen.threads = seen.threads.max(look.server.threads);
+        look
+    }
 }
 
-impl Watch for Watcher {
+impl Watch for Watcher<'_> {
     fn measuring(&self) {
         let mut seen = self.seen();
+        if self.cell.workload == Workload::Idle {
+            // Nobody is disturbed, and the others' first exchanges are over.
+            seen.settled = Some(self.look(&mut seen, Courtesy::None));
+        } else {
+            // What it forked for the last clients to come counts from the beginning.
+            seen.tree.look();
+        }
         seen.begin = Some(seen.tree.cpu());
     }
 
     fn measured(&self) {
         let mut seen = self.seen();
-        // The silence of `idle` ended when the clients began to leave, and that was before this.
-        if self.workload != Workload::Idle || seen.end.is_none() {
-            seen.end = Some(seen.tree.cpu());
-        }
-        if seen.last.is_none() {
-            seen.last = Some(Look::take(&seen.tree, &self.cpus, Courtesy::None));
+        seen.end = Some(seen.tree.cpu());
+        // The last replies of an open loop are on their way, and their times count.
+        let courtesy = match self.cell.workload {
+            Workload::Steady => Courtesy::Yield,
+            _ => Courtesy::None,
+        };
+        seen.last = Some(self.look(&mut seen, courtesy));
+        if self.cell.workload == Workload::Idle {
+            seen.memory_after = seen.tree.memory();
         }
     }
 
     fn progress(&self, now: Snapshot) {
-        let courtesy = match self.workload {
-            Workload::Steady => Courtesy::Yield,
-            _ => Courtesy::None,
-        };
         let mut seen = self.seen();
-        let measuring = seen.begin.map(|begin| begin.at.elapsed());
-        match self.workload {
-            Workload::Idle if measuring.is_some() => {
-                seen.end = Some(seen.tree.cpu());
-                seen.last = Some(Look::take(&seen.tree, &self.cpus, courtesy));
-            }
-            Workload::Max | Workload::Steady if measuring.is_some() => {
-                if seen.last.is_none()
-                    && measuring.is_some_and(|time| time + LAST_PROGRESS >= self.duration)
-                {
-                    seen.last = Some(Look::take(&seen.tree, &self.cpus, courtesy));
-                }
-            }
-            _ => {
-                if seen.settled.is_none() && now.open == self.connections {
-                    // What it forks, it has forked by now.
-                    seen.tree = Tree::of(self.root);
-                    seen.settled = Some(Look::take(&seen.tree, &self.cpus, courtesy));
-                }
-            }
+        let all = now.open == self.cell.connections as u64;
+        let opening = self.cell.opening();
+        if seen.begin.is_none() && !all && opening.is_some_and(|limit| now.elapsed > limit) {
+            seen.gave_up = true;
+        }
+        if seen.gave_up || self.interrupted.load(Ordering::Relaxed) {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        // A crowd has no warm-up. Its first look comes when the first replies are long there, and it thinks.
+        let before_window = seen.begin.is_none() || self.cell.workload == Workload::Crowd;
+        if all && before_window && seen.settled.is_none() && self.cell.workload != Workload::Idle {
+            seen.settled = Some(self.look(&mut seen, Courtesy::None));
         }
     }
 }
@@ -278,7 +378,8 @@ impl Seen {
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
         let elapsed =
             |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
-        account.rss_before_bytes = self.before.server.rss;
+        account.memory_before_bytes = self.memory_before;
+        account.memory_after_bytes = self.memory_after;
         if let (Some(begin), Some(end)) = (&self.begin, &self.end) {
             account.interval_s = Some((end.at - begin.at).as_secs_f64());
             account.cpu_s = elapsed(begin.used, end.used).map(|time| time.as_secs_f64());
@@ -291,32 +392,28 @@ impl Seen {
             server: begin,
             host: before,
         } = first.unwrap_or(self.before);
-        if let Some(Look {
+        let Some(Look {
             server: end,
             host: after,
         }) = &self.last
-        {
-            let user = elapsed(begin.user, end.user);
-            let system = elapsed(begin.system, end.system);
-            account.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
-            account.user_s = user.map(|time| time.as_secs_f64());
-            account.system_s = system.map(|time| time.as_secs_f64());
-            account.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
-            account.involuntary_switches =
-                between(begin.involuntary_switches, end.involuntary_switches);
-            let used = user.zip(system).map(|(user, system)| user + system);
-            account.others_cpu = before
-                .zip(*after)
-                .zip(used)
-                .and_then(|((before, after), used)| after.others(&before, used, cpus));
-        }
-        if let Some(Look { server: end, .. }) = &self.last {
-            account.processes = Some(end.processes);
-            // Of a load whose clients leave one by one, there were more while it lasted.
-            let settled = self.settled.and_then(|settled| settled.server.threads);
-            account.threads = end.threads.max(settled);
-            account.rss_after_bytes = end.rss;
-            account.peak_rss_bytes = end.peak_rss;
-        }
+        else {
+            return;
+        };
+        let user = elapsed(begin.user, end.user);
+        let system = elapsed(begin.system, end.system);
+        account.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
+        account.user_s = user.map(|time| time.as_secs_f64());
+        account.system_s = system.map(|time| time.as_secs_f64());
+        account.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
+        account.involuntary_switches =
+            between(begin.involuntary_switches, end.involuntary_switches);
+        let used = user.zip(system).map(|(user, system)| user + system);
+        account.others_cpu = before
+            .zip(*after)
+            .zip(used)
+            .and_then(|((before, after), used)| after.others(&before, used, cpus));
+        account.processes = Some(self.processes);
+        account.threads = self.threads;
+        account.peak_rss_bytes = end.peak_rss;
     }
 }

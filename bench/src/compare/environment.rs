@@ -5,13 +5,13 @@ use std::time::SystemTime;
 
 use procfs::{CpuInfo, Current, LoadAverage};
 
-use super::CompareArgs;
 use super::cell::server_arguments;
 use super::placement::Placement;
+use super::plan::Settings;
 use super::results::Environment;
 
 /// Looks at this machine. To be called before the first load: afterwards the load average is our own.
-pub(super) fn look(args: &CompareArgs, placement: &Placement) -> Environment {
+pub(super) fn look(settings: &Settings, placement: &Placement) -> Environment {
     let read = |path: &str| Some(fs::read_to_string(path).ok()?.trim().to_string());
     let info = CpuInfo::current().ok();
     let flags = info.as_ref().and_then(|info| info.flags(0));
@@ -43,15 +43,14 @@ pub(super) fn look(args: &CompareArgs, placement: &Placement) -> Environment {
         pinned_apart: placement.apart,
         share_a_core: placement.share_a_core,
         client_threads: placement.client_threads(),
-        server_workers: placement.workers(),
-        server_arguments: server_arguments(args, placement),
+        server_arguments: server_arguments(settings, placement),
         warnings: Vec::new(),
     };
-    environment.warnings = warnings(&environment, args, placement);
+    environment.warnings = warnings(&environment, settings, placement);
     environment
 }
 
-fn warnings(environment: &Environment, args: &CompareArgs, placement: &Placement) -> Vec<String> {
+fn warnings(environment: &Environment, settings: &Settings, placement: &Placement) -> Vec<String> {
     let mut warnings = Vec::new();
     if environment.debug_build {
         warnings.push(
@@ -87,10 +86,10 @@ fn warnings(environment: &Environment, args: &CompareArgs, placement: &Placement
          not for predicting one"
             .to_string(),
     );
-    if args.launches < 3 {
+    if settings.launches < 3 {
         warnings.push(format!(
             "with {} per model and workload the spread means nothing; use --launches 3 or more",
-            if args.launches == 1 {
+            if settings.launches == 1 {
                 "one launch"
             } else {
                 "two launches"

@@ -1,9 +1,8 @@
 //! What a launch's raw figures mean, and whether to believe them.
 
-use super::CompareArgs;
 use super::metric::Metric;
 use super::placement::Placement;
-use super::plan::Workload;
+use super::plan::{Cell, Settings, Workload};
 use super::results::{ClientSide, Launch, Note, ServerSide};
 use crate::figures;
 
@@ -22,39 +21,49 @@ const ENOUGH_OF_THE_RATE: f64 = 0.98;
 /// Others that had so much of the CPUs changed the figures. Interrupts and the kernel's own threads have a few percent.
 const DISTURBED: f64 = 0.1;
 
+/// The time over which CPU was counted is the window, as the harness met its edges. Late at the beginning, it saw less
+/// of it; late at the end, it saw a server that had nothing to do any more, and took that for cheapness.
+const INTERVAL: std::ops::RangeInclusive<f64> = 0.5..=1.05;
+
 /// How far Little's law may be off: windows have edges.
 const LITTLE: f64 = 0.1;
 
 /// Computes the figures of a launch, and says what is wrong with it.
-pub(super) fn judge(launch: &mut Launch, args: &CompareArgs, placement: &Placement) {
+pub(super) fn judge(launch: &mut Launch, cell: &Cell, settings: &Settings, placement: &Placement) {
     let Some(client) = launch.client.take() else {
         return;
     };
     let server = launch.server.take().unwrap_or_default();
 
     complain(launch, &client);
+    // A load of messages has no edges but its own.
+    let met = launch.workload == Workload::Crowd
+        || share(server.interval_s, Some(client.window_s))
+            .is_some_and(|share| INTERVAL.contains(&share));
+    let server_cpus = share(server.cpu_s, server.interval_s).filter(|_| met);
+    // One thread can't be busier than one CPU, however many there are.
+    let threads = (server.threads).map_or(usize::MAX, |threads| threads as usize);
+    let usable = placement.server_cpus().min(threads);
     let mut judge = Judge {
-        // One thread can't be busier than one CPU, however many there are.
-        server_busy: share(
-            server.cpu_s,
-            server.interval_s.map(|time| {
-                let threads = server
-                    .threads
-                    .map_or(usize::MAX, |threads| threads as usize);
-                time * placement.workers().min(threads) as f64
-            }),
-        ),
+        server_cpus,
+        server_busy: share(server_cpus, Some(usable as f64)),
         client_busy: share(
             Some(client.client_cpu_s),
             Some(client.window_s * placement.client_threads() as f64),
         ),
-        connections: launch.workload.connections(args),
-        args,
+        cell,
+        settings,
         client: &client,
         server: &server,
         launch,
     };
     judge.resources();
+    if !met && server.interval_s.is_some() {
+        judge.note(Note::EdgesMissed);
+    }
+    if cell.is_short() {
+        judge.note(Note::HoldsFewer);
+    }
     match judge.launch.workload {
         Workload::Crowd => judge.crowd(),
         Workload::Max => judge.max(),
@@ -87,6 +96,10 @@ fn complain(launch: &mut Launch, client: &ClientSide) {
     }
 }
 
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     let (part, whole) = part.zip(whole)?;
     (whole > 0.0).then(|| part / whole)
@@ -94,10 +107,12 @@ fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
 
 struct Judge<'a> {
     launch: &'a mut Launch,
-    args: &'a CompareArgs,
+    cell: &'a Cell,
+    settings: &'a Settings,
     client: &'a ClientSide,
     server: &'a ServerSide,
-    connections: usize,
+    /// CPU time over time.
+    server_cpus: Option<f64>,
     server_busy: Option<f64>,
     client_busy: Option<f64>,
 }
@@ -135,10 +150,13 @@ impl Judge<'_> {
             Metric::Threads,
             self.server.threads.map(|threads| threads as f64),
         );
-        let peak = self.server.peak_rss_bytes;
+        self.set(
+            Metric::Processes,
+            self.server.processes.map(|processes| processes as f64),
+        );
         self.set(
             Metric::PeakMemoryMib,
-            peak.map(|bytes| bytes as f64 / f64::from(1 << 20)),
+            self.server.peak_rss_bytes.map(mebibytes),
         );
         self.set(Metric::ServerBusy, self.server_busy);
         self.set(Metric::ClientBusy, self.client_busy);
@@ -150,13 +168,13 @@ impl Judge<'_> {
 
     fn crowd(&mut self) {
         let client = self.client;
-        let all = client.finished_clients == self.connections as u64;
+        let all = client.finished_clients == self.cell.connections as u64;
         self.set(
             Metric::AllServedS,
             if all {
                 client.elapsed_s
             } else {
-                self.args.patience.as_secs_f64()
+                self.settings.patience.as_secs_f64()
             },
         );
         if !all {
@@ -168,7 +186,7 @@ impl Judge<'_> {
         if client.never_served > 0 {
             self.lower_bound(Metric::FirstReplyMaxMs);
         }
-        if client.never_served * 2 >= self.connections as u64 {
+        if client.never_served * 2 >= self.cell.connections as u64 {
             self.lower_bound(Metric::FirstReplyP50Ms);
         }
     }
@@ -178,10 +196,9 @@ impl Judge<'_> {
         let client = self.client;
         let rate = share(Some(client.completed as f64), Some(client.window_s));
         self.set(Metric::RequestsPerS, rate);
-        let cpus = share(self.server.cpu_s, self.server.interval_s);
         self.set(
             Metric::CpuUsPerRequest,
-            share(cpus, rate).map(|seconds| seconds * 1e6),
+            share(self.server_cpus, rate).map(|seconds| seconds * 1e6),
         );
         let switches = self
             .server
@@ -215,8 +232,9 @@ impl Judge<'_> {
             replies(client.per_connection.iter().max()),
         );
         self.set(Metric::MeanInFlight, client.mean_in_flight);
-        let off = client.mean_in_flight / self.connections as f64 - 1.0;
-        if off.abs() > LITTLE {
+        let off = client.mean_in_flight / self.cell.connections as f64 - 1.0;
+        // Of who holds fewer this is known, and said.
+        if off.abs() > LITTLE && !self.cell.is_short() {
             self.note(Note::OtherInFlight);
         }
         // A server whose use is unknown cannot be shown to have been the limit.
@@ -261,7 +279,7 @@ impl Judge<'_> {
                 self.lower_bound(metric);
             }
         }
-        let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * self.args.rate);
+        let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * self.settings.rate);
         let late = client.lag.p99_ns.is_some_and(|lag| {
             let response = client.response_time.p99_ns;
             lag > MOST_LAG_NS
@@ -276,18 +294,18 @@ impl Judge<'_> {
 
     fn idle(&mut self) {
         let client = self.client;
-        let memory = self
-            .server
-            .rss_after_bytes
-            .zip(self.server.rss_before_bytes);
-        let slope = memory.map(|(after, before)| {
-            (after as f64 - before as f64) / self.connections as f64 / 1024.0
+        let (before, after) = (
+            self.server.memory_before_bytes,
+            self.server.memory_after_bytes,
+        );
+        let slope = after.zip(before).map(|(after, before)| {
+            (after as f64 - before as f64) / self.cell.connections as f64 / 1024.0
         });
-        let mut cpus = share(self.server.cpu_s, self.server.interval_s);
+        let mut cpus = self.server_cpus;
         // A protocol that closes after its reply leaves nobody to hold.
-        let closes = self.args.protocol.requests_per_connection.is_some();
+        let closes = self.settings.protocol.requests_per_connection.is_some();
         let not_held = client.never_served > 0 || closes;
-        if not_held {
+        if not_held && !self.cell.is_short() {
             self.note(Note::NotAllHeld);
         }
         if client.completed > 0 {
@@ -295,7 +313,8 @@ impl Judge<'_> {
             cpus = None;
         }
         self.set(Metric::KibPerConnection, slope.filter(|_| !not_held));
-        self.set(Metric::IdleCpus, cpus);
+        self.set(Metric::MemoryMib, after.map(mebibytes));
+        self.set(Metric::IdleCpuMsPerS, cpus.map(|cpus| cpus * 1e3));
     }
 }
 
@@ -303,7 +322,8 @@ impl Judge<'_> {
 mod tests {
     use super::*;
     use crate::compare::results::tests::{client_side, launch};
-    use crate::compare::tests::args;
+    use crate::compare::tests::settings;
+    use crate::registry;
 
     fn placement() -> Placement {
         Placement {
@@ -332,20 +352,36 @@ mod tests {
             counters_interval_s: Some(2.0),
             voluntary_switches: Some(30_000),
             involuntary_switches: Some(10_000),
-            rss_before_bytes: Some(1 << 20),
-            rss_after_bytes: Some((1 << 20) + 1_000 * 2_048),
+            memory_before_bytes: Some(1 << 20),
+            memory_after_bytes: Some((1 << 20) + 1_000 * 2_048),
             ..ServerSide::default()
         });
         launch
     }
 
     fn judged(workload: Workload, change: impl FnOnce(&mut ClientSide, &mut ServerSide)) -> Launch {
+        judged_as(None, workload, change)
+    }
+
+    /// A model that holds so many at a time.
+    fn judged_as(
+        holds: Option<usize>,
+        workload: Workload,
+        change: impl FnOnce(&mut ClientSide, &mut ServerSide),
+    ) -> Launch {
         let mut launch = measured(workload);
         if let (Some(client), Some(server)) = (&mut launch.client, &mut launch.server) {
             change(client, server);
         }
-        let args = args(&["--rate", "20000", "--patience", "6s"]);
-        judge(&mut launch, &args, &placement());
+        let settings = settings(&["--rate", "20000", "--patience", "6s"]);
+        let cell = Cell {
+            model: registry::find("mio").unwrap(),
+            workload,
+            connections: settings.connections(workload)[0],
+            seed: 1,
+            holds,
+        };
+        judge(&mut launch, &cell, &settings, &placement());
         launch
     }
 
@@ -377,6 +413,24 @@ mod tests {
         ] {
             assert_eq!(get(&launch, metric), None, "{metric:?}");
         }
+    }
+
+    #[test]
+    fn cost_is_not_told_by_a_clock_that_was_read_late() {
+        let late = |interval| {
+            judged(Workload::Max, |_, server| {
+                server.interval_s = Some(interval);
+            })
+        };
+        for missed in [1e-5, 0.4, 1.1, 2.0] {
+            let launch = late(missed);
+            assert!(launch.valid());
+            assert_eq!(launch.notes, [Note::EdgesMissed]);
+            assert_eq!(get(&launch, Metric::CpuUsPerRequest), None);
+            assert_eq!(get(&launch, Metric::ServerBusy), None);
+            assert_eq!(get(&launch, Metric::RequestsPerS), Some(20_000.0));
+        }
+        assert_eq!(get(&late(0.8), Metric::CpuUsPerRequest), Some(15.625));
     }
 
     #[test]
@@ -462,6 +516,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_model_cannot_by_design_is_said_as_that() {
+        let starve = |client: &mut ClientSide, _: &mut ServerSide| {
+            client.mean_in_flight = 50.0;
+            client.never_served = 900;
+            client.unanswered = 50;
+            client.completed = 0;
+        };
+        for workload in Workload::ALL {
+            let short = judged_as(Some(50), workload, starve);
+            assert!(short.valid());
+            assert_eq!(short.notes, [Note::HoldsFewer], "{workload}");
+            // At its limit it holds them all, and nothing is to be excused.
+            let enough = judged_as(Some(1_000), workload, starve);
+            assert!(!enough.notes.contains(&Note::HoldsFewer));
+        }
+    }
+
+    #[test]
     fn few_unanswered_only_touch_the_tail() {
         let launch = judged(Workload::Steady, |client, _| client.unanswered = 30);
         assert_eq!(
@@ -474,7 +546,7 @@ mod tests {
     fn memory_per_connection_needs_all_of_them() {
         let all = judged(Workload::Idle, |client, _| client.completed = 0);
         assert_eq!(get(&all, Metric::KibPerConnection), Some(2.0));
-        assert_eq!(get(&all, Metric::IdleCpus), Some(0.25));
+        assert_eq!(get(&all, Metric::IdleCpuMsPerS), Some(250.0));
         let one = judged(Workload::Idle, |client, _| {
             client.completed = 0;
             client.never_served = 999;
@@ -483,6 +555,6 @@ mod tests {
         assert_eq!(get(&one, Metric::KibPerConnection), None);
         assert_eq!(one.notes, [Note::NotAllHeld]);
         let noisy = judged(Workload::Idle, |_, _| {});
-        assert_eq!(get(&noisy, Metric::IdleCpus), None);
+        assert_eq!(get(&noisy, Metric::IdleCpuMsPerS), None);
     }
 }

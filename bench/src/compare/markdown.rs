@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::metric::Metric;
 use super::results::{Environment, FILE, Results};
-use super::table::{LEGEND, Sheet, notes, sheets};
+use super::table::{Sheet, legend, notes, sheets};
+use crate::figures;
 
 /// The file's name beside `results.json`.
 pub(super) const NAME: &str = "report.md";
@@ -23,10 +24,15 @@ pub(super) fn to_markdown(results: &Results) -> String {
     let _ = writeln!(
         text,
         "One protocol (`{}`, {} bytes per request), one client, every reply checked byte by byte; for each of {} \
-         launches a fresh server process, in random order. Measured {} by samewire {}.\n",
+         launches{} a fresh server process, in random order. Measured {} by samewire {}.\n",
         options.protocol,
         options.size_bytes,
         options.launches,
+        if options.idle_launches == options.launches {
+            String::new()
+        } else {
+            format!(" ({} of idle)", options.idle_launches)
+        },
         results.environment.date,
         results.environment.samewire_version,
     );
@@ -41,22 +47,28 @@ pub(super) fn to_markdown(results: &Results) -> String {
     for sheet in sheets(results) {
         text.push_str(&of_sheet(&sheet));
     }
-    let _ = writeln!(text, "{}\n", escape(LEGEND));
+    let _ = writeln!(text, "{}\n", escape(&legend(results)));
     text.push_str(&validity(results));
     text.push_str(
-        "## What was compared\n\n| model | who answers | read it |\n| --- | --- | --- |\n",
+        "## What was compared\n\n\
+         | model | who answers | from | holds at a time | workers | read it |\n\
+         | --- | --- | --- | ---: | ---: | --- |\n",
     );
     for model in &results.models {
         let left_out = model
             .obstacle
             .as_ref()
             .map(|why| format!(" (left out: {why})"));
+        let holds = model.holds.map(|most| figures::count(most as u64));
         let _ = writeln!(
             text,
-            "| {} | {}{} | `{}` |",
+            "| {} | {}{} | {} | {} | {} | `{}` |",
             model.name,
             escape(&model.summary),
             escape(&left_out.unwrap_or_default()),
+            escape(&model.lineage),
+            holds.unwrap_or("all".to_string()),
+            model.workers,
             model.source
         );
     }
@@ -92,8 +104,8 @@ fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
         Medians over the launches. The client must have CPU time to spare where the server is to be the limit; it must \
         send on time (lag); nobody else should have had the CPUs in use; and in `max` as many requests must be under way as there are connections (Little's law).\n\n\
-        | model | workload | launches used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
-        | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        | model | workload | connections | launches used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
+        | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_string();
     for summary in &results.summary {
         let figure = |metric, scale: f64, digits: usize| {
@@ -111,9 +123,10 @@ fn validity(results: &Results) -> String {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} of {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} of {} | {} | {} | {} | {} | {} | {} |",
             summary.model,
             summary.workload,
+            figures::count(summary.connections as u64),
             summary.valid,
             summary.launches,
             if_measured(Metric::ClientBusy, 100.0, 0),
@@ -192,14 +205,7 @@ fn machine(environment: &Environment) -> String {
                 environment.client_threads
             ),
         ),
-        (
-            "CPUs of the server",
-            format!(
-                "{} ({} workers)",
-                list(&environment.server_cpus),
-                environment.server_workers
-            ),
-        ),
+        ("CPUs of the server", list(&environment.server_cpus)),
         (
             "on threads of one core",
             yes_no(environment.share_a_core).to_string(),
@@ -207,7 +213,7 @@ fn machine(environment: &Environment) -> String {
         (
             "every server",
             format!(
-                "samewire serve MODEL {}",
+                "samewire serve MODEL --workers N {}",
                 environment.server_arguments.join(" ")
             ),
         ),

@@ -49,13 +49,17 @@ pub enum Metric {
     StarvedRequests,
     /// 99th percentile of how late the client itself was.
     LagP99Ms,
-    /// Memory that one more idle connection takes in the server process.
+    /// Memory that one more idle connection takes in the server's processes.
     KibPerConnection,
-    /// CPU time of the server over time while all connections are silent; 1 is one CPU.
-    IdleCpus,
-    /// Threads of the server under load.
+    /// CPU time of the server in a second in which all connections are silent.
+    IdleCpuMsPerS,
+    /// Memory of its own, of all the server's processes.
+    MemoryMib,
+    /// Threads of the server under load, over all processes.
     Threads,
-    /// The most memory that was resident.
+    /// Processes of the server under load.
+    Processes,
+    /// The most memory that was resident; only of a server that does not fork.
     PeakMemoryMib,
     /// CPU time of the server over that of its CPUs, 0 to 1.
     ServerBusy,
@@ -75,7 +79,7 @@ pub(super) enum Better {
 impl Metric {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Metric; 27] = [
+    pub(super) const ALL: [Metric; 29] = [
         Metric::AllServedS,
         Metric::ClientsServed,
         Metric::FirstReplyP50Ms,
@@ -97,8 +101,10 @@ impl Metric {
         Metric::StarvedRequests,
         Metric::LagP99Ms,
         Metric::KibPerConnection,
-        Metric::IdleCpus,
+        Metric::IdleCpuMsPerS,
+        Metric::MemoryMib,
         Metric::Threads,
+        Metric::Processes,
         Metric::PeakMemoryMib,
         Metric::ServerBusy,
         Metric::ClientBusy,
@@ -113,14 +119,18 @@ impl Metric {
             | Metric::FirstReplyMaxMs
             | Metric::CpuUsPerRequest
             | Metric::ResponseP99Ms
-            | Metric::KibPerConnection => Some(Better::Lower),
+            | Metric::KibPerConnection
+            | Metric::IdleCpuMsPerS => Some(Better::Lower),
             _ => None,
         }
     }
 
     /// What it costs the server, and not how long it takes.
     pub(super) fn is_cost(self) -> bool {
-        matches!(self, Metric::CpuUsPerRequest | Metric::KibPerConnection)
+        matches!(
+            self,
+            Metric::CpuUsPerRequest | Metric::KibPerConnection | Metric::IdleCpuMsPerS
+        )
     }
 
     /// The histogram it is read from, and where; `None` for figures that are counted.

@@ -1,6 +1,6 @@
 //! `samewire compare`: runs models on workloads, and compares them. `samewire report` draws the reports again.
 //!
-//! Who reads on: `plan` is what is measured and in which order, `cell` one launch of it, `server` and `process` the
+//! Who reads on: `plan` is what is measured and in which order, `cell` how one launch of it is measured, `server` and `process` the
 //! server in it and what it uses, `judge` what that means and whether to believe it; `results` is the file, `summary`
 //! what several launches say together, `table` and `markdown` how it is shown.
 
@@ -19,6 +19,7 @@ mod stats;
 pub mod summary;
 mod table;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::num::NonZero;
@@ -31,16 +32,16 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use clap::Args;
 use contract::cli::{parse_connections, parse_protocol, parse_some_time};
-use contract::{Model, raise_descriptor_limit};
+use contract::{Descriptors, Model, raise_descriptor_limit};
 use protocol::{PROTOCOLS, Protocol};
 
 use crate::drive::{parse_rate, parse_size};
-use crate::{interrupt, output, registry};
+use crate::{interrupt, list, output, registry};
 use cell::Bench;
 use placement::Placement;
-use plan::{Cell, IDLE_CONNECTIONS, Workload};
+use plan::{Cell, IDLE_CONNECTIONS, QUICK_MODELS, Settings, Turn, Workload};
 use progress::Progress;
-use results::{ModelInfo, Options, Results, SCHEMA, write_whole};
+use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
 
 /// Options of `compare`.
 #[derive(Debug, Args)]
@@ -50,9 +51,19 @@ use results::{ModelInfo, Options, Results, SCHEMA, write_whole};
   steady   open loop at one rate for all: how long replies take, from the planned send time
   idle     a thousand silent connections: what they cost
 
+Several numbers of --connections are a sweep: what a request costs the server, by the number of
+connections, in max (all are busy) and steady (a few of many are). What a model cannot hold at a
+time by design (serial, and those of a fixed number of workers) is left out of it. All models with
+four numbers take ten minutes.
+
+The models of --quick are one of each idea: serial, threads, pool, mio, coroutines, tokio, smol,
+uring.
+
 Examples:
-  samewire compare                                           everything, within two minutes
+  samewire compare                                           everything, within four minutes
+  samewire compare --quick                                   a few models, within a minute and a half
   samewire compare --models threads,mio --launches 10        two models, more launches
+  samewire compare --models poll,mio --connections 10,100,1000,10000
   samewire compare --workloads steady --rate 20000 --duration 10s --out results/steady
   samewire compare --json > results.json
 
@@ -60,39 +71,46 @@ Exit status 0 if all was measured, 1 if a launch failed, 2 for wrong usage, 130 
 measured until then is kept.")]
 pub struct CompareArgs {
     /// Which models [default: all that can run here]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = registry::find)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_model)]
     models: Vec<&'static Model>,
 
-    /// Which workloads
+    /// Which workloads [default: all; max and steady with several numbers of --connections]
     #[arg(
         long,
         value_name = "NAMES",
         value_delimiter = ',',
         value_enum,
-        default_value = "crowd,max,steady,idle",
         hide_possible_values = true
     )]
     workloads: Vec<Workload>,
 
-    /// Server processes per model and workload; three are needed to see a spread
-    #[arg(long, value_name = "N", default_value = "3", value_parser = parse_launches)]
-    launches: u32,
+    /// Fewer models and shorter windows; --models, --duration and the like override that
+    #[arg(long)]
+    quick: bool,
 
-    /// Measure max and steady for this long in each launch
-    #[arg(long, value_name = "TIME", default_value = "900ms", value_parser = parse_some_time)]
-    duration: Duration,
+    /// Server processes per model and workload; three are needed to see a spread [default: 3; 1 in idle]
+    #[arg(long, value_name = "N", value_parser = parse_launches)]
+    launches: Option<u32>,
 
-    /// Connections, in all workloads but idle
-    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_connections)]
-    connections: NonZero<usize>,
+    /// Measure max and steady for this long in each launch [default: 800ms; 500ms with --quick]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    duration: Option<Duration>,
+
+    /// Measure the silence of idle for this long in each launch
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
+    idle_duration: Duration,
+
+    /// Connections, in all workloads but idle; several numbers are a sweep
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "100", value_parser = parse_connections)]
+    connections: Vec<NonZero<usize>>,
 
     /// Requests per second of steady, over all connections: below what every model can do
     #[arg(long, value_name = "N", default_value = "5000", value_parser = parse_rate)]
     rate: f64,
 
-    /// How long crowd waits for a server at most
-    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = parse_some_time)]
-    patience: Duration,
+    /// How long crowd waits for a server at most [default: 3s]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    patience: Option<Duration>,
 
     /// What to say (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
@@ -113,6 +131,18 @@ pub struct CompareArgs {
     /// Print results.json instead of the tables
     #[arg(long)]
     json: bool,
+}
+
+/// Who names a model wants it: it is not left out with a note.
+fn parse_model(name: &str) -> Result<&'static Model, String> {
+    runs_here(registry::find(name)?)
+}
+
+fn runs_here(model: &'static Model) -> Result<&'static Model, String> {
+    match (model.available)() {
+        Ok(()) => Ok(model),
+        Err(why) => Err(format!("it cannot run here: {why}")),
+    }
 }
 
 fn parse_launches(text: &str) -> Result<u32, String> {
@@ -146,7 +176,7 @@ pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
             args.dir.display()
         );
     }
-    output::print(&table::to_text(&results))?;
+    output::print(&table::to_text(&results, output::width()))?;
     write_whole(&args.dir, markdown::NAME, &markdown::to_markdown(&results))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -157,16 +187,20 @@ pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
 ///
 /// In one line: what kept it from being measured at all, or from being written.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
+    let settings = match Settings::of(args) {
+        Ok(settings) => settings,
+        Err(wrong) => {
+            output::complain(&format!("error: {wrong} (see --help)"));
+            return Ok(ExitCode::from(2));
+        }
+    };
     let out = args.out.clone().unwrap_or_else(|| {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Path::new("results").join(now.replace(':', ""))
     });
-    let workloads: Vec<Workload> = Workload::ALL
-        .into_iter()
-        .filter(|workload| args.workloads.contains(workload))
-        .collect();
-    enough_descriptors(args, &workloads)?;
-    // Before two minutes of work, not after.
+    let descriptors = raise_descriptor_limit();
+    enough_descriptors(&settings, descriptors)?;
+    // Before minutes of work, not after.
     claim(&out)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
@@ -174,33 +208,44 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     // Everything that this process starts from here on is on the client's CPUs, until it says otherwise.
     let placement = Placement::take();
-    let (models, infos) = models(args);
-    let cells = plan::cells(&models, &workloads, args, seed);
+    server::adopt_orphans();
+    let (models, infos) = models(args, &placement);
+    let workers = |model: &Model| placement.workers_of(model);
+    let (turns, skipped) = plan::turns(&models, workers, &settings, seed, descriptors);
     let mut results = Results {
         schema: SCHEMA,
         complete: false,
-        command: command(args, &infos, &workloads, seed),
-        environment: environment::look(args, &placement),
+        command: command(args, &settings, &models, seed),
+        environment: environment::look(&settings, &placement),
         options: Options {
             models: infos.iter().map(|model| model.name.clone()).collect(),
-            workloads,
-            launches: args.launches,
-            duration_s: args.duration.as_secs_f64(),
-            connections: args.connections.get(),
+            workloads: settings.workloads.clone(),
+            launches: settings.launches,
+            idle_launches: settings.idle_launches,
+            duration_s: settings.duration.as_secs_f64(),
+            idle_duration_s: settings.idle_duration.as_secs_f64(),
+            connections: settings.connections.clone(),
             idle_connections: IDLE_CONNECTIONS,
-            rate_per_s: args.rate,
-            patience_s: args.patience.as_secs_f64(),
-            protocol: args.protocol.name.to_string(),
-            size_bytes: args.size,
+            rate_per_s: settings.rate,
+            patience_s: settings.patience.as_secs_f64(),
+            protocol: settings.protocol.name.to_string(),
+            size_bytes: settings.size,
             seed: seed.to_string(),
         },
         models: infos,
         launches: Vec::new(),
+        skipped,
         summary: Vec::new(),
     };
-    announce(&results, &cells);
+    announce(&results, &turns);
     let save = |results: &Results| write_whole(&out, results::FILE, &results.to_json()?);
-    measure(args, &placement, &cells, &interrupted, &mut results, &save);
+    let bench = Bench {
+        settings: &settings,
+        placement: &placement,
+        began: Instant::now(),
+        interrupted: &interrupted,
+    };
+    measure(&bench, &turns, &mut results, &save);
     results.summary = summary::summarise(&results)?;
     finish(args, &out, &results)
 }
@@ -226,9 +271,13 @@ fn claim(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// What can be measured, and all that was asked for. Each once, in the order of the registry.
-fn models(args: &CompareArgs) -> (Vec<&'static Model>, Vec<ModelInfo>) {
+fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Vec<ModelInfo>) {
     let asked = |model: &&'static Model| {
-        args.models.is_empty() || args.models.iter().any(|asked| asked.name == model.name)
+        if args.models.is_empty() {
+            !args.quick || QUICK_MODELS.contains(&model.name)
+        } else {
+            args.models.iter().any(|asked| asked.name == model.name)
+        }
     };
     let mut available = Vec::new();
     let mut infos = Vec::new();
@@ -237,10 +286,15 @@ fn models(args: &CompareArgs) -> (Vec<&'static Model>, Vec<ModelInfo>) {
         if obstacle.is_none() {
             available.push(model);
         }
+        let workers = placement.workers_of(model);
         infos.push(ModelInfo {
             name: model.name.to_string(),
             summary: model.summary.to_string(),
+            lineage: model.lineage.to_string(),
             source: model.source.to_string(),
+            capacity: list::name_of(model.capacity).to_string(),
+            workers,
+            holds: plan::holds(model, workers),
             obstacle,
         });
     }
@@ -248,13 +302,8 @@ fn models(args: &CompareArgs) -> (Vec<&'static Model>, Vec<ModelInfo>) {
 }
 
 /// Each connection is one descriptor here and one in the server.
-fn enough_descriptors(args: &CompareArgs, workloads: &[Workload]) -> anyhow::Result<()> {
-    let limit = raise_descriptor_limit();
-    let most = workloads
-        .iter()
-        .map(|workload| workload.connections(args))
-        .max()
-        .unwrap_or(0);
+fn enough_descriptors(settings: &Settings, limit: Descriptors) -> anyhow::Result<()> {
+    let most = settings.most_connections();
     if !limit.allow(most) {
         bail!(
             "{most} connections do not fit the limit of {} open files, and this process may not raise it; \
@@ -266,34 +315,44 @@ fn enough_descriptors(args: &CompareArgs, workloads: &[Workload]) -> anyhow::Res
 }
 
 /// The command line that repeats this comparison.
-fn command(args: &CompareArgs, models: &[ModelInfo], workloads: &[Workload], seed: u64) -> String {
-    let models: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
-    let workloads: Vec<_> = workloads.iter().map(Workload::to_string).collect();
+fn command(
+    args: &CompareArgs,
+    settings: &Settings,
+    models: &[&'static Model],
+    seed: u64,
+) -> String {
+    fn list<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
+        let all: Vec<String> = all.into_iter().map(|one| one.to_string()).collect();
+        all.join(",")
+    }
     let time = |time| {
         humantime::format_duration(time)
             .to_string()
             .replace(' ', "")
     };
+    // What was left open stands for different numbers in different workloads.
+    let launches = args.launches.map(|number| format!(" --launches {number}"));
     format!(
-        "samewire compare --models {} --workloads {} --launches {} --duration {} --connections {} --rate {} \
+        "samewire compare --models {} --workloads {}{} --duration {} --idle-duration {} --connections {} --rate {} \
          --patience {} --protocol {} --size {} --seed {seed}",
-        models.join(","),
-        workloads.join(","),
-        args.launches,
-        time(args.duration),
-        args.connections,
-        args.rate,
-        time(args.patience),
-        args.protocol.name,
-        args.size,
+        list(models.iter().map(|model| model.name)),
+        list(&settings.workloads),
+        launches.unwrap_or_default(),
+        time(settings.duration),
+        time(settings.idle_duration),
+        list(&settings.connections),
+        settings.rate,
+        time(settings.patience),
+        settings.protocol.name,
+        settings.size,
     )
 }
 
-fn announce(results: &Results, cells: &[Cell]) {
-    let estimate: Duration = cells.iter().map(|cell| cell.estimate).sum();
+fn announce(results: &Results, turns: &[Turn]) {
+    let estimate: Duration = turns.iter().map(|turn| turn.estimate).sum();
+    let launches: usize = turns.iter().map(|turn| turn.cells.len()).sum();
     output::complain(&format!(
-        "{} launches, about {}; seed {}",
-        cells.len(),
+        "{launches} launches, about {}; seed {}",
         humantime::format_duration(Duration::from_secs(estimate.as_secs().max(1))),
         results.options.seed
     ));
@@ -310,38 +369,53 @@ fn announce(results: &Results, cells: &[Cell]) {
 }
 
 fn measure(
-    args: &CompareArgs,
-    placement: &Placement,
-    cells: &[Cell],
-    interrupted: &AtomicBool,
+    bench: &Bench,
+    turns: &[Turn],
     results: &mut Results,
     save: &dyn Fn(&Results) -> anyhow::Result<()>,
 ) {
-    let bench = Bench {
-        args,
-        placement,
-        began: Instant::now(),
-        interrupted,
-    };
-    let mut progress = Progress::start(cells);
+    let mut progress = Progress::start(turns);
     let mut block = 0;
-    for (cell, order) in cells.iter().zip(1..) {
+    // By model: so many connections could not be opened. To try again would take as long, and tell the same.
+    let mut full: BTreeMap<&str, usize> = BTreeMap::new();
+    for turn in turns {
         // However this program may end, what was measured in earlier blocks is kept.
-        if cell.block != block {
-            block = cell.block;
+        if turn.block != block {
+            block = turn.block;
             if let Err(error) = save(results) {
                 output::complain(&format!("warning: {error:#}; measuring goes on"));
             }
         }
-        progress.begin(cell);
-        let Some(launch) = bench.measure(cell, order) else {
-            break;
+        let is_full = |cell: &Cell| {
+            let most = full.get(cell.model.name);
+            cell.opening().is_some() && most.is_some_and(|most| cell.connections >= *most)
         };
-        progress.end(cell, &launch);
-        results.launches.push(launch);
+        if turn.cells.iter().all(is_full) {
+            for skipped in turn.cells.iter().map(Skipped::full) {
+                if !results.skipped.contains(&skipped) {
+                    results.skipped.push(skipped);
+                }
+            }
+            progress.skip(turn);
+            continue;
+        }
+        progress.begin(turn);
+        let Some(launches) = bench.measure(turn, results.launches.len() + 1) else {
+            progress.finish();
+            return;
+        };
+        for (cell, launch) in turn.cells.iter().zip(launches) {
+            if launch.notes.contains(&Note::NotAllOpened) {
+                let most = full.entry(cell.model.name).or_insert(cell.connections);
+                *most = cell.connections.min(*most);
+            }
+            progress.measured(&launch);
+            results.launches.push(launch);
+        }
+        progress.end(turn);
     }
     progress.finish();
-    results.complete = results.launches.len() == cells.len();
+    results.complete = true;
 }
 
 /// Shows it and writes it down; the first is done whatever becomes of the second.
@@ -350,7 +424,7 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
     let shown = if args.json {
         output::print(&json)
     } else {
-        output::print(&table::to_text(results))
+        output::print(&table::to_text(results, output::width()))
     };
     write_whole(out, results::FILE, &json)?;
     write_whole(out, markdown::NAME, &markdown::to_markdown(results))?;
@@ -371,7 +445,7 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
@@ -384,5 +458,56 @@ mod tests {
     /// As from the command line.
     pub(super) fn args(words: &[&str]) -> CompareArgs {
         Command::parse_from(["compare"].iter().chain(words)).args
+    }
+
+    /// Likewise, with everything decided.
+    pub(super) fn settings(words: &[&str]) -> Settings {
+        Settings::of(&args(words)).unwrap()
+    }
+
+    #[test]
+    fn the_help_names_the_models_of_quick() {
+        let help = Command::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&QUICK_MODELS.join(", ")), "{help}");
+    }
+
+    #[test]
+    fn the_command_repeats_it() {
+        for words in [
+            &["--quick"][..],
+            &["--launches", "2", "--connections", "5,7"],
+            &["--workloads", "idle", "--idle-duration", "1s500ms"],
+        ] {
+            let given = args(words);
+            let settings = Settings::of(&given).unwrap();
+            let models: Vec<_> = registry::models().take(2).collect();
+            let command = command(&given, &settings, &models, 42);
+            let words: Vec<_> = command.split(' ').skip(2).collect();
+            let again = args(&words);
+            assert_eq!(again.models.len(), 2);
+            assert_eq!(again.seed, Some(42));
+            let again = Settings::of(&again).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{settings:?}"));
+        }
+    }
+
+    #[test]
+    fn who_cannot_run_here_is_no_choice() {
+        static ELSEWHERE: Model = Model {
+            name: "elsewhere",
+            summary: "",
+            lineage: "",
+            source: "",
+            serve: |_, _, _, _| unreachable!("it is not here"),
+            available: || Err("no such system call".to_string()),
+            capacity: contract::Capacity::Limit,
+            needs: contract::Needs::NOTHING,
+            deviations: &[],
+        };
+        let wrong = runs_here(&ELSEWHERE).unwrap_err();
+        assert_eq!(wrong, "it cannot run here: no such system call");
+        assert!(parse_model("mio").is_ok());
+        assert!(parse_model("elsewhere").is_err());
     }
 }

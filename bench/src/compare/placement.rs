@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use contract::{CpuList, pin};
+use contract::{Capacity, CpuList, Model, pin};
 
 /// The CPUs of both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,11 +89,20 @@ impl Placement {
         all
     }
 
-    /// Threads that every server may run tasks on: one per CPU it has.
-    pub(super) fn workers(&self) -> usize {
+    /// CPUs that a server may run on.
+    pub(super) fn server_cpus(&self) -> usize {
         match self.server.len() {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             cpus => cpus,
+        }
+    }
+
+    /// What a server of this model is told with `--workers`: one for each CPU; where each is held by one peer, as many
+    /// as the model has by default.
+    pub(super) fn workers_of(&self, model: &Model) -> usize {
+        match model.capacity {
+            Capacity::Workers => model.capacity.workers().get(),
+            _ => self.server_cpus(),
         }
     }
 

@@ -1,30 +1,87 @@
-//! What is measured, and in which order.
+//! What is measured, how much of it, and in which order.
 
 use std::fmt;
 use std::time::Duration;
 
 use client::{Arrivals, Load};
-use contract::{Model, Promise};
+use contract::{Capacity, Descriptors, Deviation, Model, Promise};
+use protocol::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::CompareArgs;
+use super::results::Skipped;
 
-/// Requests per client of `crowd`, and the pause after each reply: the load of the published original.
-const MESSAGES: u64 = 10;
-const THINK: Duration = Duration::from_millis(100);
+/// How much is measured, if nobody says otherwise. Three launches show a spread. All of them together take what the
+/// help promises, and a window holds requests enough for its percentiles.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    launches: u32,
+    /// Of `idle`: what it tells hardly varies, and it takes long.
+    idle_launches: u32,
+    duration: Duration,
+    patience: Duration,
+}
 
-/// Asked but not measured: the first requests meet cold caches and threads that are just being started.
+/// All models in less than four minutes.
+const FULL: Extent = Extent {
+    launches: 3,
+    idle_launches: 1,
+    duration: Duration::from_millis(800),
+    patience: Duration::from_secs(3),
+};
+
+/// The models of [`QUICK_MODELS`] in less than a minute and a half.
+const QUICK: Extent = Extent {
+    duration: Duration::from_millis(500),
+    ..FULL
+};
+
+/// One model of each idea: one at a time, a thread for each, a few threads for all, readiness, stacks of their own,
+/// tasks that move and tasks that need no runtime, completions.
+pub(super) const QUICK_MODELS: [&str; 8] = [
+    "serial",
+    "threads",
+    "pool",
+    "mio",
+    "coroutines",
+    "tokio",
+    "smol",
+    "uring",
+];
+
+/// Requests per client of `crowd`, and the pause after each reply: the published original's load, in less time.
+pub(super) const CROWD_MESSAGES: u32 = 10;
+pub(super) const CROWD_THINK: Duration = Duration::from_millis(50);
+
+/// Asked but not measured: the first requests meet cold caches and threads that are just being started. Connections
+/// that the kernel has completed may not be accepted yet, let alone have a process of their own.
 const WARM_UP: Duration = Duration::from_millis(200);
+const WARM_UP_PER_CONNECTION: Duration = Duration::from_micros(100);
 
-/// In `idle`, the time for all exchanges to be over, and the silence in which is measured.
-const IDLE_WARM_UP: Duration = Duration::from_millis(150);
-const IDLE_WINDOW: Duration = Duration::from_millis(300);
+/// More connections than this are not opened at once: the kernel's queue has an end, and whoever finds it full tries
+/// again only after a second.
+const AT_ONCE: usize = 1_000;
+const RAMP_PER_CONNECTION: Duration = Duration::from_micros(100);
+
+/// All connections must be open so long after the last was due; a server that does not take them in the time has no
+/// room for them.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// What a load waits at its end for replies that are owed; only for the estimate.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// Connections of `idle`: enough that what each takes is more than what the allocator rounds to.
 pub(super) const IDLE_CONNECTIONS: usize = 1_000;
 
+/// In `idle`, the time for all exchanges to be over, for each server that has them at the same time.
+const IDLE_WARM_UP: Duration = Duration::from_millis(250);
+
+/// So many servers are idle at the same time. Who sleeps takes nothing from the others, and each has a CPU clock of its
+/// own; one after the other they would take minutes.
+const IDLE_TOGETHER: usize = 9;
+
 /// Start and end of a server process, roughly; only for the estimate.
-const OVERHEAD: Duration = Duration::from_millis(60);
+const OVERHEAD: Duration = Duration::from_millis(70);
 
 /// A question that is put to every model.
 #[derive(
@@ -51,56 +108,9 @@ impl Workload {
         Workload::Idle,
     ];
 
-    pub(super) fn connections(self, args: &CompareArgs) -> usize {
-        match self {
-            Workload::Idle => IDLE_CONNECTIONS,
-            _ => args.connections.get(),
-        }
-    }
-
-    pub(super) fn load(self, args: &CompareArgs) -> Load {
-        match self {
-            Workload::Crowd => Load::Messages {
-                messages: MESSAGES,
-                think: THINK,
-                rounds: 1,
-                limit: Some(args.patience),
-            },
-            Workload::Max => Load::Closed {
-                think: Duration::ZERO,
-                warmup: WARM_UP,
-                duration: args.duration,
-            },
-            Workload::Steady => Load::Open {
-                rate: args.rate,
-                arrivals: Arrivals::Constant,
-                warmup: WARM_UP,
-                duration: args.duration,
-            },
-            Workload::Idle => Load::Closed {
-                // One exchange, and then silence until the end.
-                think: Duration::from_secs(24 * 3600),
-                warmup: IDLE_WARM_UP,
-                duration: IDLE_WINDOW,
-            },
-        }
-    }
-
-    /// How long a launch takes, roughly.
-    fn estimate(self, model: &Model, args: &CompareArgs) -> Duration {
-        let one_at_a_time = model
-            .deviations
-            .iter()
-            .any(|deviation| deviation.promise == Promise::ConnectionLimit);
-        OVERHEAD
-            + match self {
-                // Whoever cannot hold all clients at a time lets them wait.
-                Workload::Crowd if one_at_a_time => args.patience,
-                Workload::Crowd => (THINK * MESSAGES as u32).min(args.patience),
-                Workload::Max | Workload::Steady => WARM_UP + args.duration,
-                Workload::Idle => IDLE_WARM_UP + IDLE_WINDOW + OVERHEAD,
-            }
-    }
+    /// Those that can be asked with one number of connections after another. In `max` all of them are busy, in `steady`
+    /// a few of many: a cost that grows with the silent ones shows in the second.
+    const SWEPT: [Workload; 2] = [Workload::Max, Workload::Steady];
 }
 
 impl fmt::Display for Workload {
@@ -115,44 +125,287 @@ impl fmt::Display for Workload {
     }
 }
 
+/// What was asked for, with everything decided that was left open.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// In the order of the tables, each once.
+    pub(super) workloads: Vec<Workload>,
+    /// Of all workloads but `idle`.
+    pub(super) launches: u32,
+    pub(super) idle_launches: u32,
+    pub(super) duration: Duration,
+    pub(super) idle_duration: Duration,
+    /// Of all workloads but `idle`; ascending. More than one: a sweep.
+    pub(super) connections: Vec<usize>,
+    pub(super) rate: f64,
+    pub(super) patience: Duration,
+    pub(super) protocol: &'static Protocol,
+    pub(super) size: usize,
+}
+
+impl Settings {
+    /// # Errors
+    ///
+    /// Wrong usage: what is asked for does not go together.
+    pub(super) fn of(args: &CompareArgs) -> Result<Settings, String> {
+        let extent = if args.quick { QUICK } else { FULL };
+        let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
+        connections.sort_unstable();
+        connections.dedup();
+        let possible: &[Workload] = if connections.len() > 1 {
+            &Workload::SWEPT
+        } else {
+            &Workload::ALL
+        };
+        if let Some(other) = args.workloads.iter().find(|one| !possible.contains(one)) {
+            return Err(format!(
+                "{other} is measured with one number of connections; several go with max and steady"
+            ));
+        }
+        Ok(Settings {
+            workloads: possible
+                .iter()
+                .copied()
+                .filter(|one| args.workloads.is_empty() || args.workloads.contains(one))
+                .collect(),
+            launches: args.launches.unwrap_or(extent.launches),
+            idle_launches: args.launches.unwrap_or(extent.idle_launches),
+            duration: args.duration.unwrap_or(extent.duration),
+            idle_duration: args.idle_duration,
+            connections,
+            rate: args.rate,
+            patience: args.patience.unwrap_or(extent.patience),
+            protocol: args.protocol,
+            size: args.size,
+        })
+    }
+
+    /// Whether there is more than one number of connections.
+    pub(super) fn sweep(&self) -> bool {
+        self.connections.len() > 1
+    }
+
+    /// The numbers of connections of a workload.
+    pub(super) fn connections(&self, workload: Workload) -> &[usize] {
+        match workload {
+            Workload::Idle => &[IDLE_CONNECTIONS],
+            _ => &self.connections,
+        }
+    }
+
+    /// The largest of all.
+    pub(super) fn most_connections(&self) -> usize {
+        let all = self.workloads.iter();
+        all.flat_map(|&workload| self.connections(workload))
+            .copied()
+            .max()
+            .unwrap_or(0)
+    }
+
+    pub(super) fn launches(&self, workload: Workload) -> u32 {
+        match workload {
+            Workload::Idle => self.idle_launches,
+            _ => self.launches,
+        }
+    }
+}
+
+/// How many peers a model converses with at a time by design, if it is told to have so many workers; `None`: as many as
+/// `--max-connections` lets in.
+pub(super) fn holds(model: &Model, workers: usize) -> Option<usize> {
+    match model.capacity {
+        Capacity::One => Some(1),
+        Capacity::Workers => Some(workers),
+        // At least; who wants to know how many of the others there are must count them while it runs.
+        Capacity::Descriptors(most) => Some(most.saturating_sub(Descriptors::SPARE as usize)),
+        Capacity::Limit | Capacity::Shares => None,
+    }
+}
+
 /// One launch to come: a fresh server process under one load.
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
-    /// From 1.
-    pub(super) block: u32,
     pub(super) model: &'static Model,
     pub(super) workload: Workload,
+    pub(super) connections: usize,
     /// Of the client's requests.
     pub(super) seed: u64,
+    /// See [`holds`].
+    pub(super) holds: Option<usize>,
+}
+
+impl Cell {
+    /// Whether some of its connections must wait for others to end.
+    pub(super) fn is_short(&self) -> bool {
+        self.holds.is_some_and(|most| most < self.connections)
+    }
+
+    pub(super) fn load(&self, settings: &Settings, together: usize) -> Load {
+        match self.workload {
+            Workload::Crowd => Load::Messages {
+                messages: CROWD_MESSAGES.into(),
+                think: CROWD_THINK,
+                rounds: 1,
+                limit: Some(settings.patience),
+            },
+            Workload::Max => Load::Closed {
+                think: Duration::ZERO,
+                warmup: self.warm_up(together),
+                duration: settings.duration,
+            },
+            Workload::Steady => Load::Open {
+                rate: settings.rate,
+                arrivals: Arrivals::Constant,
+                warmup: self.warm_up(together),
+                duration: settings.duration,
+            },
+            Workload::Idle => Load::Closed {
+                // One exchange, and then silence until the end.
+                think: Duration::from_secs(24 * 3600),
+                warmup: self.warm_up(together),
+                duration: settings.idle_duration,
+            },
+        }
+    }
+
+    fn warm_up(&self, together: usize) -> Duration {
+        match self.workload {
+            Workload::Crowd => Duration::ZERO,
+            Workload::Max | Workload::Steady => {
+                WARM_UP + WARM_UP_PER_CONNECTION * self.connections as u32
+            }
+            Workload::Idle => IDLE_WARM_UP * together as u32,
+        }
+    }
+
+    /// Over how long the connects are spread.
+    pub(super) fn ramp(&self) -> Duration {
+        // The crowd comes at once: that is what it is about.
+        if self.connections > AT_ONCE && self.workload != Workload::Crowd {
+            RAMP_PER_CONNECTION * self.connections as u32
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// How long it may take until all connections are open; `None` where that is measured.
+    pub(super) fn opening(&self) -> Option<Duration> {
+        (self.workload != Workload::Crowd).then(|| self.ramp() + OPENING)
+    }
+
+    /// How long it takes, roughly, beside so many others.
+    fn estimate(&self, settings: &Settings, together: usize) -> Duration {
+        let grace = if self.is_short() {
+            GRACE
+        } else {
+            Duration::ZERO
+        };
+        let load = match self.workload {
+            // Whoever cannot hold all clients at a time lets them wait.
+            Workload::Crowd if self.is_short() => settings.patience,
+            Workload::Crowd => (CROWD_THINK * CROWD_MESSAGES).min(settings.patience),
+            Workload::Max | Workload::Steady => settings.duration + grace,
+            Workload::Idle => settings.idle_duration + grace,
+        };
+        OVERHEAD * together as u32 + self.ramp() + self.warm_up(together) + load
+    }
+}
+
+/// Launches that are measured at the same time: one, or of `idle` several.
+#[derive(Debug, Clone)]
+pub(super) struct Turn {
+    /// From 1.
+    pub(super) block: u32,
+    /// At least one; all of one workload.
+    pub(super) cells: Vec<Cell>,
     pub(super) estimate: Duration,
+}
+
+impl Turn {
+    fn of(block: u32, cells: Vec<Cell>, settings: &Settings) -> Turn {
+        let together = cells.len();
+        let longest = cells.iter().map(|cell| cell.estimate(settings, together));
+        Turn {
+            block,
+            estimate: longest.max().unwrap_or_default(),
+            cells,
+        }
+    }
 }
 
 /// All launches, in blocks that hold each model and workload once, in random order. So whatever changes on the machine
 /// meanwhile (heat, a backup, a neighbour) meets all models alike, and does not favour the one that was always first.
-pub(super) fn cells(
+///
+/// In a sweep, a model is not asked with more connections than it holds by design: what it costs to let the others wait
+/// is not the cost of more connections. What is left out for that is told.
+pub(super) fn turns(
     models: &[&'static Model],
-    workloads: &[Workload],
-    args: &CompareArgs,
+    workers: impl Fn(&Model) -> usize,
+    settings: &Settings,
     seed: u64,
-) -> Vec<Cell> {
+    descriptors: Descriptors,
+) -> (Vec<Turn>, Vec<Skipped>) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut cells = Vec::new();
-    for block in 1..=args.launches {
-        let start = cells.len();
-        for &workload in workloads {
-            // The same requests for all models.
-            let seed = random.u64(..);
-            cells.extend(models.iter().map(|&model| Cell {
-                block,
-                model,
-                workload,
-                seed,
-                estimate: workload.estimate(model, args),
-            }));
+    let mut turns = Vec::new();
+    let mut skipped = Vec::new();
+    let blocks = settings.launches.max(settings.idle_launches);
+    for block in 1..=blocks {
+        let start = turns.len();
+        let due = settings.workloads.iter().copied();
+        for workload in due.filter(|workload| block <= settings.launches(*workload)) {
+            for &connections in settings.connections(workload) {
+                // The same requests for all models.
+                let seed = random.u64(..);
+                let cell = |&model: &&'static Model| Cell {
+                    model,
+                    workload,
+                    connections,
+                    seed,
+                    holds: holds(model, workers(model)),
+                };
+                let mut cells: Vec<Cell> = models.iter().map(cell).collect();
+                if settings.sweep() {
+                    if block == 1 {
+                        let short = cells.iter().filter(|cell| cell.is_short());
+                        skipped.extend(short.map(Skipped::by_design));
+                    }
+                    cells.retain(|cell| !cell.is_short());
+                }
+                // So that in `idle` nobody always has the same company.
+                random.shuffle(&mut cells);
+                let most = match workload {
+                    Workload::Idle => idle_together(descriptors),
+                    _ => 1,
+                };
+                let (restless, quiet): (Vec<Cell>, Vec<Cell>) =
+                    cells.into_iter().partition(|cell| never_sleeps(cell.model));
+                let groups = quiet.len().div_ceil(most).max(1);
+                let size = quiet.len().div_ceil(groups).max(1);
+                let together = quiet.chunks(size).chain(restless.chunks(1));
+                turns.extend(together.map(|cells| Turn::of(block, cells.to_vec(), settings)));
+            }
         }
-        random.shuffle(&mut cells[start..]);
+        random.shuffle(&mut turns[start..]);
     }
-    cells
+    (turns, skipped)
+}
+
+/// Whether it would take the CPU from those who are idle beside it: it does not keep the promise that a server never
+/// spins.
+fn never_sleeps(model: &Model) -> bool {
+    let spins = |deviation: &Deviation| deviation.promise == Promise::AcceptErrors;
+    model.deviations.iter().any(spins)
+}
+
+/// How many servers of `idle` the client has descriptors for at a time.
+fn idle_together(descriptors: Descriptors) -> usize {
+    // Beside the connections: the server's output, and what an event loop waits with.
+    const OTHERS: u64 = 16;
+    let each = IDLE_CONNECTIONS as u64 + OTHERS;
+    let room = descriptors.now.map_or(u64::MAX, |now| {
+        now.saturating_sub(Descriptors::SPARE) / each
+    });
+    room.clamp(1, IDLE_TOGETHER as u64) as usize
 }
 
 #[cfg(test)]
@@ -160,23 +413,33 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::compare::tests::args;
+    use crate::compare::tests::{args, settings};
     use crate::registry;
+
+    const PLENTY: Descriptors = Descriptors {
+        now: None,
+        most: None,
+    };
+
+    fn all(settings: &Settings, seed: u64) -> Vec<Turn> {
+        let models: Vec<_> = registry::models().collect();
+        turns(&models, |_| 1, settings, seed, PLENTY).0
+    }
 
     #[test]
     fn every_block_holds_everything_once_and_the_seed_decides_the_order() {
-        let models: Vec<_> = registry::models().collect();
-        let args = args(&["--launches", "4"]);
+        let settings = settings(&["--launches", "4"]);
         let order = |seed| -> Vec<_> {
-            cells(&models, &Workload::ALL, &args, seed)
+            all(&settings, seed)
                 .iter()
-                .map(|cell| (cell.block, cell.model.name, cell.workload, cell.seed))
+                .flat_map(|turn| turn.cells.iter().map(|cell| (turn.block, cell.clone())))
+                .map(|(block, cell)| (block, cell.model.name, cell.workload, cell.seed))
                 .collect()
         };
         let first = order(7);
         assert_eq!(first, order(7));
         assert_ne!(first, order(8));
-        let size = models.len() * Workload::ALL.len();
+        let size = registry::models().count() * Workload::ALL.len();
         let blocks: Vec<Vec<_>> = first
             .chunks(size)
             .map(|block| block.iter().map(|cell| (cell.1, cell.2)).collect())
@@ -199,5 +462,90 @@ mod tests {
             blocks[0], blocks[1],
             "the order changes from block to block"
         );
+    }
+
+    #[test]
+    fn only_those_who_sleep_are_idle_together() {
+        let settings = settings(&["--workloads", "idle"]);
+        for turn in all(&settings, 7) {
+            assert!(turn.cells.len() <= IDLE_TOGETHER);
+            assert!(turn.cells.len() == 1 || !turn.cells.iter().any(|c| never_sleeps(c.model)));
+        }
+        let limited = |now| {
+            idle_together(Descriptors {
+                now: Some(now),
+                most: None,
+            })
+        };
+        assert_eq!(limited(1_024), 1);
+        assert_eq!(limited(4_096), 4);
+        assert_eq!(limited(1 << 20), IDLE_TOGETHER);
+        // Nothing else is measured in company.
+        let settings = super::super::tests::settings(&["--workloads", "crowd,max,steady"]);
+        assert!(all(&settings, 7).iter().all(|turn| turn.cells.len() == 1));
+    }
+
+    #[test]
+    fn what_is_open_is_decided_by_the_extent_and_what_is_said_overrides_it() {
+        let full = settings(&[]);
+        assert_eq!((full.launches, full.idle_launches), (3, 1));
+        assert_eq!(full.workloads, Workload::ALL);
+        let quick = settings(&["--quick"]);
+        assert!(quick.duration < full.duration);
+        let said = settings(&["--quick", "--launches", "7", "--duration", "2s"]);
+        assert_eq!((said.launches, said.idle_launches), (7, 7));
+        assert_eq!(said.duration, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn several_numbers_of_connections_sweep_max_and_steady() {
+        let sweep = settings(&["--connections", "1000,10,100,10"]);
+        assert_eq!(sweep.connections, [10, 100, 1_000]);
+        assert_eq!(sweep.workloads, Workload::SWEPT);
+        assert_eq!(
+            settings(&["--connections", "7,7"]).workloads,
+            Workload::ALL,
+            "one number, said twice"
+        );
+        let wrong = Settings::of(&args(&["--connections", "1,2", "--workloads", "max,idle"]));
+        assert!(wrong.unwrap_err().contains("idle"));
+    }
+
+    #[test]
+    fn a_sweep_leaves_out_whom_a_model_cannot_hold_and_says_so_once() {
+        let models: Vec<_> = registry::models().collect();
+        let sweep = settings(&["--connections", "1,10", "--workloads", "max"]);
+        let (planned, skipped) = turns(&models, |_| 5, &sweep, 7, PLENTY);
+        let short = |cell: &&Cell| cell.is_short();
+        let cells: Vec<_> = planned.iter().flat_map(|turn| &turn.cells).collect();
+        assert!(!cells.iter().copied().any(|cell| short(&cell)));
+        let serial: Vec<_> = skipped.iter().filter(|one| one.model == "serial").collect();
+        assert_eq!(serial.len(), 1);
+        assert_eq!(serial[0].connections, 10);
+        // One number is asked for because somebody wants to see it.
+        let one = settings(&["--connections", "10", "--workloads", "max"]);
+        let (planned, skipped) = turns(&models, |_| 5, &one, 7, PLENTY);
+        let mut cells = planned.iter().flat_map(|turn| &turn.cells);
+        assert!(cells.any(|cell| short(&cell)));
+        assert!(skipped.is_empty());
+    }
+
+    /// What the help promises for all models on a machine like the ones it was measured on, with something to spare.
+    #[test]
+    fn the_plan_keeps_to_its_time() {
+        let sum = |settings: &Settings, models: &[&'static Model]| -> Duration {
+            let workers = |model: &Model| model.capacity.workers().get();
+            let turns = turns(models, workers, settings, 7, PLENTY).0;
+            turns.iter().map(|turn| turn.estimate).sum()
+        };
+        let models: Vec<_> = registry::models().collect();
+        let full = sum(&settings(&[]), &models);
+        assert!(full < Duration::from_secs(220), "{full:?}");
+        let quick: Vec<_> = (models.iter().copied())
+            .filter(|model| QUICK_MODELS.contains(&model.name))
+            .collect();
+        assert_eq!(quick.len(), QUICK_MODELS.len(), "one is not there");
+        let quick = sum(&settings(&["--quick"]), &quick);
+        assert!(quick < Duration::from_secs(85), "{quick:?}");
     }
 }

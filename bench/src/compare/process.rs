@@ -10,14 +10,15 @@ use contract::CpuList;
 
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
-use procfs::process::{Process, all_processes};
+use procfs::process::{Process, Status, all_processes};
 use procfs::{CpuTime, CurrentSI, KernelStats};
 
 /// A server and what it forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tree {
     root: i32,
-    processes: Vec<i32>,
+    forks: bool,
+    forked: Vec<i32>,
 }
 
 /// CPU time used until a moment.
@@ -93,55 +94,90 @@ pub(super) struct Counters {
     pub(super) system: Option<Duration>,
     pub(super) voluntary_switches: Option<u64>,
     pub(super) involuntary_switches: Option<u64>,
-    /// In bytes.
-    pub(super) rss: Option<u64>,
-    /// In bytes.
+    /// The most that was resident, in bytes; only of a server that does not fork.
     pub(super) peak_rss: Option<u64>,
 }
 
 /// Towards the client's threads on the same CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Courtesy {
-    /// For an open loop: it has a request to send every few hundred microseconds, and little to do meanwhile.
+    /// They have little to do, and what they have counts.
     Yield,
-    /// For a closed loop: it never has nothing to do, and would not give the CPU back for milliseconds.
+    /// They would not give the CPU back for milliseconds, or nothing that they do counts.
     None,
 }
 
 impl Tree {
-    /// The process and all its descendants now.
-    pub(super) fn of(root: i32) -> Tree {
-        // By way of all processes: /proc/PID/task/TID/children is not in every kernel.
-        let parents: Vec<(i32, i32)> = all_processes()
-            .into_iter()
-            .flatten()
-            .filter_map(|process| process.ok()?.stat().ok())
-            .map(|stat| (stat.pid, stat.ppid))
-            .collect();
-        Tree {
+    /// A server that leads its process group. If it `forks`, [`look`](Tree::look) finds what it has forked.
+    pub(super) fn new(root: i32, forks: bool) -> Tree {
+        let mut tree = Tree {
             root,
-            processes: descendants(root, &parents),
+            forks,
+            forked: Vec::new(),
+        };
+        tree.look();
+        tree
+    }
+
+    /// Looks again for what it has forked. This reads every process of the machine, so it is only done where it finds
+    /// something.
+    ///
+    /// By the group and not by the parent: what has lost its parent is still its work.
+    pub(super) fn look(&mut self) {
+        if self.forks {
+            self.forked = all_processes()
+                .into_iter()
+                .flatten()
+                .filter_map(|process| process.ok()?.stat().ok())
+                .filter(|stat| stat.pgrp == self.root && stat.pid != self.root)
+                .map(|stat| stat.pid)
+                .collect();
         }
     }
 
-    /// The CPU time used until now, ended threads and reaped processes included.
+    fn processes(&self) -> impl Iterator<Item = i32> {
+        [self.root].into_iter().chain(self.forked.iter().copied())
+    }
+
+    /// The CPU time used until now: of processes that run, by their CPU clocks, ended threads included; of those that
+    /// the server has waited for, by its account of them, which the kernel tells in ticks. So where processes come and
+    /// go, the difference of two readings may be off by two ticks (20 ms).
     pub(super) fn cpu(&self) -> CpuReading {
         let at = Instant::now();
         let mut used = cpu_clock(self.root);
-        // Of one process without children the clock is all there is.
-        if self.processes.len() > 1 {
-            for &process in &self.processes {
-                // One that has ended meanwhile is in what its parent reaped.
-                let clock = (process != self.root).then(|| cpu_clock(process)).flatten();
-                let reaped = Process::new(process)
-                    .and_then(|process| process.stat())
-                    .ok();
-                let reaped = reaped.map(|stat| ticks((stat.cutime + stat.cstime).unsigned_abs()));
-                used =
-                    used.map(|used| used + clock.unwrap_or_default() + reaped.unwrap_or_default());
-            }
+        if self.forks {
+            // One that has ended meanwhile is in what its parent has waited for, or will be.
+            let clocks = self.forked.iter().filter_map(|process| cpu_clock(*process));
+            let running: Duration = clocks.sum();
+            let stat = Process::new(self.root).and_then(|process| process.stat());
+            let ended = stat.map(|stat| ticks((stat.cutime + stat.cstime).unsigned_abs()));
+            used = used
+                .zip(ended.ok())
+                .map(|(used, ended)| used + running + ended);
         }
         CpuReading { at, used }
+    }
+
+    /// Memory of its own, in bytes: anonymous and shared pages that are resident, each counted once however many of
+    /// these processes have it (Pss_Anon and Pss_Shmem). Not the pages of the program's file, which the kernel has
+    /// once for all servers and the client.
+    ///
+    /// The kernel walks through all page tables for this: not to be called while anybody is measured.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let mut sum = 0;
+        for process in self.processes() {
+            let rollup = Process::new(process).and_then(|process| process.smaps_rollup());
+            match rollup {
+                Ok(rollup) => {
+                    let map = &rollup.memory_map_rollup.0.first()?.extension.map;
+                    sum += map.get("Pss_Anon")? + map.get("Pss_Shmem")?;
+                }
+                // It has ended meanwhile, and has none.
+                Err(_) if process != self.root => {}
+                Err(_) => return None,
+            }
+        }
+        Some(sum)
     }
 
     /// Reads the counters; between two threads it lets others have the CPU if they want it.
@@ -154,10 +190,9 @@ impl Tree {
             system: Some(Duration::ZERO),
             voluntary_switches: Some(0),
             involuntary_switches: Some(0),
-            rss: Some(0),
             peak_rss: Some(0),
         };
-        for &process in &self.processes {
+        for process in self.processes() {
             match Process::new(process).and_then(|process| one(&process, courtesy)) {
                 Ok(counters) => sum.add(&counters),
                 // It has ended meanwhile; only without the server itself nothing is known.
@@ -165,6 +200,9 @@ impl Tree {
                 Err(_) => sum.forget(),
             }
         }
+        // Pages that processes share would be counted in each of them, and the kernel keeps no peak that tells them
+        // apart.
+        sum.peak_rss = sum.peak_rss.filter(|_| !self.forks);
         sum
     }
 }
@@ -180,7 +218,6 @@ impl Counters {
         plus(&mut self.system, other.system);
         plus(&mut self.voluntary_switches, other.voluntary_switches);
         plus(&mut self.involuntary_switches, other.involuntary_switches);
-        plus(&mut self.rss, other.rss);
         plus(&mut self.peak_rss, other.peak_rss);
     }
 
@@ -190,7 +227,6 @@ impl Counters {
         self.system = None;
         self.voluntary_switches = None;
         self.involuntary_switches = None;
-        self.rss = None;
         self.peak_rss = None;
     }
 }
@@ -200,20 +236,25 @@ fn one(process: &Process, courtesy: Courtesy) -> procfs::ProcResult<Counters> {
     let status = process.status()?;
     // A thread that ends between two readings takes its switches with it: this is a lower bound where threads come
     // and go. (Those of a process are only told to its parent, and only at its end.)
-    let mut switches = Some((0, 0));
-    for task in process.tasks()?.flatten() {
-        let Ok(status) = task.status() else { continue };
-        if courtesy == Courtesy::Yield {
-            std::thread::yield_now();
+    let of = |status: &Status| {
+        let voluntary = status.voluntary_ctxt_switches;
+        voluntary.zip(status.nonvoluntary_ctxt_switches)
+    };
+    let switches = if status.threads == 1 {
+        of(&status)
+    } else {
+        let mut sum = Some((0, 0));
+        for task in process.tasks()?.flatten() {
+            let Ok(status) = task.status() else { continue };
+            if courtesy == Courtesy::Yield {
+                std::thread::yield_now();
+            }
+            sum = sum
+                .zip(of(&status))
+                .map(|(sum, one)| (sum.0 + one.0, sum.1 + one.1));
         }
-        switches = switches
-            .zip(
-                status
-                    .voluntary_ctxt_switches
-                    .zip(status.nonvoluntary_ctxt_switches),
-            )
-            .map(|(sum, one)| (sum.0 + one.0, sum.1 + one.1));
-    }
+        sum
+    };
     Ok(Counters {
         at: Instant::now(),
         processes: 1,
@@ -222,7 +263,6 @@ fn one(process: &Process, courtesy: Courtesy) -> procfs::ProcResult<Counters> {
         system: Some(ticks(stat.stime + stat.cstime.unsigned_abs())),
         voluntary_switches: switches.map(|sum| sum.0),
         involuntary_switches: switches.map(|sum| sum.1),
-        rss: status.vmrss.map(|kib| kib * 1024),
         peak_rss: status.vmhwm.map(|kib| kib * 1024),
     })
 }
@@ -236,44 +276,141 @@ fn ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second().max(1) as f64)
 }
 
-fn descendants(root: i32, parents: &[(i32, i32)]) -> Vec<i32> {
-    let mut tree = vec![root];
-    let mut next = 0;
-    while let Some(&parent) = tree.get(next) {
-        tree.extend(
-            parents
-                .iter()
-                .filter(|pair| pair.1 == parent)
-                .map(|pair| pair.0),
-        );
-        next += 1;
-    }
-    tree
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+    use nix::sys::signal::{Signal, killpg};
+
     use super::*;
 
+    /// A shell that leads its process group, and what it forks. Dropped, all of them are killed.
+    struct Shell {
+        child: Child,
+        input: Option<ChildStdin>,
+        output: BufReader<ChildStdout>,
+    }
+
+    impl Shell {
+        fn start(script: &str) -> Shell {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            Shell {
+                input: child.stdin.take(),
+                output: BufReader::new(child.stdout.take().unwrap()),
+                child,
+            }
+        }
+
+        fn line(&mut self) -> String {
+            let mut line = String::new();
+            self.output.read_line(&mut line).unwrap();
+            line.trim().to_string()
+        }
+
+        fn pid(&self) -> i32 {
+            self.child.id() as i32
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            drop(self.input.take());
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+
     #[test]
-    fn descendants_are_found_at_any_depth_and_strangers_are_not() {
-        let parents = [(2, 1), (7, 5), (3, 2), (5, 1), (4, 3), (9, 8), (1, 0)];
-        assert_eq!(descendants(2, &parents), [2, 3, 4]);
-        assert_eq!(descendants(9, &parents), [9]);
+    fn processes_that_work_are_in_the_sum() {
+        let mut shell =
+            Shell::start("(while :; do :; done) & (while :; do :; done) & echo forked; wait");
+        assert_eq!(shell.line(), "forked");
+        let tree = Tree::new(shell.pid(), true);
+        assert_eq!(tree.forked.len(), 2);
+        assert_eq!(tree.counters(Courtesy::None).processes, 3);
+        let before = tree.cpu().used.unwrap();
+        let alone = cpu_clock(shell.pid()).unwrap();
+        // The shell itself only waits; so what is counted here is its children's.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while tree.cpu().used.unwrap() < before + Duration::from_millis(50) {
+            assert!(Instant::now() < deadline, "they are not counted");
+        }
+        assert!(cpu_clock(shell.pid()).unwrap() < alone + Duration::from_millis(10));
+        // Who does not ask for them does not get them.
+        let stranger = Tree::new(shell.pid(), false);
+        assert_eq!(stranger.counters(Courtesy::None).processes, 1);
+    }
+
+    /// A child's time goes from its own clock to its parent's account when it is waited for: no less may be left of
+    /// it than the ticks hide.
+    #[test]
+    fn processes_that_are_gone_stay_in_the_sum() {
+        let burn = "j=0; while [ $j -lt 60000 ]; do j=$((j+1)); done; echo worked; read _ <&3";
+        let mut shell = Shell::start(&format!(
+            "exec 3<&0; ({burn}) & ({burn}) & ({burn}) & wait; echo gone; read _"
+        ));
+        for _ in 0..3 {
+            assert_eq!(shell.line(), "worked");
+        }
+        let tree = Tree::new(shell.pid(), true);
+        let running = tree.cpu().used.unwrap();
+        let alone = cpu_clock(shell.pid()).unwrap();
+        assert!(running > alone + Duration::from_millis(10), "{running:?}");
+        shell
+            .input
+            .as_mut()
+            .unwrap()
+            .write_all(b"1\n2\n3\n")
+            .unwrap();
+        assert_eq!(shell.line(), "gone");
+        let gone = tree.cpu().used.unwrap();
+        assert!(gone + ticks(2) >= running, "{running:?} became {gone:?}");
+        assert!(gone > alone + Duration::from_millis(10), "{gone:?}");
+        assert_eq!(tree.counters(Courtesy::None).processes, 1);
+    }
+
+    #[test]
+    fn memory_that_processes_share_is_counted_once() {
+        // 4 MiB, and five children that have a copy of it and write nothing there.
+        let mut shell = Shell::start(
+            "x=$(head -c 4194304 /dev/zero | tr '\\0' x); exec 3<&0; echo alone; read _ <&3
+             for i in 1 2 3 4 5; do (echo here; read _ <&3) & done; wait",
+        );
+        assert_eq!(shell.line(), "alone");
+        let mut tree = Tree::new(shell.pid(), true);
+        let alone = tree.memory().unwrap();
+        assert!(alone >= 4 << 20, "{alone}");
+        shell.input.as_mut().unwrap().write_all(b"\n").unwrap();
+        for _ in 0..5 {
+            assert_eq!(shell.line(), "here");
+        }
+        tree.look();
+        assert_eq!(tree.forked.len(), 5);
+        let together = tree.memory().unwrap();
+        assert!(together > alone && together < 2 * alone, "{together}");
+        assert_eq!(tree.counters(Courtesy::None).peak_rss, None);
     }
 
     #[test]
     fn this_process_is_seen_to_work() {
-        let tree = Tree::of(std::process::id() as i32);
+        let tree = Tree::new(std::process::id() as i32, false);
         let before = tree.cpu();
         // Until the clock has moved: it counts nanoseconds, so this is soon.
         while tree.cpu().used <= before.used {}
         assert!(before.used.is_some());
         let counters = tree.counters(Courtesy::None);
-        assert!(counters.processes >= 1);
+        assert_eq!(counters.processes, 1);
         assert!(counters.threads >= Some(1));
-        assert!(counters.rss > Some(0));
-        assert!(counters.peak_rss >= counters.rss);
+        assert!(tree.memory() > Some(0));
+        assert!(counters.peak_rss >= tree.memory());
         assert!(counters.voluntary_switches.is_some());
     }
 
@@ -300,13 +437,11 @@ mod tests {
     fn what_cannot_be_read_is_not_zero() {
         // No process has this number: the kernel's limit is 2^22.
         let number = (1 << 22) + 1;
-        let nobody = Tree {
-            root: number,
-            processes: vec![number],
-        };
+        let nobody = Tree::new(number, true);
         assert_eq!(nobody.cpu().used, None);
+        assert_eq!(nobody.memory(), None);
         let counters = nobody.counters(Courtesy::None);
-        assert_eq!((counters.threads, counters.rss), (None, None));
+        assert_eq!((counters.threads, counters.peak_rss), (None, None));
         assert_eq!(counters.voluntary_switches, None);
     }
 }

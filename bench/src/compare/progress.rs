@@ -8,51 +8,54 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::metric::Metric;
-use super::plan::{Cell, Workload};
+use super::plan::{Turn, Workload};
 use super::results::Launch;
 use crate::{figures, output};
 
 pub(super) struct Progress {
     bar: ProgressBar,
-    cells: usize,
+    launches: usize,
     left: Duration,
 }
 
 impl Progress {
-    pub(super) fn start(cells: &[Cell]) -> Progress {
+    pub(super) fn start(turns: &[Turn]) -> Progress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
+        let launches = turns.iter().map(|turn| turn.cells.len()).sum();
         let bar =
-            ProgressBar::with_draw_target(Some(cells.len() as u64), ProgressDrawTarget::stderr())
+            ProgressBar::with_draw_target(Some(launches as u64), ProgressDrawTarget::stderr())
                 .with_style(style.unwrap_or(ProgressStyle::default_bar()));
         Progress {
             bar,
-            cells: cells.len(),
-            left: cells.iter().map(|cell| cell.estimate).sum(),
+            launches,
+            left: turns.iter().map(|turn| turn.estimate).sum(),
         }
     }
 
-    /// A launch begins.
-    pub(super) fn begin(&self, cell: &Cell) {
+    /// A turn begins.
+    pub(super) fn begin(&self, turn: &Turn) {
+        let what = match &turn.cells[..] {
+            [cell] => format!("{} {}", cell.model.name, cell.workload),
+            [cell, ..] => format!("{} of {} models", cell.workload, turn.cells.len()),
+            [] => String::new(),
+        };
         self.bar.set_message(format!(
-            "about {} left   {} {}",
+            "about {} left   {what}",
             humantime::format_duration(Duration::from_secs(self.left.as_secs())),
-            cell.model.name,
-            cell.workload
         ));
         self.bar.tick();
     }
 
-    /// A launch is over.
-    pub(super) fn end(&mut self, cell: &Cell, launch: &Launch) {
-        self.left = self.left.saturating_sub(cell.estimate);
+    /// One of its launches is over.
+    pub(super) fn measured(&self, launch: &Launch) {
         let line = format!(
             "[{:>width$}/{}] {:<12} {:<7} {}",
             launch.order,
-            self.cells,
+            self.launches,
             launch.model,
             launch.workload,
             outcome(launch),
-            width = self.cells.to_string().len(),
+            width = self.launches.to_string().len(),
         );
         if self.bar.is_hidden() {
             output::complain(&line);
@@ -60,6 +63,18 @@ impl Progress {
             self.bar.println(line);
         }
         self.bar.inc(1);
+    }
+
+    /// A turn is over.
+    pub(super) fn end(&mut self, turn: &Turn) {
+        self.left = self.left.saturating_sub(turn.estimate);
+    }
+
+    /// A turn is left out after all.
+    pub(super) fn skip(&mut self, turn: &Turn) {
+        self.launches -= turn.cells.len();
+        self.bar.set_length(self.launches as u64);
+        self.end(turn);
     }
 
     pub(super) fn finish(&self) {
@@ -76,7 +91,7 @@ fn outcome(launch: &Launch) -> String {
         Workload::Crowd => (Metric::ClientsServed, "clients served"),
         Workload::Max => (Metric::RequestsPerS, "requests/s"),
         Workload::Steady => (Metric::ResponseP99Ms, "ms p99"),
-        Workload::Idle => (Metric::KibPerConnection, "KiB per connection"),
+        Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU per second"),
     };
     match launch.figures.get(&metric).copied().flatten() {
         Some(value) => format!("{} {unit}", figures::digits(value)),

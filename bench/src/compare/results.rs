@@ -18,13 +18,13 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
-use super::plan::Workload;
+use super::plan::{Cell, Workload};
 use super::summary::Summary;
 use crate::figures;
 
 /// What is written here, and the only one that is read. It grows by one when a field changes its meaning or goes; new
 /// fields leave it as it is.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The file's name in the directory of a comparison.
 pub const FILE: &str = "results.json";
@@ -46,6 +46,8 @@ pub struct Results {
     pub models: Vec<ModelInfo>,
     /// Every launch, in the order in which they were measured.
     pub launches: Vec<Launch>,
+    /// What was not measured because it could not be, or means nothing.
+    pub skipped: Vec<Skipped>,
     /// The launches of one model on one workload, taken together. Computed from `launches`; `samewire report` computes
     /// it anew and does not believe what it reads.
     pub summary: Vec<Summary>,
@@ -88,9 +90,7 @@ pub struct Environment {
     pub share_a_core: Option<bool>,
     /// Event loops of the client.
     pub client_threads: usize,
-    /// `--workers` of every server.
-    pub server_workers: usize,
-    /// The arguments that every server was started with, after the model's name.
+    /// The arguments that every server was started with, after the model's name; beside `--workers`.
     pub server_arguments: Vec<String>,
     /// What a reader must know before believing a figure, in sentences.
     pub warnings: Vec<String>,
@@ -103,12 +103,16 @@ pub struct Options {
     pub models: Vec<String>,
     /// In the order of the tables.
     pub workloads: Vec<Workload>,
-    /// Server processes per model and workload.
+    /// Server processes per model and workload but `idle`.
     pub launches: u32,
+    /// Server processes per model in `idle`.
+    pub idle_launches: u32,
     /// The measured window of `max` and `steady`, in seconds.
     pub duration_s: f64,
-    /// Connections of all workloads but `idle`.
-    pub connections: usize,
+    /// The measured silence of `idle`, in seconds.
+    pub idle_duration_s: f64,
+    /// Connections of all workloads but `idle`, ascending; several in a sweep.
+    pub connections: Vec<usize>,
     /// Connections of `idle`.
     pub idle_connections: usize,
     /// Requests per second of `steady`, over all connections.
@@ -130,10 +134,58 @@ pub struct ModelInfo {
     pub name: String,
     /// Who answers, in one line.
     pub summary: String,
+    /// Where the idea comes from.
+    pub lineage: String,
     /// The file that tells its story.
     pub source: String,
+    /// What bounds the peers that it converses with at a time: `limit`, `descriptors`, `shares`, `workers` or `one`.
+    pub capacity: String,
+    /// `--workers` that it was started with. Not all models have a use for it.
+    pub workers: usize,
+    /// How many peers it converses with at a time, by design (with `descriptors`: at least); `null`: as many as it is
+    /// allowed.
+    pub holds: Option<usize>,
     /// Why it cannot run here; `null`: it can.
     pub obstacle: Option<String>,
+}
+
+/// What was planned, and was not measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The model's name.
+    pub model: String,
+    /// The workload.
+    pub workload: Workload,
+    /// Connections that were to be.
+    pub connections: usize,
+    /// Why, in words that follow "not measured:".
+    pub reason: String,
+}
+
+impl Skipped {
+    /// More connections than it holds.
+    pub(super) fn by_design(cell: &Cell) -> Skipped {
+        let most = cell.holds.unwrap_or_default();
+        let most = figures::count(most as u64);
+        Skipped::because(cell, format!("it holds {most} at a time, by design"))
+    }
+
+    /// An earlier launch had no room for so many.
+    pub(super) fn full(cell: &Cell) -> Skipped {
+        Skipped::because(
+            cell,
+            "they could not all be opened the first time".to_string(),
+        )
+    }
+
+    fn because(cell: &Cell, reason: String) -> Skipped {
+        Skipped {
+            model: cell.model.name.to_string(),
+            workload: cell.workload,
+            connections: cell.connections,
+            reason,
+        }
+    }
 }
 
 /// One server process under one load.
@@ -147,6 +199,10 @@ pub struct Launch {
     pub model: String,
     /// The workload.
     pub workload: Workload,
+    /// Connections of the load.
+    pub connections: usize,
+    /// The models whose launches were measured at the same time.
+    pub beside: Vec<String>,
     /// Seed of the client's requests: the same for all models in a block.
     pub seed: String,
     /// Start, in seconds after the comparison's.
@@ -179,8 +235,14 @@ pub enum Note {
     OtherInFlight,
     /// Not all connections were held at a time.
     NotAllHeld,
+    /// It holds fewer connections at a time than there were, by design.
+    HoldsFewer,
+    /// Not all connections could be opened: it has no room for them, by design.
+    NotAllOpened,
     /// The first exchanges lasted into the silence.
     NotSilent,
+    /// The harness itself met the window's edges late.
+    EdgesMissed,
     /// Others used the CPUs too.
     Disturbed,
 }
@@ -348,15 +410,15 @@ pub struct ServerSide {
     pub involuntary_switches: Option<u64>,
     /// The share of all CPUs in use that went neither to the client nor to the server in it, nor was idle.
     pub others_cpu: Option<f64>,
-    /// Processes at the end of the window.
+    /// Processes under load.
     pub processes: Option<u64>,
     /// Threads under load, over all processes.
     pub threads: Option<u64>,
-    /// Resident memory before the load, in bytes. Pages that processes share are counted in each.
-    pub rss_before_bytes: Option<u64>,
-    /// Resident memory at the end of the window.
-    pub rss_after_bytes: Option<u64>,
-    /// The most there was, per process and summed up.
+    /// Memory of its own before the load, in bytes: anonymous and shared pages, each counted once. Only in `idle`.
+    pub memory_before_bytes: Option<u64>,
+    /// The same at the end of the window.
+    pub memory_after_bytes: Option<u64>,
+    /// The most that was resident, in bytes; `null` for a server that forks.
     pub peak_rss_bytes: Option<u64>,
     /// How it ended.
     pub exit: Option<String>,
@@ -446,6 +508,8 @@ pub(super) mod tests {
             block: 1,
             model: model.to_string(),
             workload,
+            connections: 100,
+            beside: Vec::new(),
             seed: "1".to_string(),
             started_s: 0.0,
             problems: Vec::new(),
@@ -514,15 +578,26 @@ pub(super) mod tests {
             environment: Environment::default(),
             options: Options {
                 workloads: Workload::ALL.to_vec(),
+                connections: vec![100],
                 ..Options::default()
             },
             models: vec![ModelInfo {
                 name: "mio".to_string(),
                 summary: "one thread".to_string(),
+                lineage: "nginx".to_string(),
                 source: "servers/mio/src/lib.rs".to_string(),
+                capacity: "limit".to_string(),
+                workers: 1,
+                holds: None,
                 obstacle: None,
             }],
             launches: vec![one],
+            skipped: vec![Skipped {
+                model: "serial".to_string(),
+                workload: Workload::Max,
+                connections: 100,
+                reason: "it holds one".to_string(),
+            }],
             summary: Vec::new(),
         };
         results.summary = summarise(&results).unwrap();
@@ -563,7 +638,8 @@ pub(super) mod tests {
         assert!(refused(None).contains("name a directory"));
         assert!(refused(Some("{\"schema\": 999}")).contains("schema 999"));
         assert!(refused(Some("[]")).contains("not a comparison"));
-        assert!(refused(Some("{\"schema\": 1}")).contains("missing field"));
+        assert!(refused(Some("{\"schema\": 1}")).contains("schema 1"));
+        assert!(refused(Some("{\"schema\": 2}")).contains("missing field"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use contract::Tally;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 /// How long a server may take until it listens: it has nothing to load.
@@ -20,11 +20,24 @@ const START: Duration = Duration::from_secs(10);
 /// What a server is told with `--drain`; its clients have left already.
 pub(super) const DRAIN: &str = "1s";
 
-/// From SIGTERM to SIGKILL: the drain, and time for a thousand threads to end.
-const END: Duration = Duration::from_secs(5);
+/// From SIGTERM to SIGKILL: the drain, and time for ten thousand threads to end.
+const END: Duration = Duration::from_secs(10);
+
+/// From SIGKILL to the end of what a server that has ended had forked.
+const ORPHANS: Duration = Duration::from_secs(2);
 
 /// As much of the server's complaints is kept.
 const MOST_COMPLAINTS: u64 = 64 * 1024;
+
+/// Makes this process the one that is given what a server leaves behind, so that it can wait for that. Where there is no
+/// such thing, the first process of the system is given it, and sees to it in its own time.
+#[cfg(target_os = "linux")]
+pub(super) fn adopt_orphans() {
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn adopt_orphans() {}
 
 /// A running server. Dropped, it is killed and waited for.
 pub(super) struct Server {
@@ -184,11 +197,7 @@ impl Server {
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
             let ended = waitid(Id::Pid(Pid::from_raw(self.pid())), flags);
             if ended.is_ok_and(|status| status != WaitStatus::StillAlive) {
-                // What it forked holds the pipes open, and would outlive it. Its number is still its own: it is
-                // waited for only now.
-                let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
-                self.reaped = true;
-                return self.child.wait().ok();
+                return self.bury();
             }
             if Instant::now() >= deadline {
                 return None;
@@ -199,10 +208,29 @@ impl Server {
 
     fn kill(&mut self) {
         if !self.reaped {
-            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
-            let _ = self.child.wait();
-            self.reaped = true;
+            self.bury();
         }
+    }
+
+    /// Kills what is left of it, and waits for that: a hundred processes that are still ending would be measured with
+    /// the next server.
+    fn bury(&mut self) -> Option<ExitStatus> {
+        // What it forked holds the pipes open, and would outlive it. The group's number is still its own: it is waited
+        // for only now.
+        let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let status = self.child.wait().ok();
+        self.reaped = true;
+        let group = Pid::from_raw(-self.pid());
+        let deadline = Instant::now() + ORPHANS;
+        while let Ok(one) = waitpid(group, Some(WaitPidFlag::WNOHANG)) {
+            if one == WaitStatus::StillAlive {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        status
     }
 
     /// The last things it said, in one line. Only once it has ended.

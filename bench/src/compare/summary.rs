@@ -9,13 +9,15 @@ use super::plan::Workload;
 use super::results::{Launch, Note, Results};
 use super::stats;
 
-/// All launches of one model on one workload, taken together.
+/// All launches of one model on one workload with one number of connections, taken together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The model's name.
     pub model: String,
     /// The workload.
     pub workload: Workload,
+    /// Connections of the load.
+    pub connections: usize,
     /// Launches that were measured.
     pub launches: usize,
     /// Those of them whose figures may be used, and are.
@@ -70,20 +72,26 @@ pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
     let mut summaries = Vec::new();
     for &workload in &results.options.workloads {
         for model in &results.models {
-            let launches: Vec<&Launch> = results
-                .launches
-                .iter()
-                .filter(|launch| launch.model == model.name && launch.workload == workload)
-                .collect();
-            if !launches.is_empty() {
-                summaries.push(one(&model.name, workload, &launches)?);
+            let mut by_connections: BTreeMap<usize, Vec<&Launch>> = BTreeMap::new();
+            let all = results.launches.iter();
+            for launch in all.filter(|one| one.model == model.name && one.workload == workload) {
+                let launches = by_connections.entry(launch.connections).or_default();
+                launches.push(launch);
+            }
+            for (connections, launches) in by_connections {
+                summaries.push(one(&model.name, workload, connections, &launches)?);
             }
         }
     }
     Ok(summaries)
 }
 
-fn one(model: &str, workload: Workload, launches: &[&Launch]) -> anyhow::Result<Summary> {
+fn one(
+    model: &str,
+    workload: Workload,
+    connections: usize,
+    launches: &[&Launch],
+) -> anyhow::Result<Summary> {
     let valid: Vec<&Launch> = launches
         .iter()
         .copied()
@@ -119,6 +127,7 @@ fn one(model: &str, workload: Workload, launches: &[&Launch]) -> anyhow::Result<
     Ok(Summary {
         model: model.to_string(),
         workload,
+        connections,
         launches: launches.len(),
         valid: valid.len(),
         disturbed: valid
@@ -219,6 +228,10 @@ mod tests {
     use super::*;
     use crate::compare::results::tests::{client_side, launch};
 
+    fn together(model: &str, launches: &[&Launch]) -> Summary {
+        one(model, Workload::Max, 100, launches).unwrap()
+    }
+
     fn throughput(model: &str, values: &[f64]) -> Summary {
         let launches: Vec<Launch> = values
             .iter()
@@ -229,7 +242,7 @@ mod tests {
                 launch
             })
             .collect();
-        one(model, Workload::Max, &launches.iter().collect::<Vec<_>>()).unwrap()
+        together(model, &launches.iter().collect::<Vec<_>>())
     }
 
     #[test]
@@ -317,7 +330,7 @@ mod tests {
         launch
             .figures
             .insert(Metric::StarvedConnections, Some(99.0));
-        assert!(!one("serial", Workload::Max, &[&launch]).unwrap().ranked);
+        assert!(!together("serial", &[&launch]).ranked);
     }
 
     #[test]
@@ -352,10 +365,10 @@ mod tests {
         let mut bad = good.clone();
         bad.figures.insert(Metric::RequestsPerS, Some(1_000.0));
         bad.problems.push("a wrong reply".into());
-        let summary = one("m", Workload::Max, &[&good, &bad]).unwrap();
+        let summary = together("m", &[&good, &bad]);
         assert_eq!((summary.launches, summary.valid), (2, 1));
         assert_eq!(summary.figures[&Metric::RequestsPerS].unwrap().value, 10.0);
-        let nothing = one("m", Workload::Max, &[&bad]).unwrap();
+        let nothing = together("m", &[&bad]);
         assert!(nothing.figures.is_empty() && !nothing.ranked);
     }
 

@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use contract::Capacity;
 
 use super::metric::Metric;
-use super::plan::Workload;
+use super::plan::{CROWD_MESSAGES, CROWD_THINK, Workload};
 use super::results::{Launch, Note, Results};
 use super::summary::{Figure, Mark, Summary, marks};
-use crate::figures;
-
-/// Terminals are at least this wide.
-const WIDTH: usize = 100;
+use crate::output::wrap;
+use crate::{figures, list};
 
 /// One table.
 #[derive(Debug)]
@@ -23,9 +22,14 @@ pub(super) struct Sheet {
     pub(super) about: String,
     pub(super) headings: Vec<String>,
     pub(super) rows: Vec<Vec<String>>,
+    /// For each column: where there is no room, those with the highest number are left out first; 0 stays.
+    ranks: Vec<u8>,
+    /// Whether who did not serve everybody has a sign of its own; elsewhere another column tells.
+    unserved: bool,
 }
 
 /// What a column shows of a model's summary.
+#[derive(Clone, Copy)]
 enum Column {
     /// The figure, with its mark.
     Value(Metric),
@@ -40,37 +44,58 @@ enum Column {
 use Column::{Between, Percent, Range, Value};
 
 /// What the signs in the tables mean.
-pub(super) const LEGEND: &str = "* best, ≈ tied with it: its launches overlap with those of the best. \
-     ?: the client itself was late, or others had the CPUs. min–max: over the launches. ≥: at least. –: fewer than 10 samples beyond that percentile. \
-     n/a: cannot be told here. Who did not serve everybody takes no part in the search for the best.";
+pub(super) fn legend(results: &Results) -> String {
+    let mut text = "* best, ≈ tied with it: its launches overlap with those of the best. \
+         ?: the client itself was late, or others had the CPUs. min–max: over the launches. ≥: at least. \
+         –: fewer than 10 samples beyond that percentile. n/a: cannot be told here. \
+         Who did not serve everybody takes no part in the search for the best."
+        .to_string();
+    if sweeps(results) {
+        text.push_str(
+            " †: it did not serve everybody here. Growth: the last figure over the first, without those. \
+             Curve: each figure over the first: ▁ up to as much, ▃ twice, ▅ four times, █ eleven times or more.",
+        );
+    }
+    text
+}
+
+fn sweeps(results: &Results) -> bool {
+    results.options.connections.len() > 1
+}
 
 /// One table per workload that was measured.
 pub(super) fn sheets(results: &Results) -> Vec<Sheet> {
     let workloads = results.options.workloads.iter();
     workloads
-        .map(|&workload| sheet(results, workload))
+        .map(|&workload| match workload {
+            Workload::Max | Workload::Steady if sweeps(results) => sweep(results, workload),
+            _ => sheet(results, workload),
+        })
         .filter(|sheet| !sheet.rows.is_empty())
         .collect()
 }
 
 fn sheet(results: &Results, workload: Workload) -> Sheet {
     let options = &results.options;
-    let connections = figures::count(options.connections as u64);
-    let (about, columns): (String, Vec<(&str, Column)>) = match workload {
+    let connections = options.connections.first().copied().unwrap_or_default();
+    let connections = figures::count(connections as u64);
+    let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
         Workload::Crowd => (
             format!(
-                "{connections} clients connect at once; each asks 10 times, with a pause of 100 ms after each reply. \
-                 How long until all are served? (At most {} s are waited.)",
+                "{connections} clients connect at once; each asks {CROWD_MESSAGES} times, with a pause of {} ms after \
+                 each reply. How long until all are served? (At most {} s are waited.)",
+                CROWD_THINK.as_millis(),
                 options.patience_s
             ),
             vec![
-                ("all served\nafter s", Value(Metric::AllServedS)),
-                ("min–max", Range(Metric::AllServedS)),
-                ("clients\nserved", Value(Metric::ClientsServed)),
-                ("first reply\nmedian ms", Value(Metric::FirstReplyP50Ms)),
-                ("unluckiest\nms", Value(Metric::FirstReplyMaxMs)),
-                ("min–max", Range(Metric::FirstReplyMaxMs)),
-                ("threads", Value(Metric::Threads)),
+                ("all served\nafter s", Value(Metric::AllServedS), 0),
+                ("min–max", Range(Metric::AllServedS), 3),
+                ("clients\nserved", Value(Metric::ClientsServed), 0),
+                ("first reply\nmedian ms", Value(Metric::FirstReplyP50Ms), 0),
+                ("unluckiest\nms", Value(Metric::FirstReplyMaxMs), 0),
+                ("min–max", Range(Metric::FirstReplyMaxMs), 1),
+                ("threads", Value(Metric::Threads), 0),
+                ("processes", Value(Metric::Processes), 2),
             ],
         ),
         Workload::Max => (
@@ -80,49 +105,54 @@ fn sheet(results: &Results, workload: Workload) -> Sheet {
                 options.duration_s
             ),
             vec![
-                ("requests/s", Value(Metric::RequestsPerS)),
-                ("min–max", Range(Metric::RequestsPerS)),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest)),
-                ("min–max", Range(Metric::CpuUsPerRequest)),
-                ("switches/\nrequest", Value(Metric::SwitchesPerRequest)),
-                ("fairness\n(Jain)", Value(Metric::Fairness)),
+                ("requests/s", Value(Metric::RequestsPerS), 0),
+                ("min–max", Range(Metric::RequestsPerS), 1),
+                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+                ("switches/\nrequest", Value(Metric::SwitchesPerRequest), 0),
+                ("fairness\n(Jain)", Value(Metric::Fairness), 0),
                 (
                     "replies per\nconnection",
                     Between(Metric::SlowestConnection, Metric::FastestConnection),
+                    3,
                 ),
             ],
         ),
         Workload::Steady => (
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s, whatever the server does. \
-                 How long do replies take? From the planned send time; the last p99 is from the actual one.",
+                 How long do replies take? From the planned send time; uncorrected: from the actual one.",
                 figures::digits(options.rate_per_s),
                 options.duration_s
             ),
             vec![
-                ("p50\nms", Value(Metric::ResponseP50Ms)),
-                ("p99\nms", Value(Metric::ResponseP99Ms)),
-                ("min–max", Range(Metric::ResponseP99Ms)),
-                ("p99.9\nms", Value(Metric::ResponseP999Ms)),
-                ("max\nms", Value(Metric::ResponseMaxMs)),
-                ("uncorr.\np99 ms", Value(Metric::ServiceP99Ms)),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest)),
-                ("answered\n%", Percent(Metric::Availability)),
-                ("starved\nrequests", Value(Metric::StarvedRequests)),
+                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
+                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
+                ("min–max", Range(Metric::ResponseP99Ms), 1),
+                ("p99.9\nms", Value(Metric::ResponseP999Ms), 0),
+                ("max\nms", Value(Metric::ResponseMaxMs), 2),
+                ("uncorr.\np99 ms", Value(Metric::ServiceP99Ms), 4),
+                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("answered\n%", Percent(Metric::Availability), 0),
+                ("starved\nrequests", Value(Metric::StarvedRequests), 3),
             ],
         ),
         Workload::Idle => (
             format!(
-                "{} connections are silent after one exchange each. What do they cost the server? (Its own memory; the \
-                 kernel's for the sockets is the same for all, and beside it.)",
-                figures::count(options.idle_connections as u64)
+                "{} connections are silent for {} s after one exchange each. What do they cost the server? (Memory of \
+                 its own, each page once; the kernel's, for sockets, threads and page tables, is beside it.{})",
+                figures::count(options.idle_connections as u64),
+                options.idle_duration_s,
+                company(results)
             ),
             vec![
-                ("KiB per\nconnection", Value(Metric::KibPerConnection)),
-                ("min–max", Range(Metric::KibPerConnection)),
-                ("peak\nMiB", Value(Metric::PeakMemoryMib)),
-                ("threads", Value(Metric::Threads)),
-                ("% of a CPU\nwhile silent", Percent(Metric::IdleCpus)),
+                ("KiB per\nconnection", Value(Metric::KibPerConnection), 0),
+                ("min–max", Range(Metric::KibPerConnection), 1),
+                ("memory\nMiB", Value(Metric::MemoryMib), 0),
+                ("CPU ms/s\nin silence", Value(Metric::IdleCpuMsPerS), 0),
+                ("min–max", Range(Metric::IdleCpuMsPerS), 1),
+                ("threads", Value(Metric::Threads), 0),
+                ("processes", Value(Metric::Processes), 0),
             ],
         ),
     };
@@ -131,40 +161,116 @@ fn sheet(results: &Results, workload: Workload) -> Sheet {
         .iter()
         .filter(|summary| summary.workload == workload)
         .collect();
-    let mut headings = vec!["model".to_string()];
-    headings.extend(columns.iter().map(|column| column.0.to_string()));
-    let mut rows: Vec<Vec<String>> = summaries
-        .iter()
-        .map(|summary| vec![summary.model.clone()])
-        .collect();
-    for (_, column) in &columns {
-        let marks = match column {
-            Value(metric) => marks(*metric, &summaries),
-            _ => vec![Mark::None; summaries.len()],
-        };
-        let marked = marks.iter().any(|mark| *mark != Mark::None);
-        for ((row, summary), mark) in rows.iter_mut().zip(&summaries).zip(marks) {
-            let mut text = text(summary, column);
-            if marked {
-                text.push_str(match mark {
-                    Mark::Best => " *",
-                    Mark::Tied => " ≈",
-                    Mark::Doubtful => " ?",
-                    // A no-break space, which keeps the digits of a column under each other.
-                    Mark::None => " \u{a0}",
-                });
-            }
-            row.push(text);
-        }
-    }
-    Sheet {
+    let mut sheet = Sheet {
         title: workload.to_string(),
         about,
-        headings,
-        rows,
+        headings: vec!["model".to_string()],
+        rows: (summaries.iter())
+            .map(|summary| vec![summary.model.clone()])
+            .collect(),
+        ranks: vec![0],
+        unserved: false,
+    };
+    // Of single launches there is no spread.
+    let repeated = summaries.iter().any(|summary| summary.launches > 1);
+    for (heading, column, rank) in columns {
+        if repeated || !matches!(column, Range(_)) {
+            let told: Vec<_> = summaries.iter().copied().map(Some).collect();
+            sheet.push(heading, rank, &column, &told);
+        }
+    }
+    sheet
+}
+
+/// How many were idle at the same time.
+fn company(results: &Results) -> String {
+    let together = results.launches.iter().map(|launch| launch.beside.len());
+    match together.max() {
+        None | Some(0) => String::new(),
+        Some(others) => format!(
+            " Up to {} servers were idle at the same time, each with a CPU clock of its own.",
+            others + 1
+        ),
     }
 }
 
+/// One figure, by the number of connections.
+fn sweep(results: &Results, workload: Workload) -> Sheet {
+    const METRIC: Metric = Metric::CpuUsPerRequest;
+    let options = &results.options;
+    let how = match workload {
+        Workload::Steady => format!(
+            "in an open loop with {} requests/s over all of them, so that a few are busy",
+            figures::digits(options.rate_per_s)
+        ),
+        _ => "in a closed loop without pause, so that all are busy".to_string(),
+    };
+    let of = |model: &str, connections| {
+        results.summary.iter().find(|summary| {
+            summary.model == model
+                && summary.workload == workload
+                && summary.connections == connections
+        })
+    };
+    let models: Vec<&str> = (results.models.iter())
+        .map(|model| model.name.as_str())
+        .filter(|model| (options.connections.iter()).any(|&number| of(model, number).is_some()))
+        .collect();
+    let mut sheet = Sheet {
+        title: format!("{workload} by connections"),
+        about: format!(
+            "What a request costs the server, in µs of CPU time, {how}, for {} s.",
+            options.duration_s
+        ),
+        headings: vec!["model".to_string()],
+        rows: models.iter().map(|model| vec![model.to_string()]).collect(),
+        ranks: vec![0],
+        unserved: true,
+    };
+    for &connections in &options.connections {
+        let told: Vec<_> = models.iter().map(|model| of(model, connections)).collect();
+        let repeated = told.iter().flatten().any(|summary| summary.launches > 1);
+        let heading = figures::count(connections as u64);
+        sheet.push(&heading, 0, &Value(METRIC), &told);
+        if repeated {
+            sheet.push("min–max", 1, &Range(METRIC), &told);
+        }
+    }
+    sheet.headings.extend(["growth", "curve"].map(String::from));
+    sheet.ranks.extend([0, 0]);
+    for (row, model) in sheet.rows.iter_mut().zip(&models) {
+        let costs: Vec<Option<f64>> = (options.connections.iter())
+            .map(|&connections| {
+                let summary = of(model, connections).filter(|summary| summary.ranked)?;
+                Some(summary.figures.get(&METRIC).copied().flatten()?.value)
+            })
+            .collect();
+        row.extend([growth(&costs), curve(&costs)]);
+    }
+    sheet
+}
+
+/// The last beside the first.
+fn growth(costs: &[Option<f64>]) -> String {
+    let mut told = costs.iter().flatten();
+    match (told.next(), told.next_back()) {
+        (Some(first), Some(last)) => format!("×{:.2}", last / first),
+        _ => String::new(),
+    }
+}
+
+/// Each beside the first; a step is the square root of two.
+fn curve(costs: &[Option<f64>]) -> String {
+    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let first = costs.iter().flatten().next().copied().unwrap_or(1.0);
+    let step = |cost: &Option<f64>| match cost {
+        Some(cost) => STEPS[(2.0 * (cost / first).log2()).round().clamp(0.0, 7.0) as usize],
+        None => '·',
+    };
+    costs.iter().map(step).collect()
+}
+
+/// What stands in a cell, without its mark.
 fn text(summary: &Summary, column: &Column) -> String {
     let get = |metric: &Metric| summary.figures.get(metric).copied().flatten();
     if summary.valid == 0 {
@@ -223,9 +329,13 @@ fn number(metric: Metric, value: f64) -> String {
         Metric::ClientsServed
         | Metric::StarvedRequests
         | Metric::Threads
+        | Metric::Processes
         | Metric::SlowestConnection
         | Metric::FastestConnection => figures::count(value.round().max(0.0) as u64),
         Metric::Fairness => format!("{value:.3}"),
+        // Nothing at all is another thing than next to nothing.
+        Metric::IdleCpuMsPerS if value == 0.0 => "0".to_string(),
+        Metric::IdleCpuMsPerS if value < 0.001 => "< 0.001".to_string(),
         _ if value < 1.0 => format!("{value:.3}"),
         _ => figures::digits(value),
     }
@@ -248,56 +358,134 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
             notes.push(format!("{} was left out: {obstacle}", model.name));
         }
     }
+    // By number of workers.
+    let mut held: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for model in &results.models {
+        if model.obstacle.is_none() && model.capacity == list::name_of(Capacity::Workers) {
+            held.entry(model.workers).or_default().push(&model.name);
+        }
+    }
+    for (workers, models) in held {
+        notes.push(format!(
+            "{} had {workers} workers, each held by one peer at a time",
+            models.join(" and ")
+        ));
+    }
+    notes.extend(skipped(results));
     for summary in &results.summary {
         // One example is enough: the rest is in the JSON.
         let problem = launches(results, summary).find_map(|launch| launch.problems.first());
         if let Some(problem) = problem {
             notes.push(format!(
                 "{} {}: {} of {} launches failed and are not in the figures: {problem}",
-                summary.model,
                 summary.workload,
+                name(results, summary),
                 summary.launches - summary.valid,
                 summary.launches
             ));
         }
     }
-    for &workload in &results.options.workloads {
-        // One sentence for all models that it concerns.
-        let mut concerned: BTreeMap<Note, Vec<String>> = BTreeMap::new();
-        for summary in results
-            .summary
-            .iter()
-            .filter(|summary| summary.workload == workload)
-        {
-            let told: Vec<Note> = launches(results, summary)
-                .filter(|launch| launch.valid())
-                .flat_map(|launch| launch.notes.iter().copied())
-                .collect();
-            for note in told.iter().copied().collect::<BTreeSet<_>>() {
-                let times = told.iter().filter(|told| **told == note).count();
-                let all = times == summary.valid;
-                concerned.entry(note).or_default().push(if all {
-                    summary.model.clone()
-                } else {
-                    format!("{} ({times} of {} launches)", summary.model, summary.valid)
-                });
-            }
-        }
-        for (note, models) in concerned {
-            notes.push(format!(
-                "{workload}: {}: {}",
-                sentence(note),
-                models.join(", ")
-            ));
-        }
-    }
+    notes.extend(concerned(results));
     notes
 }
 
+/// One sentence for all that was left out of a model for the same reason.
+fn skipped(results: &Results) -> Vec<String> {
+    let mut by_model: BTreeMap<_, BTreeSet<usize>> = BTreeMap::new();
+    for one in &results.skipped {
+        let same = by_model.entry((&one.model, &one.reason));
+        same.or_default().insert(one.connections);
+    }
+    let sentence = |((model, reason), connections): ((&String, &String), BTreeSet<usize>)| {
+        let numbers = numbers(connections);
+        format!("{model} was not measured with {numbers} connections: {reason}")
+    };
+    by_model.into_iter().map(sentence).collect()
+}
+
+/// One sentence for all models and workloads that a note concerns.
+fn concerned(results: &Results) -> Vec<String> {
+    // By note and whom it concerns.
+    let mut said: BTreeMap<(Note, String), Vec<String>> = BTreeMap::new();
+    for &workload in &results.options.workloads {
+        let all: BTreeSet<Note> = (results.launches.iter())
+            .filter(|launch| launch.workload == workload && launch.valid())
+            .flat_map(|launch| launch.notes.iter().copied())
+            .collect();
+        for note in all {
+            let whom = whom(results, workload, note);
+            let workloads = said.entry((note, whom)).or_default();
+            workloads.push(workload.to_string());
+        }
+    }
+    let sentence = |((note, whom), workloads): ((Note, String), Vec<String>)| {
+        format!("{}: {}: {whom}", workloads.join(", "), sentence(note))
+    };
+    said.into_iter().map(sentence).collect()
+}
+
+/// The models that a note concerns: in which of their launches, and with which numbers of connections, if not in all.
+fn whom(results: &Results, workload: Workload, note: Note) -> String {
+    let mut names = Vec::new();
+    let mut everybody = true;
+    for model in &results.models {
+        let summaries = results.summary.iter();
+        let summaries: Vec<&Summary> = summaries
+            .filter(|one| one.model == model.name && one.workload == workload)
+            .collect();
+        let valid: usize = summaries.iter().map(|summary| summary.valid).sum();
+        let mut times = 0;
+        let mut connections = BTreeSet::new();
+        for summary in &summaries {
+            let launches = launches(results, summary);
+            let launches = launches.filter(|one| one.valid() && one.notes.contains(&note));
+            let count = launches.count();
+            if count > 0 {
+                connections.insert(summary.connections);
+            }
+            times += count;
+        }
+        everybody &= times == valid;
+        if times > 0 {
+            let mut name = model.name.clone();
+            if connections.len() < summaries.len() {
+                name += &format!(" at {}", numbers(connections));
+            }
+            if times < valid {
+                name += &format!(" ({times} of {valid} launches)");
+            }
+            names.push(name);
+        }
+    }
+    if everybody && names.len() > 1 {
+        "all".to_string()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn numbers(connections: BTreeSet<usize>) -> String {
+    let numbers = connections.into_iter();
+    let numbers: Vec<_> = numbers.map(|one| figures::count(one as u64)).collect();
+    numbers.join(" and ")
+}
+
+/// Of a sweep, with the number of connections.
+fn name(results: &Results, summary: &Summary) -> String {
+    if sweeps(results) {
+        let connections = figures::count(summary.connections as u64);
+        format!("{} at {connections}", summary.model)
+    } else {
+        summary.model.clone()
+    }
+}
+
 fn launches<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = &'r Launch> {
-    let of =
-        |launch: &&Launch| launch.model == summary.model && launch.workload == summary.workload;
-    results.launches.iter().filter(of)
+    results.launches.iter().filter(|launch| {
+        launch.model == summary.model
+            && launch.workload == summary.workload
+            && launch.connections == summary.connections
+    })
 }
 
 fn sentence(note: Note) -> &'static str {
@@ -312,8 +500,17 @@ fn sentence(note: Note) -> &'static str {
         Note::NotAllHeld => {
             "not all connections were served, at a time or in time, so there is no memory per connection"
         }
+        Note::HoldsFewer => {
+            "fewer connections are held at a time than there are, by design, and the others wait"
+        }
+        Note::NotAllOpened => {
+            "there is no room for so many connections, by design, and the kernel's queue was full"
+        }
         Note::NotSilent => {
             "the first exchanges lasted into the silence, so its CPU time is not told"
+        }
+        Note::EdgesMissed => {
+            "this program read the server's CPU clock too late, so its CPU time is not told"
         }
         Note::Disturbed => {
             "others (programs, interrupts, neighbours) had over 10 % of the CPUs in use"
@@ -322,15 +519,66 @@ fn sentence(note: Note) -> &'static str {
 }
 
 impl Sheet {
-    /// For a terminal.
-    pub(super) fn to_text(&self) -> String {
+    /// Adds a column; `told` has the summaries in the order of the rows.
+    fn push(&mut self, heading: &str, rank: u8, column: &Column, told: &[Option<&Summary>]) {
+        self.headings.push(heading.to_string());
+        self.ranks.push(rank);
+        let summaries: Vec<&Summary> = told.iter().flatten().copied().collect();
+        let mut marks = match column {
+            Value(metric) => marks(*metric, &summaries),
+            _ => vec![Mark::None; summaries.len()],
+        }
+        .into_iter();
+        let sign = |summary: &Summary, mark| match mark {
+            Mark::Best => " *",
+            Mark::Tied => " ≈",
+            Mark::Doubtful => " ?",
+            Mark::None if self.unserved && !summary.ranked => " †",
+            // A no-break space, which keeps the digits of a column under each other.
+            Mark::None => " \u{a0}",
+        };
+        let mut cells: Vec<(String, &str)> = Vec::new();
+        for one in told {
+            cells.push(match one {
+                Some(summary) => {
+                    let mark = marks.next().unwrap_or(Mark::None);
+                    (text(summary, column), sign(summary, mark))
+                }
+                None => (String::new(), " \u{a0}"),
+            });
+        }
+        let marked = matches!(column, Value(_)) && cells.iter().any(|cell| cell.1 != " \u{a0}");
+        for (row, (text, sign)) in self.rows.iter_mut().zip(cells) {
+            row.push(if marked { text + sign } else { text });
+        }
+    }
+
+    /// For a terminal with so many columns.
+    pub(super) fn to_text(&self, width: usize) -> String {
+        let mut most = self.ranks.iter().copied().max().unwrap_or(0);
+        let mut lines = self.lines(most);
+        while most > 0 && lines.iter().any(|line| line.chars().count() > width) {
+            most -= 1;
+            lines = self.lines(most);
+        }
+        let about = wrap(&format!("{}: {}", self.title, self.about), "", width);
+        format!("{about}{}\n", lines.join("\n"))
+    }
+
+    /// All lines, of the columns up to this rank.
+    fn lines(&self, most: u8) -> Vec<String> {
+        let shown = |cells: &[String]| -> Vec<Cell> {
+            let ranked = cells.iter().zip(&self.ranks);
+            let shown = ranked.filter(|(_, rank)| **rank <= most);
+            shown.map(|(cell, _)| Cell::new(cell)).collect()
+        };
         let mut table = Table::new();
         table
             .load_style(NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(&self.headings);
+            .set_header(shown(&self.headings));
         for row in &self.rows {
-            table.add_row(row.iter().map(Cell::new));
+            table.add_row(shown(row));
         }
         for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((if index == 0 { 2 } else { 0 }, 2));
@@ -340,67 +588,46 @@ impl Sheet {
                 CellAlignment::Right
             });
         }
-        let lines: Vec<_> = table
+        table
             .lines()
             .map(|line| line.trim_end().to_string())
-            .collect();
-        let about = wrap(&format!("{}: {}", self.title, self.about), "");
-        format!("{about}{}\n", lines.join("\n"))
+            .collect()
     }
 }
 
-/// All of it, for a terminal.
-pub(super) fn to_text(results: &Results) -> String {
+/// All of it, for a terminal with so many columns.
+pub(super) fn to_text(results: &Results, width: usize) -> String {
     let mut text = String::new();
     let sheets = sheets(results);
     for sheet in &sheets {
-        text.push_str(&sheet.to_text());
+        text.push_str(&sheet.to_text(width));
         text.push('\n');
     }
     if !sheets.is_empty() {
-        text.push_str(&wrap(LEGEND, ""));
+        text.push_str(&wrap(&legend(results), "", width));
     }
     for note in notes(results) {
-        text.push_str(&wrap(&format!("note: {note}"), "  "));
+        text.push_str(&wrap(&format!("note: {note}"), "  ", width));
     }
     for warning in &results.environment.warnings {
-        text.push_str(&wrap(&format!("warning: {warning}"), "  "));
+        text.push_str(&wrap(&format!("warning: {warning}"), "  ", width));
     }
     text
-}
-
-/// Breaks a text into lines that fit; those after the first are indented.
-fn wrap(text: &str, indent: &str) -> String {
-    let mut wrapped = String::new();
-    let mut width = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if width > 0 && width + 1 + length > WIDTH {
-            wrapped.push('\n');
-            wrapped.push_str(indent);
-            width = indent.len();
-        } else if width > 0 {
-            wrapped.push(' ');
-            width += 1;
-        }
-        wrapped.push_str(word);
-        width += length;
-    }
-    wrapped.push('\n');
-    wrapped
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::full;
+    use crate::compare::results::tests::{full, launch};
+    use crate::output::{NARROWEST, WIDEST};
+    use crate::registry;
 
-    /// Seventeen models with the widest figures that are to be expected.
+    /// All models, with the widest figures that are to be expected.
     fn wide() -> Results {
         let mut results = full();
         let mut summary = Vec::new();
         for workload in Workload::ALL {
-            for number in 0..17 {
+            for (number, model) in registry::models().enumerate() {
                 let figures = Metric::ALL.into_iter().map(|metric| {
                     let value = match metric {
                         Metric::RequestsPerS => 999_999.0,
@@ -408,22 +635,24 @@ mod tests {
                         Metric::SlowestConnection | Metric::FastestConnection => 12_345.0,
                         Metric::Fairness | Metric::Availability => 0.999_9,
                         Metric::StarvedRequests => 99_999.0,
+                        Metric::AllServedS | Metric::IdleCpuMsPerS => 1.25,
                         _ => 1_250.0,
                     };
                     let figure = Figure {
-                        value: value - f64::from(number),
-                        min: Some(value - 20.0),
+                        value: value - number as f64 / 1e3,
+                        min: Some(value * 0.9),
                         max: Some(value),
                         lower_bound: metric == Metric::RequestsPerS,
                     };
                     (metric, Some(figure))
                 });
                 summary.push(Summary {
-                    model: format!("coroutines{number}"),
+                    model: model.name.to_string(),
                     workload,
+                    connections: 100,
                     launches: 3,
                     valid: 3,
-                    client_limited: true,
+                    client_limited: workload == Workload::Max,
                     disturbed: false,
                     ranked: true,
                     figures: figures.collect(),
@@ -435,16 +664,122 @@ mod tests {
     }
 
     #[test]
-    fn everything_fits_a_hundred_columns() {
-        let text = to_text(&wide());
-        for line in text.lines() {
-            assert!(
-                line.chars().count() <= WIDTH,
-                "{} columns: {line}",
-                line.chars().count()
-            );
+    fn everything_fits_and_what_matters_most_is_always_there() {
+        for width in [NARROWEST, 100, WIDEST] {
+            let text = to_text(&wide(), width);
+            for line in text.lines() {
+                let columns = line.chars().count();
+                assert!(columns <= width, "{columns} columns: {line}");
+            }
+            assert!(text.lines().count() > registry::models().count() * 4);
+            for heading in ["requests/s", "p99.9", "unluckiest", "processes"] {
+                assert!(text.contains(heading), "{heading} at {width}:\n{text}");
+            }
         }
-        assert!(text.lines().count() > 17 * 4);
+        let ranges = |width| to_text(&wide(), width).matches("min–max  ").count();
+        assert!(ranges(NARROWEST) < ranges(100) && ranges(100) <= ranges(WIDEST));
+    }
+
+    /// Costs by number of connections.
+    fn swept(costs: &[(&str, usize, Option<f64>, bool)]) -> Results {
+        let mut results = full();
+        results.options.connections = vec![10, 100, 1_000];
+        results.options.workloads = vec![Workload::Max];
+        let template = results.summary[0].clone();
+        let summary = |&(model, connections, cost, ranked): &(&str, usize, Option<f64>, bool)| {
+            let figure = cost.map(|value| Figure {
+                value,
+                min: Some(value),
+                max: Some(value),
+                lower_bound: false,
+            });
+            Summary {
+                model: model.to_string(),
+                connections,
+                ranked,
+                figures: [(Metric::CpuUsPerRequest, figure)].into(),
+                ..template.clone()
+            }
+        };
+        results.summary = costs.iter().map(summary).collect();
+        results.models = ["mio", "poll", "serial"]
+            .map(|name| {
+                let mut model = results.models[0].clone();
+                model.name = name.to_string();
+                model
+            })
+            .to_vec();
+        results
+    }
+
+    #[test]
+    fn a_sweep_has_a_row_per_model_and_a_column_per_number() {
+        let results = swept(&[
+            ("mio", 10, Some(5.0), true),
+            ("mio", 100, Some(5.0), true),
+            ("mio", 1_000, Some(10.0), true),
+            ("poll", 10, Some(5.0), true),
+            ("poll", 100, Some(20.0), true),
+            ("poll", 1_000, Some(1_000.0), false),
+        ]);
+        let sheets = sheets(&results);
+        assert_eq!(sheets.len(), 1);
+        let sheet = &sheets[0];
+        let numbers = ["model", "10", "100", "1,000", "growth", "curve"];
+        assert_eq!(sheet.headings, numbers);
+        let row =
+            |row: usize| -> Vec<&str> { sheet.rows[row].iter().map(|cell| cell.trim()).collect() };
+        assert_eq!(row(0), ["mio", "5.00", "5.00", "10.0", "×2.00", "▁▁▃"]);
+        // Whom it leaves out has no part in its growth.
+        assert_eq!(row(1), ["poll", "5.00", "20.0", "1,000 †", "×4.00", "▁▅·"]);
+        assert_eq!(sheet.rows.len(), 2, "serial was not measured at all");
+        assert!(legend(&results).contains("Growth"));
+        assert!(!legend(&full()).contains("Growth"));
+        for line in sheet.to_text(NARROWEST).lines() {
+            assert!(line.chars().count() <= NARROWEST, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_was_left_out_of_a_sweep_is_told_in_one_sentence() {
+        let mut results = swept(&[("mio", 10, None, false), ("mio", 100, Some(5.0), true)]);
+        let first = results.skipped[0].clone();
+        results.skipped.push(super::super::results::Skipped {
+            connections: 1_000,
+            ..first
+        });
+        let mut full = launch("mio", Workload::Max);
+        full.connections = 10;
+        full.notes = vec![Note::NotAllOpened];
+        results.launches.push(full);
+        let told = notes(&results).join("\n");
+        assert!(told.contains("serial was not measured"), "{told}");
+        assert!(
+            told.contains("with 100 and 1,000 connections: it holds one"),
+            "{told}"
+        );
+        assert!(
+            told.contains("no room") && told.contains("mio at 10"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn how_many_workers_are_held_is_told() {
+        let mut results = full();
+        results.models[0].capacity = "workers".to_string();
+        results.models[0].workers = 200;
+        let told = notes(&results).join("\n");
+        assert!(told.contains("mio had 200 workers"), "{told}");
+    }
+
+    #[test]
+    fn single_launches_have_no_spread() {
+        let mut results = wide();
+        for summary in &mut results.summary {
+            summary.launches = 1;
+        }
+        assert!(!to_text(&results, WIDEST).contains("min–max  "));
     }
 
     #[test]
@@ -493,7 +828,7 @@ mod tests {
         results.launches[0].problems.push("it burnt".to_string());
         results.summary[0].valid = 0;
         let told = notes(&results).join("\n");
-        assert!(told.contains("mio max: 1 of 1 launches failed"), "{told}");
+        assert!(told.contains("max mio: 1 of 1 launches failed"), "{told}");
         assert!(told.contains("it burnt"), "{told}");
     }
 
@@ -503,14 +838,9 @@ mod tests {
         assert_eq!(number(Metric::ResponseP50Ms, 12.34), "12.3");
         assert_eq!(number(Metric::RequestsPerS, 61_234.5), "61,235");
         assert_eq!(number(Metric::Threads, 102.0), "102");
+        assert_eq!(number(Metric::IdleCpuMsPerS, 0.0), "0");
+        assert_eq!(number(Metric::IdleCpuMsPerS, 0.000_1), "< 0.001");
+        assert_eq!(number(Metric::IdleCpuMsPerS, 0.012), "0.012");
         assert_eq!(percent(0.999_99), "99.99");
-    }
-
-    #[test]
-    fn lines_are_broken_between_words() {
-        let wrapped = wrap(&"word ".repeat(60), "  ");
-        assert!(wrapped.lines().count() > 2);
-        assert!(wrapped.lines().skip(1).all(|line| line.starts_with("  ")));
-        assert_eq!(wrapped.split_whitespace().count(), 60);
     }
 }
