@@ -192,7 +192,8 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
     let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
     if report.availability() != Some(1.0) {
         bail!(
-            "not all replies were right: {:?} {:?}",
+            "not all replies were right: {} unanswered, {:?} {:?}",
+            report.unanswered,
             report.errors,
             report.examples
         );

@@ -366,11 +366,6 @@ fn every_kind_of_load_is_reported_in_words() {
     ] {
         let driven = run(&[&["drive", &address, "--connections", "10"], load].concat());
         let said = text(&driven.stdout);
-        // On a machine that is too busy to send in time, requests of an open loop are left over at the end of the window.
-        if load.contains(&"--rate") && said.contains("unanswered at the end") {
-            assert_eq!(driven.status.code(), Some(1), "{said}");
-            continue;
-        }
         assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
         assert!(said.contains("availability 100.00 %"), "{said}");
         assert!(said.contains("failed       none"), "{said}");

@@ -196,7 +196,7 @@ fn the_results_are_true() {
         let what = format!("{} {}", launch.model, launch.workload);
         assert!(launch.valid(), "{what}: {:?}", launch.problems);
         let client = launch.client.as_ref().unwrap();
-        assert!(client.received_bytes > 0, "{what}");
+        assert!(client.replies > 0, "{what}");
         assert_eq!(client.errors.total(), 0, "{what}");
         assert_eq!(client.per_connection.len(), 20, "{what}");
         assert_eq!(
@@ -231,9 +231,9 @@ fn the_results_are_true() {
 
         let figure =
             |metric| launch.figures[&metric].unwrap_or_else(|| panic!("{what}: no {metric:?}"));
-        // On a machine that is too busy to read a clock in time, or to ask at all in the window, this is not told.
-        if !launch.notes.contains(&Note::EdgesMissed) && client.completed > 0 {
-            assert!(figure(Metric::CpuUsPerRequest) >= 0.0, "{what}");
+        // On a machine that is too busy to read a clock in time this is not told.
+        if !launch.notes.contains(&Note::EdgesMissed) {
+            assert!(figure(Metric::CpuUsPerRequest) > 0.0, "{what}");
         }
         assert!(figure(Metric::PeakMemoryMib) > 0.0, "{what}");
         assert!(figure(Metric::ClientBusy) > 0.0, "{what}");

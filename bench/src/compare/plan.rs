@@ -63,9 +63,10 @@ const WARM_UP_PER_CONNECTION: Duration = Duration::from_micros(100);
 const AT_ONCE: usize = 1_000;
 const RAMP_PER_CONNECTION: Duration = Duration::from_micros(100);
 
-/// All connections must be open so long after the last was due; a server that does not take them in the time has no
-/// room for them.
+/// All connections must be open so long after the last was due: several times what it takes to fork that often. A server
+/// that does not take them in the time has no room for them.
 const OPENING: Duration = Duration::from_secs(5);
+const OPENING_PER_CONNECTION: Duration = Duration::from_micros(500);
 
 /// What a load waits at its end for replies that are owed; only for the estimate.
 const GRACE: Duration = Duration::from_millis(250);
@@ -290,7 +291,8 @@ impl Cell {
 
     /// How long it may take until all connections are open; `None` where that is measured.
     pub(super) fn opening(&self) -> Option<Duration> {
-        (self.workload != Workload::Crowd).then(|| self.ramp() + OPENING)
+        let opening = || self.ramp() + OPENING + OPENING_PER_CONNECTION * self.connections as u32;
+        (self.workload != Workload::Crowd).then(opening)
     }
 
     /// How long it takes, roughly, beside so many others.

@@ -540,6 +540,16 @@ impl Sheet {
         let mut cells: Vec<(String, &str)> = Vec::new();
         for one in told {
             cells.push(match one {
+                // Nothing else in this row would say so.
+                Some(summary) if self.unserved && summary.valid == 0 => {
+                    marks.next();
+                    let failed = if matches!(column, Value(_)) {
+                        "failed"
+                    } else {
+                        ""
+                    };
+                    (failed.to_string(), " \u{a0}")
+                }
                 Some(summary) => {
                     let mark = marks.next().unwrap_or(Mark::None);
                     (text(summary, column), sign(summary, mark))
@@ -733,6 +743,11 @@ mod tests {
         // Whom it leaves out has no part in its growth.
         assert_eq!(row(1), ["poll", "5.00", "20.0", "1,000 †", "×4.00", "▁▅·"]);
         assert_eq!(sheet.rows.len(), 2, "serial was not measured at all");
+        let mut broken = results.clone();
+        broken.summary[0].valid = 0;
+        broken.summary[0].ranked = false;
+        let cells = &super::sheets(&broken)[0].rows[0];
+        assert_eq!(cells[1].trim(), "failed");
         assert!(legend(&results).contains("Growth"));
         assert!(!legend(&full()).contains("Growth"));
         for line in sheet.to_text(NARROWEST).lines() {

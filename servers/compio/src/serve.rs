@@ -1,6 +1,6 @@
-//! The server. Nobody here abandons an operation: its buffer is the kernel's until it completes, and what a cancelled
-//! read had taken would be lost. Whoever must not wait any longer is told from outside, by shutdown(2), and that
-//! completes the operation: with what had arrived, and then with the end.
+//! The server. No conversation abandons an operation: its buffer is the kernel's until it completes, and what a
+//! cancelled read had taken would be lost (see `tests/cancelled_read.rs`). Whoever must not wait any longer is told from
+//! outside, by shutdown(2), and that completes the operation: with what had arrived, and then with the end.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -40,7 +40,7 @@ async fn run(
     limits: Limits,
     stop: Stop,
 ) -> io::Result<Tally> {
-    // The kernel shall wait in our place. Some kernels take the flag at its word, and complete with "would block".
+    // The kernel waits in our place; but older ones do not where a descriptor says that nobody shall.
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
     let house = Rc::new(RefCell::new(House::default()));

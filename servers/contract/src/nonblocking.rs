@@ -252,6 +252,9 @@ impl<S: Read + Write + AsFd> Connections<S> {
     /// Ends the connections whose time is over.
     pub fn expire(&mut self, now: Instant) {
         while let Some(key) = self.deadlines.pop_due(now) {
+            // A loop that was itself kept waiting (stopped, interrupted, out of CPU time) may not have heard yet of what has
+            // come in time. Whoever has said something since is not idle.
+            self.advance(key, now);
             // (Who is away is being served, and has a deadline again when it is back.)
             let Some(Slot::Here(connection)) = self.slots.get(key) else {
                 continue;
@@ -288,12 +291,7 @@ impl<S: Read + Write + AsFd> TakenOut<S> {
     /// As [`Connections::advance`], with a buffer of the caller's own; what came of it is heard when it is
     /// [put back](Connections::put_back).
     pub fn advance(&mut self, buffer: &mut [u8], now: Instant) {
-        let before = self.connection.progress;
         self.progress = self.connection.advance(buffer, self.stopping, now);
-        // What the session took to answer is no time in which the peer was idle.
-        if self.connection.progress != before {
-            self.connection.progress = Instant::now();
-        }
     }
 }
 
@@ -311,11 +309,18 @@ impl<S: Read + Write + AsFd> Connection<S> {
     }
 
     fn advance(&mut self, buffer: &mut [u8], stopping: bool, now: Instant) -> Progress {
-        match self.converse(buffer, stopping, now) {
+        let before = self.progress;
+        let progress = match self.converse(buffer, stopping, now) {
             Ok(progress) => progress,
             Err(_) if self.lingering.is_some() => Progress::Ended(Ending::Refused),
             Err(error) => Progress::Ended(Ending::of(&error)),
+        };
+        // What sessions took to answer, this one and those before it in the loop's turn, is no time in which the peer
+        // was idle: so the loop's clock will not do.
+        if self.progress != before {
+            self.progress = Instant::now();
         }
+        progress
     }
 
     /// The conversation: take the next step, carry it out, report what came of it; return where a blocking one would
@@ -444,5 +449,53 @@ mod tests {
         }
         assert_eq!(connections.deadlines.queue.len(), 1);
         assert_eq!(connections.finish().served, 1000);
+    }
+
+    #[test]
+    fn who_has_spoken_in_time_is_not_idle_though_nobody_has_looked() {
+        use std::io::{Read, Write};
+
+        let limits = Limits {
+            idle_timeout: Duration::from_secs(1),
+            ..Limits::default()
+        };
+        let now = Instant::now();
+        // They came then, and the loop has been stopped since.
+        let began = now.checked_sub(2 * limits.idle_timeout).unwrap_or(now);
+        let mut connections = Connections::new(limits);
+        let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
+        let mut peers = Vec::new();
+        for _ in 0..2 {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            connections.insert(ours, service.open(), began);
+            peers.push(theirs);
+        }
+        peers[0].write_all(b"in time\n").unwrap();
+        connections.expire(now);
+        assert_eq!(connections.len(), 1, "the silent one is gone, and only he");
+        let mut reply = [0; 8];
+        peers[0].read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"in time\n");
+        assert_eq!(connections.finish().timed_out, 1);
+    }
+
+    #[test]
+    fn who_comes_after_a_long_turn_is_not_timed_out_too_early() {
+        use std::io::Write;
+
+        let limits = Limits::default();
+        let mut connections = Connections::new(limits.clone());
+        let began = Instant::now();
+        let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let key = connections.insert(ours, service.open(), began);
+        theirs.write_all(b"x\n").unwrap();
+        // Its turn comes when the loop's clock has not been read for longer than the time-out.
+        let stale = began.checked_sub(2 * limits.idle_timeout).unwrap_or(began);
+        assert_eq!(connections.advance(key, stale), Some(Interest::Read));
+        connections.expire(began + limits.idle_timeout / 2);
+        assert_eq!(connections.len(), 1);
     }
 }

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction,
+};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 use rustix::event::{PollFd, PollFlags};
@@ -72,8 +74,8 @@ impl Children {
             SaFlags::SA_RESTART,
             SigSet::empty(),
         );
-        // SAFETY: the handler calls nothing but poll(2), shutdown(2) and the clock, all of which POSIX allows there; and
-        // it leaves errno alone, because rustix makes its system calls without the C library.
+        // SAFETY: the handler calls nothing but poll(2), shutdown(2) and the clock, all of which POSIX allows there, and
+        // leaves errno as it was.
         unsafe { sigaction(END_INPUT, &heed) }?;
         Ok(Children {
             present: HashSet::new(),
@@ -92,29 +94,36 @@ impl Children {
         self.present.is_empty()
     }
 
-    /// Starts a child that lives this life, and ends with what it gives. It dies with its parent. Ctrl-C, which a
-    /// terminal tells them all, it leaves to its parent; SIGTERM is meant for it alone, and ends it.
+    /// Starts a child that lives this life, and ends with what it gives. It dies with its parent. SIGINT and SIGTERM,
+    /// which a terminal or a service manager may tell them all, it leaves to its parent, who lets it finish.
     ///
     /// # Errors
     ///
     /// There are too many processes, or there is too little memory.
     pub fn fork(&mut self, life: impl FnOnce() -> u8) -> io::Result<Pid> {
         let parent = getpid();
+        // Until the child has settled, the parent's handlers are also its own: they would say stop to everybody.
+        let held = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+        let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         // SAFETY: nobody else could hold a lock that the child needs, as `new` has seen to.
-        match unsafe { fork() }? {
+        let forked = unsafe { fork() };
+        if let Ok(ForkResult::Child) = forked {
+            // A child that went on with its parent's code, by a panic, would be a second server.
+            let status = catch_unwind(AssertUnwindSafe(|| {
+                settle(parent);
+                let _ = before.thread_set_mask();
+                life()
+            }));
+            // SAFETY: it takes a number and does not return.
+            unsafe { libc::_exit(status.unwrap_or(u8::MAX).into()) }
+        }
+        before.thread_set_mask()?;
+        match forked? {
             ForkResult::Parent { child } => {
                 self.present.insert(child);
                 Ok(child)
             }
-            ForkResult::Child => {
-                // A child that went on with its parent's code, by a panic, would be a second server.
-                let status = catch_unwind(AssertUnwindSafe(|| {
-                    settle(parent);
-                    life()
-                }));
-                // SAFETY: it takes a number and does not return.
-                unsafe { libc::_exit(status.unwrap_or(u8::MAX).into()) }
-            }
+            ForkResult::Child => unreachable!("it has ended above"),
         }
     }
 
@@ -192,14 +201,11 @@ fn settle(parent: Pid) {
         let _ =
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     }
-    let handle = |signal, handler| {
-        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-        // SAFETY: to ignore a signal, or to end by it, runs no code of ours.
-        let _ = unsafe { sigaction(signal, &action) };
-    };
-    // The parent's handlers would say stop to everybody.
-    handle(Signal::SIGINT, SigHandler::SigIgn);
-    handle(Signal::SIGTERM, SigHandler::SigDfl);
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: to ignore a signal runs no code of ours.
+        let _ = unsafe { sigaction(signal, &ignore) };
+    }
     if getppid() != parent {
         // It died before the kernel knew whom to tell.
         // SAFETY: as in `fork`.
@@ -245,6 +251,7 @@ impl Drop for Conversation<'_> {
 
 /// The signal handler.
 extern "C" fn end_input(_: libc::c_int) {
+    let errno = Errno::last_raw();
     let connection = CONNECTION.load(Ordering::SeqCst);
     if connection >= 0 {
         // SAFETY: it is open: a `Conversation` borrows the stream, and takes the number away before that ends.
@@ -253,6 +260,7 @@ extern "C" fn end_input(_: libc::c_int) {
             ENDED.store(true, Ordering::SeqCst);
         }
     }
+    Errno::set_raw(errno);
 }
 
 #[cfg(test)]

@@ -195,7 +195,7 @@ fn run(
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
-                STOP => ended = Some(Ok(())),
+                STOP => _ = ended.get_or_insert(Ok(())),
                 BACK => {}
                 Token(key) => {
                     // Behind what a short read gives there may be more: the end of the input, or what follows urgent

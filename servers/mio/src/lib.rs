@@ -105,7 +105,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
-                STOP => ended = Some(Ok(())),
+                STOP => _ = ended.get_or_insert(Ok(())),
                 Token(key) => {
                     // Behind what a short read gives there may be more: the end of the input, or what follows urgent
                     // data, which a read never reaches across.

@@ -101,7 +101,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             }
             match token {
                 LISTENER => backlog = true,
-                STOP => ended = Some(Ok(())),
+                STOP => _ = ended.get_or_insert(Ok(())),
                 key => turns.push(key),
             }
         }

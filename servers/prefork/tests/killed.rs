@@ -1,16 +1,42 @@
 //! What only processes can do: be killed, one by one.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use contract::Tally;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 const GUARD: Duration = Duration::from_secs(20);
+
+/// A server that does not outlive a failed test. (What it has forked does not outlive it.)
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts it; gives also what it says, of which the first line is read, and where it listens.
+fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server-prefork"))
+        .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let address = lines.next().unwrap().unwrap().replace("listening on ", "");
+    (Server(child), lines, address)
+}
 
 /// The children of a process that have not ended, or have and nobody has asked how.
 fn children(parent: &Child) -> Vec<(i32, char)> {
@@ -45,22 +71,14 @@ fn ask(mut stream: &TcpStream, line: &str) {
 /// the tally says what happened.
 #[test]
 fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
-    let mut server = Command::new(env!("CARGO_BIN_EXE_server-prefork"))
-        .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
-        .args(["--workers", "2"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
-    let address = lines.next().unwrap().unwrap().replace("listening on ", "");
+    let (mut server, mut lines, address) = start(&["--workers", "2"]);
 
     let mut peers = [connect(&address), connect(&address)];
     for peer in &mut peers {
         ask(peer, "one\n");
         peer.write_all(b"half a li").unwrap();
     }
-    let before = children(&server);
+    let before = children(&server.0);
     assert_eq!(before.len(), 2);
     let third = connect(&address);
     (&third).write_all(b"two\n").unwrap();
@@ -68,7 +86,7 @@ fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
     // Each of them has one of the peers.
     kill(Pid::from_raw(before[0].0), Signal::SIGKILL).unwrap();
     eventually("another has taken its place", || {
-        let now = children(&server);
+        let now = children(&server.0);
         now.len() == 2 && !now.iter().any(|child| child.0 == before[0].0)
     });
     // The third is served by it: the other one is still held.
@@ -87,7 +105,7 @@ fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
     assert_eq!(alive, 1, "one of two was killed");
 
     drop((peers, third));
-    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(server.0.id() as i32), Signal::SIGTERM).unwrap();
     let tally: Tally = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
     let expected = Tally {
         accepted: 3,
@@ -96,39 +114,26 @@ fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
         ..Tally::default()
     };
     assert_eq!(tally, expected);
-    assert!(server.wait().unwrap().success());
+    assert!(server.0.wait().unwrap().success());
     let mut said = String::new();
-    let mut stderr = server.stderr.take().unwrap();
+    let mut stderr = server.0.stderr.take().unwrap();
     stderr.read_to_string(&mut said).unwrap();
     assert!(said.contains("SIGKILL"), "{said}");
 }
 
-/// SIGTERM to one process is meant for that one, though its parent's handler, which says stop to all, was copied too.
+/// A service manager that ends a service tells all its processes. They leave it to their parent, who lets them finish.
 #[test]
-fn a_process_that_is_told_to_end_ends_alone() {
-    let mut server = Command::new(env!("CARGO_BIN_EXE_server-prefork"))
-        .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
-        .args(["--workers", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
-    let address = lines.next().unwrap().unwrap().replace("listening on ", "");
-    let first = connect(&address);
-    ask(&first, "one\n");
-    drop(first);
-    let before = children(&server);
-    kill(Pid::from_raw(before[0].0), Signal::SIGTERM).unwrap();
-    eventually("another has taken its place", || {
-        let now = children(&server);
-        now.len() == 1 && now[0].0 != before[0].0
-    });
-    let second = connect(&address);
-    ask(&second, "two\n");
-    drop(second);
-    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+fn a_stop_that_is_told_to_all_of_them_is_graceful_too() {
+    let (mut server, mut lines, address) = start(&["--workers", "2"]);
+    let mut peers = [connect(&address), connect(&address)];
+    for peer in &mut peers {
+        ask(peer, "one\n");
+    }
+    killpg(Pid::from_raw(server.0.id() as i32), Signal::SIGTERM).unwrap();
+    for peer in &mut peers {
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    }
     let tally: Tally = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-    assert_eq!((tally.accepted, tally.adds_up()), (2, true));
-    assert!(server.wait().unwrap().success());
+    assert_eq!((tally.accepted, tally.served), (2, 2));
+    assert!(server.0.wait().unwrap().success());
 }

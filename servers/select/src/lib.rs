@@ -141,7 +141,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if let Some(open) = &listener {
             backlog = readable.contains(open.as_fd());
             if readable.contains(stop.as_fd()) {
-                ended = Some(Ok(()));
+                ended.get_or_insert(Ok(()));
             }
         }
         for &key in &turns {

@@ -259,7 +259,15 @@ impl Ring {
                     ..
                 } if result == Err(Errno::NOBUFS) => {
                     // All the buffers are in completions behind this one: once more, when they have been looked at.
-                    self.receive(key, connection, patient);
+                    // (Under the same name, which is vacant: whoever holds it may want to cancel.)
+                    let buffer = None;
+                    let again = Operation::Receive {
+                        key,
+                        connection,
+                        patient,
+                        buffer,
+                    };
+                    self.submit_as(ticket, again);
                     continue;
                 }
                 Operation::Receive {
@@ -283,7 +291,14 @@ impl Ring {
         }
     }
 
-    fn submit(&mut self, mut operation: Operation) -> Ticket {
+    fn submit(&mut self, operation: Operation) -> Ticket {
+        self.generation = self.generation.wrapping_add(1);
+        let ticket = Ticket::new(self.operations.vacant_key(), self.generation);
+        self.submit_as(ticket, operation);
+        ticket
+    }
+
+    fn submit_as(&mut self, ticket: Ticket, mut operation: Operation) {
         let entry = match &mut operation {
             Operation::Accept { listener, many } => {
                 let (fd, nobody) = (Fd(listener.as_raw_fd()), ptr::null_mut());
@@ -335,11 +350,10 @@ impl Ring {
                     .build()
             }
         };
-        self.generation = self.generation.wrapping_add(1);
-        let ticket = Ticket::new(self.operations.vacant_key(), self.generation);
-        self.operations.insert((ticket, operation));
+        // What was taken out last is what is filled next; were it not so, the completion would not be known.
+        let place = self.operations.insert((ticket, operation));
+        assert_eq!(place, ticket.place(), "another place");
         self.push(entry.user_data(ticket.0));
-        ticket
     }
 
     /// Takes cancellations, which use nothing, and the entry of an operation that has just been put into its place.

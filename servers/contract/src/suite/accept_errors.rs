@@ -64,7 +64,7 @@ pub fn descriptors_run_out(subject: &Subject) {
     let mut waiting = clients.split_off(before_that(subject));
 
     let time = Duration::from_secs(1);
-    let used = server.cpu_during(|| sleep(time));
+    let used = server.busy_during(|| sleep(time));
     subject.judge_idleness(used, time);
 
     for client in &clients {

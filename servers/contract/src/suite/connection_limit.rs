@@ -117,7 +117,7 @@ pub fn waiting_costs_nothing(subject: &Subject) {
     }
     only_those_are_served(&served, &waiting);
     let time = Duration::from_secs(1);
-    let used = server.cpu_during(|| sleep(time));
+    let used = server.busy_during(|| sleep(time));
     subject.judge_idleness(used, time);
     only_those_are_served(&served, &waiting);
     drop(served);

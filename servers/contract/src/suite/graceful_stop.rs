@@ -268,7 +268,7 @@ pub fn draining_costs_nothing(subject: &Subject) {
         idle.expect_end();
     }
     let time = Duration::from_secs(1);
-    let used = server.cpu_during(|| thread::sleep(time));
+    let used = server.busy_during(|| thread::sleep(time));
     subject.judge_idleness(used, time);
     stuck.expect(&probe::body()[1..]);
     stuck.expect_end();

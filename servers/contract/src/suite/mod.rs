@@ -114,7 +114,7 @@ impl Subject {
         self.model.capacity == Capacity::One
     }
 
-    /// Judges the CPU time that a server used while it had nothing to do. Who sleeps uses none of it; who never sleeps,
+    /// Judges the time for which a server was busy while it had nothing to do. Who sleeps uses none of it; who never sleeps,
     /// by design, must be seen to.
     fn judge_idleness(&self, used: Duration, time: Duration) {
         let deviations = self.model.deviations.iter();
@@ -122,10 +122,10 @@ impl Subject {
         if promises.any(|promise| promise == Promise::AcceptErrors) {
             assert!(
                 used > time / 4,
-                "not by design: {used:?} of CPU in {time:?}"
+                "not by design: busy for {used:?} of {time:?}"
             );
         } else {
-            assert!(used < time / 4, "{used:?} of CPU in {time:?} of waiting");
+            assert!(used < time / 4, "busy for {used:?} of {time:?}");
         }
     }
 

@@ -172,19 +172,26 @@ impl ServerProcess {
         while !self.line().contains(" accept: ") {}
     }
 
-    /// The CPU time that it uses while `what` runs, with all its processes.
-    pub(super) fn cpu_during(&self, what: impl FnOnce()) -> Duration {
-        let before = self.cpu();
+    /// For how long its threads ran while `what` did, or could have run and waited for a CPU: so it tells who is busy
+    /// from who sleeps on a busy machine too. Of all threads in all processes.
+    pub(super) fn busy_during(&self, what: impl FnOnce()) -> Duration {
+        let before = self.busy();
         what();
-        self.cpu().saturating_sub(before)
+        self.busy().saturating_sub(before)
     }
 
-    fn cpu(&self) -> Duration {
-        let stats = self.processes().into_iter().map(|(_, stat)| stat);
-        let ticks: u64 = stats
-            .map(|stat| stat.utime + stat.stime + (stat.cutime + stat.cstime).unsigned_abs())
-            .sum();
-        Duration::from_secs(ticks) / u32::try_from(procfs::ticks_per_second()).expect("few ticks")
+    fn busy(&self) -> Duration {
+        let tasks = self
+            .processes()
+            .into_iter()
+            .filter_map(|(process, _)| process.tasks().ok())
+            .flatten()
+            .flatten();
+        // Of one that has ended meanwhile nothing is known.
+        let times = tasks.filter_map(|task| task.schedstat().ok());
+        times
+            .map(|times| Duration::from_nanos(times.sum_exec_runtime + times.run_delay))
+            .sum()
     }
 
     /// How many descriptors it has open, in all its processes.

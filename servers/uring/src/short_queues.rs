@@ -16,14 +16,51 @@ use super::*;
 
 const QUEUE: u32 = 16;
 
-/// The whole suite runs over this one too, and over it with one accept for many peers.
-pub(crate) static SHORT: Model = Model {
+static SHORT: Model = Model {
     name: "uring with short queues",
     serve: |listener, service, limits, stop| {
         serve_on(Ring::with(QUEUE, QUEUE)?, listener, service, limits, stop)
     },
     ..MODELS[0]
 };
+
+// All of the suite that accepting may have to do with, but for the shortage of descriptors: that is brought about while
+// the server runs, and an accept of many keeps to the limit that was set when it was submitted.
+contract::suite! { @promises crate::short_queues::SHORT;
+    exact_replies { many_clients_interleaved, }
+    idle_timeout { silence, }
+    connection_limit {
+        the_next_one_waits_for_a_place,
+        stop_at_the_limit,
+        idle_peers_hold_their_workers_only,
+        waiting_costs_nothing,
+    }
+    accept_errors { a_broken_listener_ends_the_server, }
+    graceful_stop {
+        nobody_is_there,
+        told_before_the_start,
+        idle_peers_are_closed,
+        what_had_arrived_is_answered,
+        who_was_accepted_is_answered,
+        new_peers_are_refused_during_the_drain,
+        in_a_connect_storm,
+        again_on_the_same_port,
+        draining_costs_nothing,
+    }
+    tally {
+        every_ending_is_counted,
+        nothing_is_left_behind,
+    }
+}
+
+#[test]
+#[ignore = "no test: the server process of those that need one"]
+fn server_process() {
+    contract::suite::process::serve(&contract::suite::Subject {
+        model: &SHORT,
+        test: concat!(module_path!(), "::server_process"),
+    });
+}
 
 /// What the sessions of a server have seen.
 #[derive(Default)]
@@ -172,8 +209,8 @@ fn answered(peer: &mut TcpStream) {
 fn one_accept_takes_many_peers() {
     let Some(server) = server(100) else { return };
     let (mut first, mut others) = server.while_held(|| {
-        let mut others: Vec<_> = (0..9).map(|_| server.peer(b'x')).collect();
-        others.insert(0, server.peer(b'W'));
+        let mut others = vec![server.peer(b'W')];
+        others.extend((0..9).map(|_| server.peer(b'x')));
         others
     });
     answered(&mut first);
