@@ -151,7 +151,7 @@ fn a_session_that_recurses_without_end_ends_the_process() {
 }
 
 #[test]
-#[ignore = "no test: the process that ends"]
+#[ignore = "a child process: a_session_that_recurses_without_end_ends_the_process runs this, and it dies"]
 fn recurse_without_end() {
     // It is expected to happen, and worth no file.
     let none = Rlimit {
@@ -170,7 +170,7 @@ fn the_least_stack_holds_a_panic_and_its_backtrace() {
 }
 
 #[test]
-#[ignore = "no test: the process in which it panics"]
+#[ignore = "a child process: the_least_stack_holds_a_panic_and_its_backtrace runs this, and it panics"]
 fn panic_on_the_least_stack() {
     struct Panics;
     impl Session for Panics {

@@ -54,7 +54,7 @@ contract::suite! { @promises crate::short_queues::SHORT;
 }
 
 #[test]
-#[ignore = "no test: the server process of those that need one"]
+#[ignore = "a child process: the checks that need a server process of its own run this"]
 fn server_process() {
     contract::suite::process::serve(&contract::suite::Subject {
         model: &SHORT,

@@ -164,7 +164,7 @@ macro_rules! suite {
     ($($name:ident: $model:expr),+ $(,)?) => {$(
         mod $name {
             #[test]
-            #[ignore = "no test: the server process of those that need one"]
+            #[ignore = "a child process: the checks that need a server process of its own run this"]
             fn server_process() {
                 $crate::suite::process::serve(&$crate::suite::Subject {
                     model: &$model,
