@@ -56,6 +56,7 @@ fn converse(protocol: &Protocol, client: u64, requests: u64) {
         size: Some(SIZE),
         seed: 1,
         client,
+        ..AskOptions::default()
     });
     let mut request = Vec::with_capacity(SIZE);
     for _ in 0..requests {
@@ -116,7 +117,7 @@ fn bench(group: &mut BenchmarkGroup<'_, WallTime>, model: &str, case: &dyn Fn(u6
     group.bench_function(BenchmarkId::from_parameter(model), |bencher| {
         let (client_cpu, server_cpu) = launch::cpus().expect("CPUs can be counted");
         let server = server.get_or_insert_with(|| {
-            Server::ours(model, "pair", server_cpu).expect("the server starts")
+            Server::start(launch::ours(model, "pair", server_cpu)).expect("the server starts")
         });
         bencher.iter_custom(|iterations| {
             let Case {
@@ -129,6 +130,9 @@ fn bench(group: &mut BenchmarkGroup<'_, WallTime>, model: &str, case: &dyn Fn(u6
                 protocol: Protocol::find("pair").expect("pair is a protocol"),
                 connections,
                 size: Some(SIZE),
+                bulk: Default::default(),
+                page: Default::default(),
+                work: None,
                 load: Load::Messages {
                     messages,
                     think: Duration::ZERO,

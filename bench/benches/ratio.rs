@@ -6,22 +6,24 @@
 //! disturbs both. Absolute times of different rounds are not compared.
 //!
 //! `cargo bench --bench ratio -- --rounds 5 mio client` runs some of it, for less long.
+//!
+//! `cargo bench --bench ratio -- --against OLD/target/release/samewire mio threads` takes another build of this project
+//! as the reference: whether a change has made a server dearer, round by round.
 
 mod bare;
 mod launch;
+mod meter;
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use client::{Load, Plan, Watch};
+use client::{Load, Plan};
 use contract::{CpuList, Needs, listen, pin};
 use launch::Server;
-use nix::time::{ClockId, clock_getcpuclockid};
-use nix::unistd::Pid;
+use meter::{Meter, median};
 use protocol::Protocol;
 
 const CONNECTIONS: usize = 100;
@@ -32,6 +34,7 @@ const WINDOW: Duration = Duration::from_millis(1000);
 fn main() -> anyhow::Result<()> {
     let mut names = Vec::new();
     let mut rounds = 15;
+    let mut against = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -45,10 +48,16 @@ fn main() -> anyhow::Result<()> {
                     .filter(|number| *number > 0)
                     .context("--rounds needs a number, such as 15")?;
             }
+            "--against" => {
+                against = Some(arguments.next().context("--against needs a program")?);
+            }
             // cargo test builds and runs benches too; there is nothing to test here.
             "--test" => return Ok(()),
             name => names.push(name.to_string()),
         }
+    }
+    if let Some(program) = against {
+        return compare_builds(&program, &names, rounds);
     }
     let known = bare::SERVERS
         .iter()
@@ -74,8 +83,14 @@ fn main() -> anyhow::Result<()> {
          | --- | --- | --- | --- | --- |"
     );
     for (name, _) in bare::SERVERS.iter().filter(|(name, _)| wanted(name)) {
-        let ours = || Ok(drive(&Server::ours(name, "echo", server_cpu)?)?.server);
-        let reference = || Ok(drive(&serve_bare(name)?)?.server);
+        let ours = || {
+            Ok(drive(
+                &Server::start(launch::ours(name, "echo", server_cpu))?,
+                "echo",
+            )?
+            .server)
+        };
+        let reference = || Ok(drive(&serve_bare(name)?, "echo")?.server);
         compare(name, rounds, ours, reference)?;
     }
     if wanted("client") {
@@ -83,7 +98,7 @@ fn main() -> anyhow::Result<()> {
             "\n| client | CPU per request, ours | reference | ratio: median | lowest..highest |\n\
              | --- | --- | --- | --- | --- |"
         );
-        let ours = || Ok(drive(&serve_bare("mio")?)?.client);
+        let ours = || Ok(drive(&serve_bare("mio")?, "echo")?.client);
         let reference = || {
             let server = serve_bare("mio")?;
             // The loop runs on this thread. Children that are started later move to their own CPU themselves.
@@ -94,6 +109,28 @@ fn main() -> anyhow::Result<()> {
             Ok(cpu.as_secs_f64() / replies as f64)
         };
         compare("drive", rounds, ours, reference)?;
+    }
+    Ok(())
+}
+
+/// Prints how the models of this build stand beside those of another, on the default protocol.
+fn compare_builds(program: &str, names: &[String], rounds: usize) -> anyhow::Result<()> {
+    const PAIR: &str = "pair";
+    let (_, cpu) = launch::cpus()?;
+    println!(
+        "{CONNECTIONS} connections, lines of {SIZE} bytes, closed loop; {rounds} rounds of {WINDOW:?} each\n\n\
+         | server | CPU per request, this build | {program} | ratio: median | lowest..highest |\n\
+         | --- | --- | --- | --- | --- |"
+    );
+    for name in names {
+        let ours = || Ok(drive(&Server::start(launch::ours(name, PAIR, cpu))?, PAIR)?.server);
+        let theirs = || {
+            let ours = launch::ours(name, PAIR, cpu);
+            let mut command = Command::new(program);
+            command.args(ours.get_args());
+            Ok(drive(&Server::start(command)?, PAIR)?.server)
+        };
+        compare(name, rounds, ours, theirs)?;
     }
     Ok(())
 }
@@ -129,17 +166,6 @@ fn compare(
     Ok(())
 }
 
-/// Sorts, and gives the middle.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        (values[middle - 1] + values[middle]) / 2.0
-    }
-}
-
 /// A reference, as a child of this same program.
 fn serve_bare(name: &str) -> anyhow::Result<Server> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -167,12 +193,15 @@ struct Costs {
 }
 
 /// Drives a server with our client: every reply checked, every latency recorded.
-fn drive(server: &Server) -> anyhow::Result<Costs> {
+fn drive(server: &Server, protocol: &str) -> anyhow::Result<Costs> {
     let plan = Plan {
         address: server.address,
-        protocol: Protocol::find("echo").context("the protocols have changed")?,
+        protocol: Protocol::find(protocol).context("the protocols have changed")?,
         connections: CONNECTIONS,
         size: Some(SIZE),
+        bulk: Default::default(),
+        page: Default::default(),
+        work: None,
         load: Load::Closed {
             think: Duration::ZERO,
             warmup: WARMUP,
@@ -185,10 +214,7 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
         threads: 1,
         cpus: vec![launch::cpus()?.0],
     };
-    let meter = Meter {
-        server,
-        seen: Mutex::default(),
-    };
+    let meter = Meter::new(server.pid());
     let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
     if report.availability() != Some(1.0) {
         bail!(
@@ -198,64 +224,10 @@ fn drive(server: &Server) -> anyhow::Result<Costs> {
             report.examples
         );
     }
-    let readings = meter.seen.into_inner().unwrap_or_default().readings;
-    let [before, after] = readings[..] else {
-        bail!("the server's CPU time could not be read")
-    };
+    let used = meter.used()?;
     let requests = report.completed as f64;
     Ok(Costs {
-        server: (after - before).as_secs_f64() / requests,
+        server: used.as_secs_f64() / requests,
         client: report.cpu.as_secs_f64() / requests,
     })
-}
-
-/// Reads the server's CPU clocks at the edges of the measured window.
-struct Meter<'a> {
-    server: &'a Server,
-    seen: Mutex<Seen>,
-}
-
-#[derive(Default)]
-struct Seen {
-    /// The server, and what it has forked by the beginning of the window: everybody is connected then.
-    processes: Vec<Pid>,
-    readings: Vec<Duration>,
-}
-
-impl Meter<'_> {
-    fn read(&self) {
-        let Ok(mut seen) = self.seen.lock() else {
-            return;
-        };
-        if seen.processes.is_empty() {
-            seen.processes = processes(self.server);
-        }
-        // The clock of a whole process: with the threads that have ended.
-        let clock = |process: &Pid| clock_getcpuclockid(*process).and_then(ClockId::now);
-        let clocks: Result<Vec<_>, _> = seen.processes.iter().map(clock).collect();
-        if let Ok(clocks) = clocks {
-            seen.readings
-                .push(clocks.into_iter().map(Duration::from).sum());
-        }
-    }
-}
-
-/// A server and its children.
-fn processes(server: &Server) -> Vec<Pid> {
-    let all = procfs::process::all_processes().into_iter().flatten();
-    let stats = all.filter_map(|process| process.ok()?.stat().ok());
-    let children = stats.filter(|stat| stat.ppid == server.pid().as_raw());
-    std::iter::once(server.pid())
-        .chain(children.map(|stat| Pid::from_raw(stat.pid)))
-        .collect()
-}
-
-impl Watch for Meter<'_> {
-    fn measuring(&self) {
-        self.read();
-    }
-
-    fn measured(&self) {
-        self.read();
-    }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("which results.json?")?;
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
-    ensure!(results["schema"] == 2, "another schema");
+    ensure!(results["schema"] == 3, "another schema");
     ensure!(results["complete"] == true, "not complete");
 
     let launches = list(&results["launches"])?;
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     for launch in launches {
         let model = models.iter().find(|model| model["name"] == launch["model"]);
         let model = model.context("a launch of an unknown model")?;
-        verify(launch, model, numbers > 1)
+        verify(launch, model, options, numbers > 1)
             .with_context(|| format!("{} {}", launch["model"], launch["workload"]))?;
     }
     println!(
@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify(launch: &Value, model: &Value, sweep: bool) -> anyhow::Result<()> {
+fn verify(launch: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::Result<()> {
     ensure!(
         launch["problems"] == Value::Array(Vec::new()),
         "{}",
@@ -78,8 +78,9 @@ fn verify(launch: &Value, model: &Value, sweep: bool) -> anyhow::Result<()> {
         ensure!(count == 0, "{count} {kind}");
     }
     let replies = number(&client["replies"])?;
+    let workload = launch["workload"].as_str().context("no workload")?;
     // In `idle` all is said before the window.
-    let idle = launch["workload"] == "idle";
+    let idle = workload == "idle";
     let notes = list(&launch["notes"])?;
     let opened = !notes.contains(&"not_all_opened".into());
     ensure!(replies > 0 || idle || !opened, "no replies");
@@ -135,6 +136,7 @@ fn verify(launch: &Value, model: &Value, sweep: bool) -> anyhow::Result<()> {
     if !opened {
         return Ok(());
     }
+    figures(launch, options)?;
     let cpu = server["cpu_s"]
         .as_f64()
         .context("the server's CPU time could not be read")?;
@@ -164,11 +166,122 @@ fn verify(launch: &Value, model: &Value, sweep: bool) -> anyhow::Result<()> {
         );
     } else {
         ensure!(
-            launch["workload"] != "max" || notes.contains(&"edges_missed".into()),
+            !["max", "http-13b", "http-13k", "wait", "compute"].contains(&workload)
+                || notes.contains(&"edges_missed".into()),
             "what a request costs is not told"
         );
     }
     Ok(())
+}
+
+/// What the figures say of each other, of the plan and of nature.
+fn figures(launch: &Value, options: &Value) -> anyhow::Result<()> {
+    let (client, figures) = (&launch["client"], &launch["figures"]);
+    let workload = launch["workload"].as_str().context("no workload")?;
+    let has_an_end = ["crowd", "http-13m", "bulk"].contains(&workload);
+    let connections = number(&launch["connections"])? as f64;
+    let completed = number(&client["completed"])? as f64;
+    let replies = number(&client["replies"])?;
+    let window = float(&client["window_s"])?;
+
+    ensure!(
+        launch["requests"].is_u64() == has_an_end,
+        "it has no end, or should have"
+    );
+    if let Some(requests) = launch["requests"].as_u64() {
+        ensure!(
+            replies <= requests,
+            "{replies} replies to {requests} requests"
+        );
+        if workload != "crowd" {
+            let share = replies as f64 / requests as f64;
+            ensure!(
+                close(float(&figures["availability"])?, share),
+                "{replies} of {requests} are not {}",
+                figures["availability"]
+            );
+        }
+    }
+    if let Some(availability) = figures["availability"].as_f64() {
+        ensure!(
+            (0.0..=1.0).contains(&availability),
+            "{availability} answered"
+        );
+    }
+
+    // The content, and no more than the client received.
+    let content = ["http-13b", "http-13k", "http-13m", "bulk"].contains(&workload);
+    ensure!(
+        launch["reply_bytes"].is_u64() == content,
+        "it has content, or should not have"
+    );
+    if let Some(each) = launch["reply_bytes"].as_u64() {
+        let bytes = completed * each as f64;
+        let told = float(&figures["mb_per_s"])? * 1e6 * window;
+        ensure!(close(told, bytes), "{told} bytes told, and {bytes} came");
+        let received = number(&client["received_bytes"])?;
+        ensure!(
+            received >= replies * each,
+            "{received} bytes for {replies} replies of {each}"
+        );
+        // Of a transfer all is counted, and not a window of it.
+        if let (true, Some(cost)) = (has_an_end, figures["cpu_ms_per_gb"].as_f64()) {
+            let told = cost / 1e3 * bytes / 1e9;
+            let cpu = float(&launch["server"]["cpu_s"])?;
+            ensure!(close(told, cpu), "{told} s of CPU told, and {cpu} used");
+        }
+    }
+
+    match workload {
+        // Whoever waits for 5 ms can't be answered more often, whatever the server.
+        "wait" => ensure!(
+            completed <= connections * (window / 0.005 + 1.0),
+            "{completed} replies in {window} s on {connections} connections, each after 5 ms"
+        ),
+        "compute" => {
+            if let Some(cost) = figures["cpu_us_per_request"].as_f64() {
+                // The window has edges, and forked processes are counted in ticks.
+                ensure!(cost > 185.0, "{cost} µs for 200 µs of work");
+            }
+        }
+        _ => {}
+    }
+
+    let (all, others) = (
+        number(&client["response_time"]["count"])?,
+        number(&client["others"]["count"])?,
+    );
+    let histogram = decode(&client["others"])?;
+    ensure!(histogram.len() == others, "a histogram lost samples");
+    if workload.starts_with("block") {
+        // Nine in ten, and by chance a few more or less.
+        let share = others as f64 / all as f64;
+        ensure!((0.8..0.98).contains(&share), "{others} of {all} are others");
+        let planned = float(&options["block_rate_per_s"])? * window;
+        ensure!(
+            all as f64 <= planned + connections,
+            "{all} requests, and {planned} were planned"
+        );
+        let told = figures["others_p99_ms"].as_f64();
+        let right = (others >= 1_000).then(|| histogram.value_at_quantile(0.99) as f64 / 1e6);
+        ensure!(
+            told == right,
+            "the others' 99th percentile is {right:?} ms and not {told:?}"
+        );
+    } else {
+        ensure!(others == 0, "{others} others, where all are the same");
+    }
+    Ok(())
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-6 * a.abs().max(b.abs())
+}
+
+fn float(value: &Value) -> anyhow::Result<f64> {
+    value
+        .as_f64()
+        .with_context(|| format!("a number is missing: {value}"))
 }
 
 fn decode(times: &Value) -> anyhow::Result<Histogram<u64>> {

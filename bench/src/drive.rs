@@ -13,26 +13,34 @@ use anyhow::bail;
 use clap::Args;
 use client::{Arrivals, Load, MAX_RATE, Plan, Report, Snapshot, Watch};
 use contract::cli::{
-    parse_address, parse_connections, parse_protocol, parse_some_time, parse_threads, parse_time,
+    BulkArgs, WorkArgs, check_work, parse_address, parse_connections, parse_protocol,
+    parse_some_time, parse_threads, parse_time,
 };
 use contract::{CpuList, Descriptors, raise_descriptor_limit};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
+use protocol::http::Page;
 use protocol::{PROTOCOLS, Protocol};
 use serde_json::json;
 
-use crate::compare::results::ClientSide;
+use crate::compare::results::{ClientSide, Times};
 use crate::{figures, interrupt, output};
 
 /// Options of `drive`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("timed").multiple(true))]
+#[command(mut_arg("work", |arg| arg.help("What the server does before its replies, as it was told: with a share of the requests (wait:5ms@10%), the others' latency is told apart")))]
+#[command(mut_arg("work_seed", |arg| arg.help("The server's --work-seed: which requests the share is made of")))]
 #[command(after_help = "Examples:
   samewire drive 127.0.0.1:7000                          100 clients, 10 messages each
   samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the original's load
   samewire drive 127.0.0.1:7000 --duration 10s           closed loop: as fast as the server answers
   samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: as users come, whatever the server does
   samewire drive 127.0.0.1:8686 --protocol hello --connections 20 --messages 1 --connect-first
+  samewire drive 127.0.0.1:7000 --protocol bulk          3 clients, 3 messages of 3 MiB each
+  samewire drive 127.0.0.1:7000 --protocol bulk --bulk-size 64K --bulk-count 100 --messages 10
+  samewire drive 127.0.0.1:7000 --protocol http --path /files/13k --connections 50 --duration 10s
+  samewire drive 127.0.0.1:7000 --work wait:50ms@10%     as the server was told: tells the other requests apart
 
 Exit status 0 if every request was answered rightly, 1 if not, 2 for wrong usage.")]
 pub struct DriveArgs {
@@ -44,11 +52,11 @@ pub struct DriveArgs {
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 
-    /// Clients that ask at the same time
-    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_connections)]
-    connections: NonZero<usize>,
+    /// Clients that ask at the same time [default: 100; of bulk: 3]
+    #[arg(long, value_name = "N", value_parser = parse_connections)]
+    connections: Option<NonZero<usize>>,
 
-    /// Requests per client and round [default: 10]
+    /// Requests per client and round [default: 10; of bulk: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["duration", "rate"])]
     messages: Option<NonZero<u64>>,
 
@@ -92,6 +100,18 @@ pub struct DriveArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     size: Option<usize>,
 
+    /// Of http: what to ask for [default: /files/13b]
+    #[arg(long, value_name = "PATH", value_parser = parse_path)]
+    path: Option<String>,
+
+    /// What bulk is to send.
+    #[command(flatten)]
+    bulk: BulkArgs,
+
+    /// What the server was told to do before its replies.
+    #[command(flatten)]
+    work: WorkArgs,
+
     /// The same seed asks the same [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -110,12 +130,41 @@ pub struct DriveArgs {
 }
 
 impl DriveArgs {
+    /// Options that mean nothing together.
+    fn check(&self) -> Result<(), String> {
+        check_work(self.protocol, self.work.work.as_ref())?;
+        let name = self.protocol.name;
+        if self.path.is_some() && name != "http" {
+            return Err(format!("--path is for --protocol http, and this is {name}"));
+        }
+        if self.size.is_some() && matches!(name, "bulk" | "http") {
+            return Err(format!(
+                "--size has no meaning for --protocol {name}, whose requests are as long as they are"
+            ));
+        }
+        Ok(())
+    }
+
+    fn page(&self) -> Page {
+        let page = Page::default();
+        Page {
+            path: self.path.clone().unwrap_or(page.path),
+            host: self.address.to_string(),
+            content: page.content,
+        }
+    }
+
     fn plan(&self) -> Plan {
         Plan {
             address: self.address,
             protocol: self.protocol,
-            connections: self.connections.get(),
+            connections: self
+                .connections
+                .map_or(self.protocol.usual.connections, NonZero::get),
             size: self.size,
+            bulk: self.bulk.bulk(),
+            page: Arc::new(self.page()),
+            work: self.work.plan(),
             load: match (self.rate, self.duration) {
                 (Some(rate), duration) => Load::Open {
                     rate,
@@ -133,7 +182,9 @@ impl DriveArgs {
                     duration,
                 },
                 (None, None) => Load::Messages {
-                    messages: self.messages.map_or(10, NonZero::get),
+                    messages: self
+                        .messages
+                        .map_or(self.protocol.usual.messages, NonZero::get),
                     think: self.think,
                     rounds: self.rounds.get(),
                     limit: None,
@@ -167,6 +218,19 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     size.ok_or_else(|| "write a number of bytes from 32 to 16777216".to_string())
 }
 
+/// A request's target. What would end it, or the line that it is in, can't be part of it.
+fn parse_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err("write a path with / at its beginning, such as /files/13b".to_string());
+    }
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err(
+            "no spaces and no control characters in a path: write %20 for a space".to_string(),
+        );
+    }
+    Ok(text.to_string())
+}
+
 /// Shows how far the drive has come, on a terminal.
 struct Live(ProgressBar);
 
@@ -187,8 +251,13 @@ impl Watch for Live {
 ///
 /// # Errors
 ///
-/// A plan that makes no sense, or a server that is not there.
+/// A plan that makes no sense, or a server that is not there. (Options that contradict each other are complained about
+/// here, with their own status.)
 pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
+    if let Err(why) = args.check() {
+        output::complain(&format!("error: {why} (see --help)"));
+        return Ok(ExitCode::from(2));
+    }
     let plan = args.plan();
     let descriptors = raise_descriptor_limit();
     if !descriptors.allow(plan.connections) {
@@ -283,7 +352,16 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
             fairness.jain,
         );
     }
-    let _ = writeln!(text, "\n  failed       {}", failures(report));
+    text.push('\n');
+    if sends_much(plan) {
+        let _ = writeln!(
+            text,
+            "  data         {:.2} MiB received, {:.2} MiB/s",
+            mib(report.received as f64),
+            mib(received_per_s(report)),
+        );
+    }
+    let _ = writeln!(text, "  failed       {}", failures(report));
     for example in &report.examples {
         let _ = writeln!(text, "               {example}");
     }
@@ -323,6 +401,11 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         &report.service_time,
         "from the actual send time, right replies only",
     );
+    row(
+        "others",
+        &report.others,
+        "requests before which the server had nothing to do: what they waited for was somebody else's work",
+    );
     row("client lag", &report.lag, "how late the client itself was");
     row(
         "first reply",
@@ -341,7 +424,73 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
             plan.seed,
         );
     }
+    if plan.protocol.name == "http" {
+        siege(&mut text, report);
+    }
     text
+}
+
+/// Whether what comes is counted in bytes rather than in replies.
+fn sends_much(plan: &Plan) -> bool {
+    matches!(plan.protocol.name, "bulk" | "http")
+}
+
+/// Of all bytes, those of heads and of the warm-up too.
+fn received_per_s(report: &Report) -> f64 {
+    let seconds = report.elapsed.as_secs_f64();
+    if seconds > 0.0 {
+        report.received as f64 / seconds
+    } else {
+        0.0
+    }
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
+/// The figures of Siege's summary, for those who know how to read that. Times are response times, in seconds.
+fn siege(text: &mut String, report: &Report) {
+    let times = &report.response_time;
+    let seconds = |nanos: f64| format!("{:.4} s", nanos / 1e9);
+    let availability = report.availability();
+    let _ = writeln!(text, "  in the manner of siege");
+    for (name, value) in [
+        ("transactions", figures::count(report.replies)),
+        (
+            "availability",
+            availability.map_or("n/a".to_string(), figures::percent),
+        ),
+        ("elapsed time", seconds(nanos(report.elapsed) as f64)),
+        (
+            "data transferred",
+            format!("{:.2} MiB", mib(report.received as f64)),
+        ),
+        ("response time", seconds(times.mean())),
+        ("transaction rate", format!("{:.2} /s", report.throughput())),
+        (
+            "throughput",
+            format!("{:.2} MiB/s", mib(received_per_s(report))),
+        ),
+        ("concurrency", format!("{:.2}", report.mean_in_flight())),
+        ("successful transactions", figures::count(report.replies)),
+        (
+            "failed transactions",
+            figures::count(report.errors.total() + report.unanswered),
+        ),
+        ("longest transaction", seconds(times.max() as f64)),
+        ("shortest transaction", seconds(shortest(report) as f64)),
+    ] {
+        let _ = writeln!(text, "    {name:<24} {value:>14}");
+    }
+}
+
+/// An empty histogram's is no time at all.
+fn shortest(report: &Report) -> u64 {
+    match report.response_time.is_empty() {
+        true => 0,
+        false => report.response_time.min(),
+    }
 }
 
 fn failures(report: &Report) -> String {
@@ -361,7 +510,7 @@ fn failures(report: &Report) -> String {
 
 /// The names are those of `results.json` (docs/src/results.md).
 fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<serde_json::Value> {
-    Ok(json!({
+    let mut json = json!({
         "address": plan.address.to_string(),
         "protocol": plan.protocol.name,
         "connections": plan.connections,
@@ -371,7 +520,20 @@ fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<se
         "availability": report.availability(),
         "replies_per_s": report.throughput(),
         "client": ClientSide::of(report)?,
-    }))
+    });
+    if sends_much(plan) {
+        json["received_bytes_per_s"] = json!(received_per_s(report));
+    }
+    if plan.work.is_some() {
+        json["others"] = json!(Times::of(&report.others)?);
+    }
+    if plan.protocol.name == "http" {
+        json["path"] = json!(plan.page.path);
+        json["mean_response_ns"] = json!(report.response_time.mean());
+        json["longest_response_ns"] = json!(report.response_time.max());
+        json["shortest_response_ns"] = json!(shortest(report));
+    }
+    Ok(json)
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
-use contract::{Capacity, Model, Promise};
+use contract::{Capacity, Model, Offload, Promise};
 use protocol::PROTOCOLS;
 use serde_json::json;
 
@@ -48,6 +48,16 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     "obstacle": obstacle,
                     "capacity": name_of(model.capacity),
                     "default_workers": model.capacity.workers(),
+                    "offload": {
+                        "kind": match model.offload {
+                            Offload::To(_) => "to",
+                            Offload::Needless(_) => "needless",
+                            Offload::Nowhere(_) => "nowhere",
+                        },
+                        "what": match model.offload {
+                            Offload::To(what) | Offload::Needless(what) | Offload::Nowhere(what) => what,
+                        },
+                    },
                     "deviations": deviations,
                 })
             })
@@ -78,6 +88,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         say("from", model.lineage);
         say("read", model.source);
         say("serves", &at_a_time(model));
+        say("moves", &moves(model));
         for deviation in model.deviations {
             let number = deviation.promise as u8;
             let name = promise(deviation.promise);
@@ -126,6 +137,15 @@ fn at_a_time(model: &Model) -> String {
     }
 }
 
+/// What `--offload` does.
+fn moves(model: &Model) -> String {
+    match model.offload {
+        Offload::To(there) => format!("blocking calls and computations with --offload, to {there}"),
+        Offload::Needless(why) => format!("nothing with --offload, which it does not need: {why}"),
+        Offload::Nowhere(why) => format!("nothing, and refuses --offload: {why}"),
+    }
+}
+
 fn promise(promise: Promise) -> &'static str {
     match promise {
         Promise::ExactReplies => "exact replies",
@@ -138,5 +158,20 @@ fn promise(promise: Promise) -> &'static str {
         Promise::GracefulStop => "graceful stop",
         Promise::PanicIsolation => "isolation of panics",
         Promise::Tally => "tally",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is listed is what a server says if it is told to do it.
+    #[test]
+    fn who_refuses_to_move_work_is_listed_as_that() {
+        for model in registry::models() {
+            let refuses = matches!(model.offload, Offload::Nowhere(_));
+            let told = moves(model);
+            assert_eq!(told.contains("refuses --offload"), refuses, "{told}");
+        }
     }
 }

@@ -226,6 +226,38 @@ fn wrong_usage_is_one_line_and_status_2() {
     assert_error(&run(&["nosuch"]), 2, &["nosuch"]);
 }
 
+/// Options that one protocol has and others have not.
+#[test]
+fn options_of_another_protocol_are_wrong_usage() {
+    let drive = |options: &[&str]| run(&[&["drive", "127.0.0.1:1"], options].concat());
+    assert_error(
+        &drive(&["--path", "/files/13b"]),
+        2,
+        &["--path", "http", "pair"],
+    );
+    for protocol in ["bulk", "http"] {
+        assert_error(
+            &drive(&["--protocol", protocol, "--size", "64"]),
+            2,
+            &["--size", protocol],
+        );
+    }
+    for (path, what) in [
+        ("files", "/ at its beginning"),
+        ("", "/ at its beginning"),
+        ("http://here/", "/ at its beginning"),
+        ("/a b", "no spaces"),
+        ("/a\r\nHost: b", "no spaces"),
+        ("/a\u{7f}", "control"),
+    ] {
+        assert_error(&drive(&["--protocol", "http", "--path", path]), 2, &[what]);
+    }
+    assert_error(&drive(&["--bulk-size", "7"]), 2, &["bulk-size", "8 bytes"]);
+    assert_error(&drive(&["--bulk-count", "0"]), 2, &["bulk-count"]);
+    assert_error(&drive(&["--work", "sleep:1s"]), 2, &["no work sleep"]);
+    assert_error(&drive(&["--work-seed", "1"]), 2, &["--work"]);
+}
+
 /// None of these may be taken literally: they overflow clocks, or eat the machine's memory.
 #[test]
 fn absurd_sizes_are_wrong_usage() {
@@ -316,10 +348,12 @@ fn nobody_listens_is_said_at_once() {
 fn every_model_answers_every_protocol() {
     for model in registry::models().filter(|model| runs_here(model)) {
         for protocol in protocol::PROTOCOLS {
-            let serving = Serving::start(&[model.name, "--protocol", protocol.name, "--json"]);
+            // Gigabytes would show nothing more.
+            let small = ["--bulk-size", "5000", "--protocol", protocol.name, "--json"];
+            let serving = Serving::start(&[&[model.name], &small[..]].concat());
             let address = serving.address.to_string();
-            let drive = ["drive", &address, "--protocol", protocol.name, "--json"];
-            let driven = run(&[&drive[..], &["--connections", "20", "--messages", "5"]].concat());
+            let drive = ["drive", &address, "--connections", "20", "--messages", "5"];
+            let driven = run(&[&drive[..], &small].concat());
             assert!(
                 driven.status.success(),
                 "{} {}",
@@ -372,6 +406,119 @@ fn every_kind_of_load_is_reported_in_words() {
     }
 }
 
+/// As much as the original: nine megabytes to each of three.
+#[test]
+fn bulk_has_its_usual_load() {
+    let serving = Serving::start(&["threads", "--protocol", "bulk"]);
+    let address = serving.address.to_string();
+    let drive = ["drive", &address, "--protocol", "bulk"];
+    let driven = run(&drive);
+    let said = text(&driven.stdout);
+    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+    assert!(said.contains("3 of 3 requests"), "{said}");
+    assert!(said.contains("data         27.00 MiB received"), "{said}");
+    let driven = run(&[&drive[..], &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
+    assert_eq!(report["connections"], 3);
+    assert_eq!(report["client"]["received_bytes"], 9 * ((3 << 20) + 11));
+    // Three starts of 16 bytes, and a receipt of 21 for each message.
+    assert_eq!(report["client"]["sent_bytes"], 3 * 16 + 9 * 21);
+    assert!(report["received_bytes_per_s"].as_f64().unwrap() > 0.0);
+}
+
+/// Both sides are told the same, and whoever is told another size finds out.
+#[test]
+fn bulk_of_other_sizes_is_told_to_both_sides() {
+    for (size, count) in [("8", "1"), ("9", "1000"), ("300001", "7")] {
+        let told = [
+            "--protocol",
+            "bulk",
+            "--bulk-size",
+            size,
+            "--bulk-count",
+            count,
+        ];
+        let serving = Serving::start(&[&["threads"], &told[..]].concat());
+        let address = serving.address.to_string();
+        let drive = ["drive", &address, "--messages", "4", "--connections", "2"];
+        let driven = run(&[&drive[..], &told].concat());
+        let said = text(&driven.stdout);
+        assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+        assert!(said.contains("8 of 8 requests"), "{said}");
+
+        let other = ["--protocol", "bulk", "--bulk-size", "100"];
+        let driven = run(&[&drive[..], &other].concat());
+        let said = text(&driven.stdout);
+        assert_eq!(driven.status.code(), Some(1), "{said}");
+        assert!(said.contains("wrong reply"), "{said}");
+    }
+}
+
+/// A receipt, and a start, in two parts: none of that ends the conversation, and both are heard.
+#[test]
+fn what_a_peer_of_bulk_says_may_come_in_parts() {
+    let told = [
+        "--protocol",
+        "bulk",
+        "--bulk-size",
+        "10",
+        "--bulk-count",
+        "2",
+    ];
+    let serving = Serving::start(&[&["threads", "--json"], &told[..]].concat());
+    let mut peer = TcpStream::connect(serving.address).unwrap();
+    peer.set_nodelay(true).unwrap();
+    let expected = b"head..tail\r<--EOM-->\r".repeat(2);
+    for parts in [
+        ["start\r<--EOM-->\r", ""],
+        [
+            "received 1\r<--E",
+            "OM-->\rreceived 2\r<--EOM-->\rstart\r<--EOM-->\r",
+        ],
+        ["received 3\r<--EOM-->\rsta", "rt\r<--EOM-->\r"],
+    ] {
+        for part in parts {
+            peer.write_all(part.as_bytes()).unwrap();
+        }
+        let mut reply = vec![0; expected.len()];
+        peer.read_exact(&mut reply).unwrap();
+        assert_eq!(reply, expected);
+    }
+    drop(peer);
+    let (status, tally) = serving.stop(Signal::SIGTERM);
+    assert_eq!(status, Some(0));
+    let tally: Value = serde_json::from_str(&tally).unwrap();
+    assert_eq!(tally["served"], 1);
+}
+
+#[test]
+fn those_that_wait_for_the_work_of_others_are_reported_apart() {
+    let work = ["--work", "wait:1ms@50%", "--work-seed", "3"];
+    let serving = Serving::start(&[&["threads"], &work[..]].concat());
+    let address = serving.address.to_string();
+    let drive = ["drive", &address, "--connections", "10", "--seed", "1"];
+    let driven = run(&[&drive[..], &work].concat());
+    let said = text(&driven.stdout);
+    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+    let others = said.lines().find(|line| line.starts_with("  others "));
+    let others = others.expect("a row for the others");
+    assert!(others.contains("somebody else's work"), "{others}");
+
+    let driven = run(&[&drive[..], &work, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
+    let count = report["others"]["count"].as_u64().unwrap();
+    assert!((1..100).contains(&count), "{count} of 100");
+    // The share is of the requests, so another seed makes others of them, and no plan makes none.
+    let driven = run(&[&drive[..], &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
+    assert_eq!(report["others"], Value::Null);
+    let all = run(&[&drive[..], &["--work", "wait:1ms"]].concat());
+    assert!(
+        !text(&all.stdout).contains("  others "),
+        "nobody is another"
+    );
+}
+
 /// A server that can be told what to do with each connection.
 fn wrong_server(serve: fn(TcpStream)) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -400,6 +547,88 @@ fn a_wrong_reply_is_caught_and_shown() {
     assert!(said.contains("1 wrong reply"), "{said}");
     assert!(said.contains("at byte 2"), "{said}");
     assert!(said.contains("availability 0.00 %"), "{said}");
+}
+
+/// Against a server that is written out here: it answers each head with a page.
+#[test]
+fn http_is_summed_up_as_siege_does() {
+    let address = wrong_server(|stream| {
+        thread::spawn(move || {
+            let mut writer = stream.try_clone().unwrap();
+            for line in BufReader::new(stream).lines() {
+                match line {
+                    Ok(line) if line.is_empty() => {}
+                    Ok(line) => {
+                        let asks = line.starts_with("GET ");
+                        assert!(!asks || line == "GET /some/page?q=1 HTTP/1.1");
+                        continue;
+                    }
+                    Err(_) => return,
+                }
+                let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+                if writer.write_all(reply).is_err() {
+                    return;
+                }
+            }
+        });
+    });
+    let options = ["--protocol", "http", "--path", "/some/page?q=1"];
+    let drive = ["drive", &address, "--connections", "4", "--messages", "5"];
+    let driven = run(&[&drive[..], &options].concat());
+    let said = text(&driven.stdout);
+    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+    for (name, value) in [
+        ("transactions", "20"),
+        ("availability", "100.00 %"),
+        ("elapsed time", "s"),
+        ("data transferred", "MiB"),
+        ("response time", "s"),
+        ("transaction rate", "/s"),
+        ("throughput", "MiB/s"),
+        ("concurrency", ""),
+        ("successful transactions", "20"),
+        ("failed transactions", "0"),
+        ("longest transaction", "s"),
+        ("shortest transaction", "s"),
+    ] {
+        let line = said
+            .lines()
+            .find(|line| line.starts_with(&format!("    {name} ")));
+        let line = line.unwrap_or_else(|| panic!("no {name} in: {said}"));
+        assert!(line.ends_with(value), "{line}");
+    }
+    let driven = run(&[&drive[..], &options, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
+    assert_eq!(report["path"], "/some/page?q=1");
+    assert_eq!(
+        report["client"]["received_bytes"],
+        20 * "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".len()
+    );
+    let time = |name: &str| report[name].as_f64().unwrap();
+    assert!(time("shortest_response_ns") <= time("mean_response_ns"));
+    assert!(time("mean_response_ns") <= time("longest_response_ns"));
+    assert!(time("received_bytes_per_s") > 0.0);
+
+    // Served all the same, but not this page.
+    let address = wrong_server(|mut stream| {
+        let _ = stream.read(&mut [0; 1000]);
+        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    });
+    let drive = [
+        "drive",
+        &address,
+        "--protocol",
+        "http",
+        "--connections",
+        "1",
+    ];
+    let driven = run(&[&drive[..], &["--messages", "1"]].concat());
+    let said = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("expected status 200, got 404 Not Found"),
+        "{said}"
+    );
 }
 
 #[test]

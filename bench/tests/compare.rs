@@ -10,8 +10,8 @@ use contract::Capacity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use samewire::compare::metric::Metric;
-use samewire::compare::plan::Workload;
 use samewire::compare::results::{Launch, Note, Results};
+use samewire::compare::workload::Workload;
 
 /// Longer than anything here takes on the slowest machine; only a hang gets there.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -495,6 +495,135 @@ fn several_numbers_of_connections_are_a_table_of_costs() {
     }
 }
 
+/// What is done over connections: big messages, and replies that wait or block. And the figures add up.
+#[test]
+fn big_messages_and_work_are_measured_if_they_are_named() {
+    let (_dir, out) = out();
+    let done = run(&[
+        "compare",
+        "--models",
+        "threads,mio",
+        "--workloads",
+        "bulk,wait,block,block-offload",
+        "--launches",
+        "1",
+        "--duration",
+        "300ms",
+        "--connections",
+        "20",
+        "--out",
+        path(&out),
+    ]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    let table = text(&done.stdout);
+    let table = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "bulk: 20 peers",
+        "MB: 10⁶ bytes",
+        "More than 4,000 requests/s there can't be",
+        "block-offload: not measured: mio: there is nowhere to move work to: one thread does everything",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let results = Results::read(&out).unwrap();
+    assert!(results.complete);
+    let measured: Vec<_> = (results.summary.iter())
+        .map(|one| (one.workload, one.model.as_str()))
+        .collect();
+    let wanted = [
+        (Workload::Bulk, "threads"),
+        (Workload::Bulk, "mio"),
+        (Workload::Wait, "threads"),
+        (Workload::Wait, "mio"),
+        (Workload::Block, "threads"),
+        (Workload::Block, "mio"),
+        (Workload::BlockOffload, "threads"),
+    ];
+    assert_eq!(measured, wanted);
+    assert_eq!(results.skipped.len(), 1, "{:?}", results.skipped);
+    for launch in &results.launches {
+        let what = format!("{} {}", launch.model, launch.workload);
+        assert!(launch.valid(), "{what}: {:?}", launch.problems);
+        let client = launch.client.as_ref().unwrap();
+        let figure = |metric| launch.figures.get(&metric).copied().flatten();
+        assert!(figure(Metric::Availability) > Some(0.0), "{what}");
+        let arguments = launch.server_arguments.join(" ");
+        match launch.workload {
+            Workload::Bulk => {
+                assert_eq!(arguments, "--protocol bulk", "{what}");
+                assert_eq!((client.replies, launch.requests), (20, Some(20)), "{what}");
+                let content = launch.reply_bytes.unwrap();
+                assert_eq!(content, 9 << 20, "{what}");
+                assert!(client.received_bytes > 20 * content, "{what}");
+                let bytes = figure(Metric::MbPerS).unwrap() * 1e6 * client.window_s;
+                assert!((bytes / (20 * content) as f64 - 1.0).abs() < 1e-6, "{what}");
+                assert!(figure(Metric::AllServedS) > Some(0.0), "{what}");
+                assert!(figure(Metric::PeakMemoryMib) > Some(0.0), "{what}");
+            }
+            Workload::Wait => {
+                assert!(arguments.contains("--work wait:5ms"), "{arguments}");
+                // Nobody is answered sooner than after the wait; the histogram keeps three digits.
+                let service = client.service_time.decode().unwrap();
+                assert!(service.min() >= 4_990_000, "{what}: {}", service.min());
+            }
+            _ => {
+                assert!(arguments.contains("--work block:5ms@10%"), "{arguments}");
+                let offload = launch.workload == Workload::BlockOffload;
+                assert_eq!(arguments.contains("--offload"), offload, "{arguments}");
+                // Three seconds, whatever was asked for: else there are too few.
+                let planned = client.replies + client.unanswered;
+                assert!((1_790..=1_810).contains(&planned), "{what}: {planned}");
+                // Nine in ten, and all of them told apart.
+                let others = client.others.count;
+                assert!((1_500..1_750).contains(&others), "{what}: {others}");
+                assert!(figure(Metric::OthersP99Ms) > Some(0.0), "{what}");
+            }
+        }
+    }
+    let report = fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(report.contains("; in bulk what its name says"), "{report}");
+}
+
+/// Files over HTTP, by each of the ways in which a model can send one: every byte of them is right.
+#[test]
+fn files_are_measured_and_every_byte_is_checked() {
+    let (_dir, out) = out();
+    let done = run(&[
+        "compare",
+        "--models",
+        "threads,mio,coroutines,tokio",
+        "--workloads",
+        "http-13b,http-13k,http-13m",
+        "--launches",
+        "1",
+        "--duration",
+        "200ms",
+        "--connections",
+        "5",
+        "--out",
+        path(&out),
+    ]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    let results = Results::read(&out).unwrap();
+    assert_eq!(results.launches.len(), 12);
+    for launch in &results.launches {
+        let what = format!("{} {}", launch.model, launch.workload);
+        assert!(launch.valid(), "{what}: {:?}", launch.problems);
+        let client = launch.client.as_ref().unwrap();
+        let size = match launch.workload {
+            Workload::Http13b => 13,
+            Workload::Http13k => 13 << 10,
+            _ => 13 << 20,
+        };
+        assert_eq!(launch.reply_bytes, Some(size), "{what}");
+        assert_eq!(client.errors.total(), 0, "{what}: {:?}", client.examples);
+        assert!(client.replies >= 5, "{what}: {}", client.replies);
+        // Heads come on top, and nothing else.
+        let heads = client.received_bytes - client.replies * size;
+        assert!(heads > 100 * client.replies, "{what}: {heads}");
+    }
+}
+
 /// More than it holds and the kernel's queue beside: the rest never gets a connection, and that takes no longer to find
 /// out than it must.
 #[test]
@@ -563,6 +692,7 @@ fn wrong_usage_is_one_line_that_helps() {
     };
     usage(&["compare", "--models", "mio,apache"], "threads");
     usage(&["compare", "--workloads", "max,min"], "steady");
+    usage(&["compare", "--protocol", "bulk"], "--workloads bulk");
     usage(&["compare", "--launches", "0"], "--launches");
     usage(&["compare", "--duration", "0s"], "--duration");
     usage(&["compare", "--rate=-1"], "rate");

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -27,6 +28,8 @@ pub(crate) enum State {
     Broken,
     /// A request is sent (or being sent), and its reply is owed.
     Waiting,
+    /// All is answered, and the socket has yet to take the last receipts.
+    Leaving,
     /// Has nothing more to do: all is asked, or it gave up.
     Gone,
 }
@@ -57,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) planned: u64,
     /// When the connect or the request that is under way began.
     pub(crate) since: u64,
+    /// The server has nothing to do before it answers the request that is under way, though it has before others.
+    pub(crate) spared: bool,
     /// A [`Due::Guard`](crate::timers::Due) is set.
     pub(crate) guarded: bool,
     pub(crate) schedule: Option<Schedule>,
@@ -96,6 +101,7 @@ impl Client {
             answered_here: 0,
             planned: u64::MAX,
             since: 0,
+            spared: false,
             guarded: false,
             schedule: None,
             fault: None,
@@ -165,19 +171,36 @@ impl Client {
 
     /// Sends the next request; gives how many bytes the socket took now. `scratch` is anybody's, so that a request
     /// that is taken at once never needs a buffer of its own.
-    pub(crate) fn ask(&mut self, scratch: &mut Vec<u8>) -> io::Result<usize> {
-        // A reply can be complete before its request was: then this one waits behind the rest of that.
-        if !self.output.is_empty() {
-            self.script.ask(&mut self.output);
-            return self.flush();
-        }
+    pub(crate) fn ask(&mut self, plan: &Plan, scratch: &mut Vec<u8>) -> io::Result<usize> {
         scratch.clear();
         self.script.ask(scratch);
+        self.spared = plan.some_work().is_some_and(|work| !work.chooses(scratch));
+        self.send(scratch)
+    }
+
+    /// Sends what is to be said beside the requests, if anything; gives how many bytes the socket took now.
+    pub(crate) fn interject(&mut self, scratch: &mut Vec<u8>) -> io::Result<usize> {
+        scratch.clear();
+        self.script.interject(scratch);
+        self.send(scratch)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        // A reply can be complete before its request was sent, or its receipts: then this waits behind the rest of that.
+        if !self.output.is_empty() {
+            self.output.drain(..self.taken);
+            self.taken = 0;
+            self.output.extend_from_slice(bytes);
+            return self.flush();
+        }
         let mut taken = 0;
-        while taken < scratch.len() {
-            let count = self.write(&scratch[taken..])?;
+        while taken < bytes.len() {
+            let count = self.write(&bytes[taken..])?;
             if count == 0 {
-                self.output.extend_from_slice(&scratch[taken..]);
+                self.output.extend_from_slice(&bytes[taken..]);
                 break;
             }
             taken += count;
@@ -205,9 +228,14 @@ impl Client {
             total += count;
         }
         // Given back, not kept: a connection with nothing to send holds no buffer.
+        self.forget_output();
+        Ok(total)
+    }
+
+    /// Nobody takes it any more.
+    pub(crate) fn forget_output(&mut self) {
         self.output = Vec::new();
         self.taken = 0;
-        Ok(total)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -239,8 +267,7 @@ impl Client {
     /// Closes the connection; says whether one was established. All that came was read, so this sends FIN and not
     /// RST; and the system takes a closed descriptor out of the poll by itself.
     pub(crate) fn close(&mut self) -> bool {
-        self.output = Vec::new();
-        self.taken = 0;
+        self.forget_output();
         self.stream = None;
         std::mem::take(&mut self.established)
     }
@@ -255,6 +282,8 @@ fn converse(plan: &Plan, number: usize, conversation: u64) -> Box<dyn Script> {
             .seed
             .wrapping_add(conversation.wrapping_mul(0xd134_2543_de82_ef95)),
         client: number as u64,
+        bulk: plan.bulk,
+        page: Arc::clone(&plan.page),
     })
 }
 

@@ -1,9 +1,11 @@
 //! What to ask: the load, complete and replayable.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::Protocol;
+use protocol::http::Page;
+use protocol::{Bulk, Protocol, WorkPlan};
 
 use crate::DriveError;
 
@@ -24,6 +26,13 @@ pub struct Plan {
     pub connections: usize,
     /// Bytes per request; `None` for the original's short lines.
     pub size: Option<usize>,
+    /// What `bulk` is to send.
+    pub bulk: Bulk,
+    /// What `http` is asked for.
+    pub page: Arc<Page>,
+    /// What the server was told to do before its replies. The others, before which it has nothing to do, are then
+    /// reported apart too: see [`Report::others`](crate::Report::others).
+    pub work: Option<WorkPlan>,
     /// When the requests are sent.
     pub load: Load,
     /// Open all connections before the first request goes out. Loads that run for a time always do.
@@ -93,6 +102,11 @@ pub enum Arrivals {
 }
 
 impl Plan {
+    /// What the server does before some of its replies. (If it is before all, there are no others to tell apart.)
+    pub(crate) fn some_work(&self) -> Option<&WorkPlan> {
+        self.work.as_ref().filter(|work| work.percent() < 100)
+    }
+
     /// Whether it makes sense.
     pub(crate) fn check(&self) -> Result<(), DriveError> {
         if self.connections == 0 {

@@ -30,6 +30,9 @@ fn no_more_descriptors_is_an_error_of_this_machine_and_says_so() {
         protocol: Protocol::find("echo").unwrap(),
         connections: 64,
         size: None,
+        bulk: Default::default(),
+        page: Default::default(),
+        work: None,
         load: Load::Messages {
             messages: 1,
             think: Duration::ZERO,

@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use client::{Arrivals, DriveError, Errors, Load, Plan, Report, Snapshot, Watch, drive};
-use protocol::Protocol;
+use protocol::http::{Content, Page};
+use protocol::{Bulk, Protocol, WorkKind, WorkPlan};
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// Long enough never to be reached by what does not wait for it.
@@ -94,6 +95,9 @@ fn plan(address: SocketAddr, load: Load) -> Plan {
         protocol: Protocol::find("echo").unwrap(),
         connections: 1,
         size: Some(64),
+        bulk: Default::default(),
+        page: Default::default(),
+        work: None,
         load,
         connect_first: false,
         ramp: Duration::ZERO,
@@ -878,5 +882,276 @@ fn cpus_that_do_not_exist_are_an_error() {
             Err(DriveError::Affinity { cpus: named, .. }) => assert_eq!(named, cpus),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+const TERMINATOR: &[u8] = b"\r<--EOM-->\r";
+
+/// Reads a message of `bulk`, without its end; `None`: the client has gone.
+fn message(reader: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut message = Vec::new();
+    while !message.ends_with(TERMINATOR) {
+        if !matches!(reader.read_until(b'\r', &mut message), Ok(count) if count > 0) {
+            return None;
+        }
+    }
+    message.truncate(message.len() - TERMINATOR.len());
+    Some(message)
+}
+
+/// A message to send.
+fn dots(size: usize) -> Vec<u8> {
+    [b"head", &vec![b'.'; size - 8][..], b"tail", TERMINATOR].concat()
+}
+
+fn bulk_plan(address: SocketAddr, size: u64, count: u64, load: Load) -> Plan {
+    Plan {
+        protocol: Protocol::find("bulk").unwrap(),
+        bulk: Bulk { size, count },
+        ..plan(address, load)
+    }
+}
+
+/// The server sends a message only after the receipt for the one before it, so nobody may keep receipts back.
+#[test]
+fn receipts_are_given_while_the_reply_is_under_way() {
+    let server = Server::new(|_, mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut given = 0;
+        while let Some(start) = message(&mut reader) {
+            assert_eq!(start, b"start");
+            for _ in 0..3 {
+                let whole = dots(100);
+                let (first, end) = whole.split_at(100);
+                say(&mut stream, first);
+                for byte in end {
+                    say(&mut stream, &[*byte]);
+                }
+                given += 1;
+                let receipt = message(&mut reader).expect("a receipt before the client goes");
+                assert_eq!(receipt, format!("received {given}").into_bytes());
+            }
+        }
+        assert_eq!(given, 6);
+    });
+    let report = run(&Plan {
+        connections: 2,
+        ..bulk_plan(server.address, 100, 3, messages(2))
+    });
+    assert_eq!((report.replies, report.errors.total()), (4, 0));
+    assert_eq!(report.response_time.len(), 4);
+    assert_eq!(report.received, 2 * 2 * 3 * 111);
+    assert_eq!(report.sent, 2 * 2 * (16 + 3 * 21));
+    assert_eq!(report.finished_clients, 2);
+}
+
+/// The server takes no receipt before all is sent, and far more come than the sockets hold: they wait, and no request
+/// waits for them. The last ones are said before the client goes.
+#[test]
+fn receipts_that_the_socket_does_not_take_are_sent_later() {
+    const COUNT: u64 = 100_000;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hearing = Arc::clone(&heard);
+    let server = Server::new(move |_, mut stream| {
+        SockRef::from(&stream)
+            .set_recv_buffer_size(32 * 1024)
+            .unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut given = 0;
+        while let Some(start) = message(&mut reader) {
+            assert_eq!(start, b"start");
+            say(&mut stream, &dots(8).repeat(COUNT as usize));
+            for _ in 0..COUNT {
+                given += 1;
+                let receipt = message(&mut reader).expect("a receipt before the client goes");
+                assert_eq!(receipt, format!("received {given}").into_bytes());
+            }
+        }
+        hearing.lock().unwrap().push(given);
+    });
+    let report = run(&bulk_plan(server.address, 8, COUNT, messages(2)));
+    assert_eq!((report.replies, report.errors.total()), (2, 0));
+    drop(server);
+    assert_eq!(*heard.lock().unwrap(), [2 * COUNT]);
+    let digits: usize = (1..=2 * COUNT).map(|number| number.to_string().len()).sum();
+    let receipts = 2 * COUNT as usize * ("received ".len() + TERMINATOR.len()) + digits;
+    assert_eq!(report.sent, (2 * 16 + receipts) as u64);
+}
+
+/// Whoever has all it asked for goes in the end, also from a server that takes no receipts.
+#[test]
+fn a_server_that_takes_no_receipts_is_left() {
+    const COUNT: u64 = 400_000;
+    let (stay, leave) = (Arc::new(Mutex::new(false)), Arc::new(Condvar::new()));
+    let (stays, leaves) = (Arc::clone(&stay), Arc::clone(&leave));
+    let server = Server::new(move |_, mut stream| {
+        SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
+        let mut start = [0; 16];
+        stream.read_exact(&mut start).unwrap();
+        say(&mut stream, &dots(8).repeat(COUNT as usize));
+        let over = stays.lock().unwrap();
+        drop(leaves.wait_while(over, |over| !*over).unwrap());
+    });
+    let report = run(&Plan {
+        // Long enough for the reply, wherever this is run.
+        timeout: Duration::from_secs(3),
+        ..bulk_plan(server.address, 8, COUNT, messages(1))
+    });
+    *stay.lock().unwrap() = true;
+    leave.notify_all();
+    assert_eq!((report.replies, report.errors.total()), (1, 0));
+    assert_eq!(report.finished_clients, 1);
+}
+
+#[test]
+fn a_message_that_does_not_go_on_is_an_error() {
+    for closes in [false, true] {
+        let server = Server::new(move |_, mut stream| {
+            let mut start = [0; 16];
+            stream.read_exact(&mut start).unwrap();
+            say(&mut stream, &dots(100)[..50]);
+            if !closes {
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+        });
+        let timeout = if closes {
+            NEVER
+        } else {
+            Duration::from_millis(50)
+        };
+        let report = run(&Plan {
+            timeout,
+            ..bulk_plan(server.address, 100, 3, messages(1))
+        });
+        let expected = errors(|errors| match closes {
+            true => errors.closed_early = 1,
+            false => errors.timed_out = 1,
+        });
+        assert_eq!(report.errors, expected);
+    }
+}
+
+/// Answers each request for a page.
+fn pages(stream: TcpStream, mut answer: impl FnMut(&mut TcpStream) -> bool) {
+    let mut head = Vec::new();
+    lines(stream, |writer, line| {
+        head.extend_from_slice(&line);
+        if line != b"\r\n" {
+            return true;
+        }
+        let head = std::mem::take(&mut head);
+        assert!(head.starts_with(b"GET /files/x HTTP/1.1\r\nHost: here\r\n"));
+        answer(writer)
+    });
+}
+
+fn http_plan(address: SocketAddr, content: Option<Content>, load: Load) -> Plan {
+    let page = Page {
+        path: "/files/x".to_string(),
+        host: "here".to_string(),
+        ..Page::default()
+    };
+    if let Some(content) = content {
+        page.content.set(content).unwrap();
+    }
+    Plan {
+        protocol: Protocol::find("http").unwrap(),
+        page: Arc::new(page),
+        ..plan(address, load)
+    }
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[test]
+fn pages_are_asked_for_on_one_connection_as_long_as_it_stays() {
+    let server = Server::new(|_, stream| pages(stream, |writer| say(writer, OK)));
+    let report = run(&Plan {
+        connections: 2,
+        ..http_plan(server.address, Some(Content::of(b"ok")), messages(10))
+    });
+    assert_eq!((report.replies, report.errors.total()), (20, 0));
+    assert_eq!(report.connected, 2);
+    assert_eq!(report.received, 20 * OK.len() as u64);
+}
+
+#[test]
+fn a_server_that_closes_after_each_page_is_connected_to_again() {
+    let server = Server::new(|_, stream| {
+        pages(stream, |writer| {
+            let head = &b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"[..];
+            say(writer, head);
+            false
+        });
+    });
+    let report = run(&http_plan(server.address, None, messages(10)));
+    assert_eq!((report.replies, report.errors.total()), (10, 0));
+    assert_eq!(report.connected, 10);
+}
+
+#[test]
+fn wrong_pages_are_wrong_replies() {
+    for (reply, words) in [
+        (OK.repeat(2), "nothing more"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno".to_vec(),
+            "expected a body of 2 bytes with XXH3",
+        ),
+        (
+            b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            "expected status 200, got 503 Full",
+        ),
+    ] {
+        let server = Server::new(move |_, stream| pages(stream, |writer| say(writer, &reply)));
+        let content = Some(Content::of(b"ok"));
+        let report = run(&http_plan(server.address, content, messages(1)));
+        assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 1));
+        let example = &report.examples[0];
+        assert!(example.contains(words), "{example}");
+    }
+}
+
+/// All clients of a drive agree on what the page is, though nobody told them.
+#[test]
+fn a_page_that_changes_is_found_out() {
+    let server = Server::new(|_, stream| {
+        let mut count = 0;
+        pages(stream, |writer| {
+            count += 1;
+            let body = if count < 3 { "ok" } else { "no" };
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+            say(writer, format!("{head}{body}").as_bytes())
+        });
+    });
+    let report = run(&http_plan(server.address, None, messages(3)));
+    assert_eq!(report.replies, 2);
+    assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 1));
+}
+
+/// Told apart by their bytes, whether they are answered or not.
+#[test]
+fn requests_that_cost_the_server_nothing_are_reported_apart() {
+    let time = Duration::from_millis(1);
+    for (percent, right) in [(50, true), (50, false), (100, true)] {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hearing = Arc::clone(&heard);
+        let server = Server::new(move |_, stream| {
+            lines(stream, |writer, mut line| {
+                hearing.lock().unwrap().push(line.clone());
+                line[0] ^= u8::from(!right);
+                say(writer, &line)
+            });
+        });
+        let work = WorkPlan::new(WorkKind::Wait, time..=time, percent, 1);
+        let report = run(&Plan {
+            work: Some(work.clone()),
+            connections: 4,
+            ..plan(server.address, messages(50))
+        });
+        let heard = heard.lock().unwrap();
+        let others = heard.iter().filter(|line| !work.chooses(line)).count();
+        assert_eq!(report.others.len(), others as u64, "{percent} {right}");
+        assert_eq!(report.response_time.len(), heard.len() as u64);
+        assert_eq!(others > 0, percent < 100, "of {}", heard.len());
     }
 }

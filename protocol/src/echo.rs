@@ -1,8 +1,8 @@
 //! `echo`: a line in, the same line out.
 
-use crate::Protocol;
 use crate::lines::{Answer, Lines};
 use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
+use crate::{Protocol, Usual};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "echo",
@@ -10,6 +10,8 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     open: |options| Box::new(Lines::new(Echo, options)),
     ask: |options| Box::new(EchoScript::new(options)),
     requests_per_connection: None,
+    requests_differ: true,
+    usual: Usual::CROWD,
 };
 
 /// The server's side: nothing to remember.

@@ -1,56 +1,81 @@
 //! `hello`: any first bytes in, a greeting out, and the server closes.
 
-use crate::Protocol;
 use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::session::{Farewell, Session, Step};
+use crate::session::{Farewell, Session, SessionOptions, Step};
+use crate::work::Chores;
+use crate::{Protocol, Usual};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "hello",
     summary: "any first bytes in; a greeting out, and the server closes",
-    open: |_| Box::new(Hello::Listening),
+    open: |options| Box::new(Hello::new(options)),
     ask: |options| Box::new(HelloScript::new(options)),
     requests_per_connection: Some(1),
+    requests_differ: true,
+    usual: Usual::CROWD,
 };
 
 const GREETING: &[u8] = b"Hello from server!";
 
 /// The server's side.
-enum Hello {
+struct Hello {
+    stage: Stage,
+    chores: Chores,
+}
+
+enum Stage {
     Listening,
     Greeting { taken: usize },
     Ended,
 }
 
+impl Hello {
+    fn new(options: &SessionOptions) -> Self {
+        Hello {
+            stage: Stage::Listening,
+            chores: Chores::of(options.work.as_ref()),
+        }
+    }
+}
+
 impl Session for Hello {
     fn receive(&mut self, input: &[u8]) {
-        if matches!(self, Hello::Listening) && !input.is_empty() {
-            *self = Hello::Greeting { taken: 0 };
+        if matches!(self.stage, Stage::Listening) && !input.is_empty() {
+            self.stage = Stage::Greeting { taken: 0 };
+            self.chores.due(input);
         }
     }
 
     fn end_of_input(&mut self) {
-        if matches!(self, Hello::Listening) {
-            *self = Hello::Ended;
+        if matches!(self.stage, Stage::Listening) {
+            self.stage = Stage::Ended;
         }
     }
 
     fn step(&mut self) -> Step<'_> {
-        match *self {
-            Hello::Listening => Step::Read,
-            Hello::Greeting { taken } if taken < GREETING.len() => Step::Write(&GREETING[taken..]),
-            Hello::Greeting { .. } | Hello::Ended => Step::Close(Farewell::Done),
+        if let Some(work) = self.chores.pending() {
+            return Step::Work(work);
+        }
+        match self.stage {
+            Stage::Listening => Step::Read,
+            Stage::Greeting { taken } if taken < GREETING.len() => Step::Write(&GREETING[taken..]),
+            Stage::Greeting { .. } | Stage::Ended => Step::Close(Farewell::Done),
         }
     }
 
     fn sent(&mut self, count: usize) {
-        if let Hello::Greeting { taken } = self {
+        if let Stage::Greeting { taken } = &mut self.stage {
             *taken += count;
             debug_assert!(*taken <= GREETING.len(), "more sent than offered");
         }
     }
 
+    fn worked(&mut self) {
+        self.chores.worked();
+    }
+
     fn mid_request(&self) -> bool {
-        matches!(*self, Hello::Greeting { taken } if taken < GREETING.len())
+        matches!(self.stage, Stage::Greeting { taken } if taken < GREETING.len())
     }
 }
 

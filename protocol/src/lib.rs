@@ -6,20 +6,28 @@
 //! * a [`Script`] is the client's side: it says what to send next and checks every reply, byte by byte.
 //!
 //! So a server is nothing but its concurrency model, and two servers that are given the same protocol say the same
-//! bytes. This crate knows no runtime and opens no file; whoever wants to do I/O with it brings the I/O.
+//! bytes. This crate knows no runtime and opens no file; whoever wants to do I/O with it brings the I/O. (Files that
+//! others have opened it can name: [`FileSlice`].)
 //!
 //! To add a protocol, write one file with a `PROTOCOL` constant and name it in [`PROTOCOLS`].
 
+mod bulk;
 mod echo;
+mod file;
 mod hello;
+pub mod http;
 mod lines;
 mod pair;
 mod script;
 mod session;
 mod upper;
+mod work;
 
+pub use bulk::Bulk;
+pub use file::FileSlice;
 pub use script::{AskOptions, Heard, Script, WrongReply};
 pub use session::{Farewell, Session, SessionOptions, Step};
+pub use work::{Work, WorkKind, WorkPlan};
 
 /// A conversation that every server can hold and the client can ask for.
 #[derive(Debug)]
@@ -34,6 +42,28 @@ pub struct Protocol {
     pub ask: fn(&AskOptions) -> Box<dyn Script>,
     /// How many requests one conversation holds at most; `None` where the client decides.
     pub requests_per_connection: Option<u64>,
+    /// Whether each request of a client has bytes of its own. Where all are the same, no share of them can be told by
+    /// their bytes: see [`WorkPlan::chooses`].
+    pub requests_differ: bool,
+    /// The original's load: so many clients, and so many requests of each.
+    pub usual: Usual,
+}
+
+/// How a protocol is asked if nobody says otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Usual {
+    /// Clients that ask at the same time.
+    pub connections: usize,
+    /// Requests of each.
+    pub messages: u64,
+}
+
+impl Usual {
+    /// Of the protocols with small messages.
+    const CROWD: Usual = Usual {
+        connections: 100,
+        messages: 10,
+    };
 }
 
 /// All protocols; the first is the default.
@@ -42,6 +72,8 @@ pub static PROTOCOLS: &[Protocol] = &[
     echo::PROTOCOL,
     upper::PROTOCOL,
     hello::PROTOCOL,
+    bulk::PROTOCOL,
+    http::PROTOCOL,
 ];
 
 impl Protocol {

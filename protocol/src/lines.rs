@@ -1,6 +1,7 @@
 //! Conversations in lines: the framing that `pair` and `echo` share.
 
 use crate::session::{Farewell, Session, SessionOptions, Step};
+use crate::work::Chores;
 
 /// Replies are gathered until they are this long, so that a pipelining client costs one write for many lines.
 /// It also bounds what a session holds to be sent: at most this, and the reply that crossed it. (To be answered, it
@@ -27,6 +28,7 @@ pub(crate) struct Lines<A> {
     /// What is to be sent; the part before `taken` was taken by the socket.
     output: Vec<u8>,
     taken: usize,
+    chores: Chores,
     ended: Option<Farewell>,
 }
 
@@ -40,6 +42,7 @@ impl<A: Answer> Lines<A> {
             scanned: 0,
             output: Vec::new(),
             taken: 0,
+            chores: Chores::of(options.work.as_ref()),
             ended: None,
         }
     }
@@ -66,7 +69,12 @@ impl<A: Answer> Lines<A> {
             if line.len() > self.max_line {
                 return self.refuse();
             }
+            // What was answered before goes out first: it need not wait for this line's work.
+            if self.chores.due(line).is_some() {
+                return;
+            }
             self.answer.answer(line, &mut self.output);
+            self.chores.replied();
             self.answered = end;
             self.scanned = end;
         }
@@ -108,6 +116,9 @@ impl<A: Answer> Session for Lines<A> {
         if self.taken < self.output.len() {
             return Step::Write(&self.output[self.taken..]);
         }
+        if let Some(work) = self.chores.pending() {
+            return Step::Work(work);
+        }
         if self.answered == self.input.len() {
             self.input.clear();
             self.answered = 0;
@@ -124,6 +135,10 @@ impl<A: Answer> Session for Lines<A> {
     fn sent(&mut self, count: usize) {
         self.taken += count;
         debug_assert!(self.taken <= self.output.len(), "more sent than offered");
+    }
+
+    fn worked(&mut self) {
+        self.chores.worked();
     }
 
     fn mid_request(&self) -> bool {

@@ -1,9 +1,9 @@
 //! `pair`: a line in; the previous line and this one out. The smallest conversation that has a memory, so a server
 //! that mixes up two connections is found out at once.
 
-use crate::Protocol;
 use crate::lines::{Answer, Lines};
 use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
+use crate::{Protocol, Usual};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "pair",
@@ -11,6 +11,8 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     open: |options| Box::new(Lines::new(Pair::default(), options)),
     ask: |options| Box::new(PairScript::new(options)),
     requests_per_connection: None,
+    requests_differ: true,
+    usual: Usual::CROWD,
 };
 
 /// The server's side: what the previous line was.

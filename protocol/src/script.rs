@@ -1,6 +1,10 @@
 //! The client's side of a conversation.
 
 use std::fmt;
+use std::sync::Arc;
+
+use crate::bulk::Bulk;
+use crate::http::Page;
 
 /// What to ask, and whether the answer was right.
 ///
@@ -16,6 +20,12 @@ pub trait Script: Send {
     ///
     /// The first byte that should not have been there. The conversation can't go on after that.
     fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply>;
+
+    /// Appends what is to be said beside the requests (the receipts of `bulk`). To be asked after each
+    /// [`hear`](Script::hear), the one that completes a reply too, and to be sent before anything else is.
+    fn interject(&mut self, output: &mut Vec<u8>) {
+        let _ = output;
+    }
 }
 
 /// How far a reply has come.
@@ -30,7 +40,7 @@ pub enum Heard {
 }
 
 /// What a client must be told when it opens a conversation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct AskOptions {
     /// Bytes per request, with the line's end. `None` gives the original's lines, `Hello World!:0` and so on; client 0
     /// says exactly them, every other adds its number. A size too small for that is not padded.
@@ -39,6 +49,10 @@ pub struct AskOptions {
     pub seed: u64,
     /// Which client this is: two clients never say the same lines, so that swapped replies are seen.
     pub client: u64,
+    /// What `bulk` is to send.
+    pub bulk: Bulk,
+    /// What `http` is asked for.
+    pub page: Arc<Page>,
 }
 
 /// A reply that is not what the protocol says.
@@ -50,6 +64,9 @@ pub struct WrongReply {
     pub expected: Vec<u8>,
     /// What came instead (at most [`WrongReply::EXCERPT`] bytes).
     pub got: Vec<u8>,
+    /// What is wrong in words, where bytes alone would tell nobody: "expected status 200, got 404". Then `expected` is
+    /// empty.
+    pub words: Option<String>,
 }
 
 impl WrongReply {
@@ -57,18 +74,32 @@ impl WrongReply {
     pub const EXCERPT: usize = 48;
 
     #[cold]
-    fn new(offset: usize, expected: &[u8], got: &[u8]) -> Self {
+    pub(crate) fn new(offset: usize, expected: &[u8], got: &[u8]) -> Self {
         let excerpt = |bytes: &[u8]| bytes[..bytes.len().min(Self::EXCERPT)].to_vec();
         WrongReply {
             offset,
             expected: excerpt(expected),
             got: excerpt(got),
+            words: None,
+        }
+    }
+
+    /// The bytes are no help, or not kept.
+    #[cold]
+    pub(crate) fn in_words(offset: u64, words: String) -> Self {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        WrongReply {
+            words: Some(words),
+            ..WrongReply::new(offset, b"", b"")
         }
     }
 }
 
 impl fmt::Display for WrongReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(words) = &self.words {
+            return write!(f, "wrong reply at byte {}: {words}", self.offset);
+        }
         write!(
             f,
             "wrong reply at byte {}: expected {}, got \"{}\"",

@@ -1,5 +1,12 @@
 //! The server's side of a conversation.
 
+use std::sync::Arc;
+
+use crate::bulk::Bulk;
+use crate::file::FileSlice;
+use crate::http::{NoSite, Site};
+use crate::work::{Work, WorkPlan};
+
 /// One connection's side of a conversation: bytes in, steps out.
 ///
 /// Whoever drives it, on whatever model, repeats one sentence: *take the next [`Step`], carry it out, report what
@@ -39,8 +46,12 @@ pub trait Session: Send {
     /// What to do next.
     fn step(&mut self) -> Step<'_>;
 
-    /// The socket took the first `count` bytes of the last [`Step::Write`]; fewer than offered is normal.
+    /// The socket took the first `count` bytes of the last [`Step::Write`] or [`Step::SendFile`]; fewer than offered is
+    /// normal.
     fn sent(&mut self, count: usize);
+
+    /// The last [`Step::Work`] is done. (Sessions that never ask for any need not know.)
+    fn worked(&mut self) {}
 
     /// Whether the peer has begun a request and not finished it. A server that is told to stop closes a peer between
     /// two requests with a clear conscience, and counts one in the middle of a request as cut.
@@ -56,6 +67,11 @@ pub enum Step<'s> {
     Read,
     /// Send these bytes (never none). The socket may take fewer; report how many by [`Session::sent`].
     Write(&'s [u8]),
+    /// Send this range of a file (never none), in whatever way the model has. The socket may take less; report how many
+    /// bytes by [`Session::sent`].
+    SendFile(&'s FileSlice),
+    /// Do this, and report it by [`Session::worked`]. Nothing is read or sent meanwhile.
+    Work(Work),
     /// Everything is sent: say goodbye.
     Close(Farewell),
 }
@@ -77,14 +93,24 @@ pub enum Farewell {
 /// What every session must be told when it is opened.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// The longest line, in bytes and with its end, that is answered; a longer one is refused.
+    /// The longest line, in bytes and with its end, that is answered; a longer one is refused. Of `bulk` the longest
+    /// message, of `http` the longest head.
     pub max_line: usize,
+    /// What is to be done before replies.
+    pub work: Option<WorkPlan>,
+    /// What `bulk` sends.
+    pub bulk: Bulk,
+    /// What `http` serves.
+    pub site: Arc<dyn Site>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
         SessionOptions {
             max_line: 64 * 1024,
+            work: None,
+            bulk: Bulk::default(),
+            site: Arc::new(NoSite),
         }
     }
 }

@@ -1,16 +1,19 @@
 //! `upper`: bytes in, the same bytes out with ASCII letters in upper case. No framing at all: what arrives is
 //! answered as it arrives.
 
-use crate::Protocol;
 use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::session::{Farewell, Session, Step};
+use crate::session::{Farewell, Session, SessionOptions, Step};
+use crate::work::Chores;
+use crate::{Protocol, Usual};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "upper",
     summary: "bytes in; the same bytes out, ASCII letters in upper case",
-    open: |_| Box::new(Upper::default()),
+    open: |options| Box::new(Upper::new(options)),
     ask: |options| Box::new(UpperScript::new(options)),
     requests_per_connection: None,
+    requests_differ: true,
+    usual: Usual::CROWD,
 };
 
 /// The server's side. What a driver read at once is answered at once, so `output` is never longer than its buffer.
@@ -18,7 +21,17 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
 struct Upper {
     output: Vec<u8>,
     taken: usize,
+    chores: Chores,
     ended: bool,
+}
+
+impl Upper {
+    fn new(options: &SessionOptions) -> Self {
+        Upper {
+            chores: Chores::of(options.work.as_ref()),
+            ..Upper::default()
+        }
+    }
 }
 
 impl Session for Upper {
@@ -29,6 +42,10 @@ impl Session for Upper {
         self.output.drain(..self.taken);
         self.taken = 0;
         let start = self.output.len();
+        // There are no requests to tell apart: what came together costs work together. The client knows it as it was sent.
+        if start == 0 && !input.is_empty() {
+            self.chores.due(input);
+        }
         self.output.extend_from_slice(input);
         self.output[start..].make_ascii_uppercase();
     }
@@ -39,7 +56,10 @@ impl Session for Upper {
 
     fn step(&mut self) -> Step<'_> {
         if self.taken < self.output.len() {
-            Step::Write(&self.output[self.taken..])
+            match self.chores.pending() {
+                Some(work) => Step::Work(work),
+                None => Step::Write(&self.output[self.taken..]),
+            }
         } else if self.ended {
             Step::Close(Farewell::Done)
         } else {
@@ -50,6 +70,13 @@ impl Session for Upper {
     fn sent(&mut self, count: usize) {
         self.taken += count;
         debug_assert!(self.taken <= self.output.len(), "more sent than offered");
+        if self.taken == self.output.len() {
+            self.chores.replied();
+        }
+    }
+
+    fn worked(&mut self) {
+        self.chores.worked();
     }
 
     fn mid_request(&self) -> bool {

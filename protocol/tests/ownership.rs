@@ -4,11 +4,16 @@
 mod common;
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use common::{Said, converse, find, open, oracle};
-use protocol::{Farewell, PROTOCOLS, Session, Step};
+use common::{Said, converse, find, generic, open, oracle};
+use protocol::{
+    Farewell, FileSlice, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan,
+};
 
 const BODY: usize = 3 * 1024 * 1024;
 
@@ -126,6 +131,10 @@ enum Operation {
     },
     /// A send of what the session offered; it lies inside the session.
     Send { session: Box<dyn Session> },
+    /// The same, of a file; the range lies inside the session, too.
+    SendFile { session: Box<dyn Session> },
+    /// A timer, or work that another thread does. Nobody else has the session meanwhile.
+    Work { session: Box<dyn Session> },
 }
 
 /// What the kernel gives back.
@@ -139,6 +148,9 @@ enum Completion {
         session: Box<dyn Session>,
         count: usize,
     },
+    Worked {
+        session: Box<dyn Session>,
+    },
 }
 
 /// One connection as the simulated kernel sees it.
@@ -149,6 +161,8 @@ struct Wire {
     fin: bool,
     /// Where the bytes of the send in flight lay when it was submitted.
     submitted: usize,
+    /// How often something was done for this connection.
+    worked: usize,
 }
 
 impl Wire {
@@ -183,6 +197,26 @@ impl Wire {
                 assert!(self.from_server.len() < 10_000, "the sends do not end");
                 Completion::Sent { session, count }
             }
+            Operation::SendFile { mut session } => {
+                let Step::SendFile(slice) = session.step() else {
+                    panic!("a send in flight has nothing to send");
+                };
+                let address = std::ptr::from_ref(slice).addr();
+                assert_eq!(address, self.submitted, "the range moved in flight");
+                let count = random.usize(1..=slice.len() as usize);
+                let start = self.from_server.len();
+                self.from_server.resize(start + count, 0);
+                let read = slice
+                    .file()
+                    .read_exact_at(&mut self.from_server[start..], slice.offset());
+                read.expect("the file is as long as it is said to be");
+                Completion::Sent { session, count }
+            }
+            Operation::Work { mut session } => {
+                assert!(matches!(session.step(), Step::Work(_)), "changed in flight");
+                self.worked += 1;
+                Completion::Worked { session }
+            }
         }
     }
 }
@@ -202,73 +236,205 @@ fn submit(
             wire.submitted = bytes.as_ptr().addr();
             Ok(Operation::Send { session })
         }
+        Step::SendFile(slice) => {
+            wire.submitted = std::ptr::from_ref(slice).addr();
+            Ok(Operation::SendFile { session })
+        }
+        Step::Work(_) => Ok(Operation::Work { session }),
         Step::Close(farewell) => Err(farewell),
     }
 }
 
-/// Many connections, completed in any order: their sessions travel from hand to hand and every reply is right.
+/// Drives many connections, completed in any order: what was said to each, and how often something was done for it.
+fn hold_all(
+    inputs: &[Vec<u8>],
+    open: impl Fn() -> Box<dyn Session>,
+    random: &mut fastrand::Rng,
+) -> Vec<(Said, usize)> {
+    let mut wires = Vec::new();
+    let mut spares = vec![None; inputs.len()];
+    let mut in_flight = Vec::new();
+    for (number, input) in inputs.iter().enumerate() {
+        let mut wire = Wire {
+            to_server: input.iter().copied().collect(),
+            from_server: Vec::new(),
+            fin: false,
+            submitted: 0,
+            worked: 0,
+        };
+        let operation = submit(open(), &mut spares[number], &mut wire);
+        in_flight.push((number, operation.expect("a session begins with a read")));
+        wires.push(wire);
+    }
+
+    let mut said: Vec<_> = inputs.iter().map(|_| None).collect();
+    while !in_flight.is_empty() {
+        let (number, operation) = in_flight.swap_remove(random.usize(..in_flight.len()));
+        let wire = &mut wires[number];
+        let session = match wire.complete(operation, random) {
+            Completion::Received {
+                mut session,
+                buffer,
+                count,
+            } => {
+                match count {
+                    0 => session.end_of_input(),
+                    count => session.receive(&buffer[..count]),
+                }
+                spares[number] = Some(buffer);
+                session
+            }
+            Completion::Sent { mut session, count } => {
+                session.sent(count);
+                session
+            }
+            Completion::Worked { mut session } => {
+                session.worked();
+                session
+            }
+        };
+        match submit(session, &mut spares[number], wire) {
+            Ok(operation) => in_flight.push((number, operation)),
+            Err(farewell) => {
+                let output = std::mem::take(&mut wire.from_server);
+                said[number] = Some((Said { output, farewell }, wire.worked));
+            }
+        }
+    }
+    let said = said.into_iter();
+    said.map(|said| said.expect("all came to their end"))
+        .collect()
+}
+
+/// What so many clients say: the first nothing.
+fn inputs() -> Vec<Vec<u8>> {
+    (0..20)
+        .map(|number| {
+            format!("Client {number}\nsays\n")
+                .repeat(number)
+                .into_bytes()
+        })
+        .collect()
+}
+
+/// Many connections: their sessions travel from hand to hand and every reply is right.
 #[test]
 fn a_session_can_be_owned_by_the_operation_in_flight() {
     let mut random = fastrand::Rng::with_seed(12);
-    for protocol in PROTOCOLS {
-        let inputs: Vec<Vec<u8>> = (0..20)
-            .map(|number| {
-                format!("Client {number}\nsays\n")
-                    .repeat(number)
-                    .into_bytes()
-            })
-            .collect();
-        let mut wires = Vec::new();
-        let mut spares = vec![None; inputs.len()];
-        let mut in_flight = Vec::new();
-        for (number, input) in inputs.iter().enumerate() {
-            let mut wire = Wire {
-                to_server: input.iter().copied().collect(),
-                from_server: Vec::new(),
-                fin: false,
-                submitted: 0,
-            };
-            let session = open(protocol, 100);
-            let operation = submit(session, &mut spares[number], &mut wire);
-            in_flight.push((number, operation.expect("a session begins with a read")));
-            wires.push(wire);
-        }
-
-        let mut said = Vec::new();
-        while !in_flight.is_empty() {
-            let (number, operation) = in_flight.swap_remove(random.usize(..in_flight.len()));
-            let wire = &mut wires[number];
-            let session = match wire.complete(operation, &mut random) {
-                Completion::Received {
-                    mut session,
-                    buffer,
-                    count,
-                } => {
-                    match count {
-                        0 => session.end_of_input(),
-                        count => session.receive(&buffer[..count]),
-                    }
-                    spares[number] = Some(buffer);
-                    session
-                }
-                Completion::Sent { mut session, count } => {
-                    session.sent(count);
-                    session
-                }
-            };
-            match submit(session, &mut spares[number], wire) {
-                Ok(operation) => in_flight.push((number, operation)),
-                Err(farewell) => said.push((number, farewell)),
-            }
-        }
-
-        assert_eq!(said.len(), inputs.len(), "{}", protocol.name);
-        for (number, farewell) in said {
-            let output = std::mem::take(&mut wires[number].from_server);
-            let expected = oracle(protocol.name, &inputs[number], 100);
-            assert_eq!(Said { output, farewell }, expected, "{}", protocol.name);
+    for protocol in generic() {
+        let inputs = inputs();
+        let held = hold_all(&inputs, || open(protocol, 100), &mut random);
+        for ((said, worked), input) in held.into_iter().zip(&inputs) {
+            assert_eq!(worked, 0);
+            assert_eq!(said, oracle(protocol.name, input, 100), "{}", protocol.name);
         }
     }
+}
+
+fn open_with_work(protocol: &Protocol) -> Box<dyn Session> {
+    let time = Duration::from_secs(1);
+    (protocol.open)(&SessionOptions {
+        work: Some(WorkPlan::new(WorkKind::Block, time..=time, 100, 0)),
+        ..SessionOptions::default()
+    })
+}
+
+/// A timer or another thread has the session, and gives it back.
+#[test]
+fn a_session_can_be_owned_by_the_work_that_is_done() {
+    let mut random = fastrand::Rng::with_seed(13);
+    for name in ["pair", "echo"] {
+        let inputs = inputs();
+        let held = hold_all(&inputs, || open_with_work(find(name)), &mut random);
+        for ((said, worked), input) in held.into_iter().zip(&inputs) {
+            assert_eq!(said, oracle(name, input, 100), "{name}");
+            let lines = input.iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(worked, lines, "{name}");
+        }
+    }
+    let mut session = open_with_work(find("echo"));
+    session.receive(b"one\n");
+    let there = thread::spawn(move || {
+        let work = Work::Block(Duration::from_secs(1));
+        assert_eq!(session.step(), Step::Work(work));
+        session.worked();
+        session
+    });
+    let mut session = there.join().expect("the other thread ended well");
+    assert_eq!(session.step(), Step::Write(b"one\n"));
+}
+
+/// Answers each line with a range of a file.
+struct FromFile {
+    all: FileSlice,
+    left: FileSlice,
+    lines: usize,
+    ended: bool,
+}
+
+impl FromFile {
+    fn open(all: &FileSlice) -> Box<dyn Session> {
+        Box::new(FromFile {
+            all: all.clone(),
+            left: all.clone(),
+            lines: 0,
+            ended: false,
+        })
+    }
+}
+
+impl Session for FromFile {
+    fn receive(&mut self, input: &[u8]) {
+        self.lines += input.iter().filter(|byte| **byte == b'\n').count();
+    }
+
+    fn end_of_input(&mut self) {
+        self.ended = true;
+    }
+
+    fn step(&mut self) -> Step<'_> {
+        if self.lines > 0 {
+            Step::SendFile(&self.left)
+        } else if self.ended {
+            Step::Close(Farewell::Done)
+        } else {
+            Step::Read
+        }
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.left.advance(count as u64);
+        if self.left.is_empty() {
+            self.left = self.all.clone();
+            self.lines -= 1;
+        }
+    }
+
+    fn mid_request(&self) -> bool {
+        self.lines > 0
+    }
+}
+
+/// A session that names a range of a file may be anywhere while the range is sent: it holds none of the bytes, and the
+/// file stays open for as long as anybody needs it.
+#[test]
+fn a_file_is_sent_by_the_operation_that_owns_the_session() {
+    let path = std::env::temp_dir().join(format!("ownership-{}", std::process::id()));
+    std::fs::write(&path, "not this, but 0123456789 and no more").expect("a file");
+    let file = Arc::new(File::open(&path).expect("is there"));
+    std::fs::remove_file(&path).expect("is ours");
+    let slice = FileSlice::new(file, 14, 10);
+    let inputs = inputs();
+    let mut random = fastrand::Rng::with_seed(14);
+    let held = hold_all(&inputs, || FromFile::open(&slice), &mut random);
+    for (number, (said, _)) in held.into_iter().enumerate() {
+        let expected = Said {
+            output: b"0123456789".repeat(2 * number),
+            farewell: Farewell::Done,
+        };
+        assert_eq!(said, expected);
+    }
+    assert_eq!(Arc::strong_count(slice.file()), 1, "all have let go of it");
 }
 
 /// A pool of threads may pick up a session in the middle of a write and find the same bytes at the same place.

@@ -4,7 +4,10 @@ mod common;
 
 use std::collections::HashSet;
 
-use common::{Said, Seen, all, complaint, converse, cut, find, has_lines, open, oracle};
+use common::{
+    MESSAGE, START, Said, Seen, all, complaint, converse, cut, find, generic, has_lines, open,
+    oracle,
+};
 use protocol::{Farewell, PROTOCOLS, Protocol, Session, SessionOptions, Step};
 
 const READ_SIZE: usize = 16 * 1024;
@@ -23,6 +26,7 @@ fn each_protocol_says_what_it_is_known_for() {
     assert_eq!(reply("echo", b"a\nb\nc\n"), b"a\nb\nc\n");
     assert_eq!(reply("upper", b"Mixed 1\xe4\n\0z"), b"MIXED 1\xe4\n\0Z");
     assert_eq!(reply("hello", b"a\nb\nc\n"), b"Hello from server!");
+    assert_eq!(reply("bulk", START), MESSAGE.repeat(2));
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn the_last_line_needs_no_end_before_fin() {
 
 #[test]
 fn a_peer_that_says_nothing_is_told_nothing() {
-    for protocol in PROTOCOLS {
+    for protocol in generic() {
         let mut session = open(protocol, 10);
         assert_eq!(session.step(), Step::Read, "{}", protocol.name);
         assert!(!session.mid_request(), "{}", protocol.name);
@@ -67,7 +71,7 @@ fn no_cut_of_a_short_input_can_be_seen() {
         b"one\n123456\ntwo\n",
         b"one\n1234567",
     ];
-    for protocol in PROTOCOLS {
+    for protocol in generic() {
         for input in inputs {
             let expected = oracle(protocol.name, input, MAX_LINE);
             let check = |pieces: &[&[u8]], take: fn(usize) -> usize| {
@@ -190,7 +194,7 @@ fn no_peer_makes_a_session_hold_more_than_its_bound() {
     for max_line in [1, 100, READ_SIZE, 64 * 1024] {
         let bound = GATHER - 1 + (2 * max_line).max(complaint(max_line).len());
         let line = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
-        let peers: [(&str, Vec<u8>); 6] = [
+        let peers: [(&str, Vec<u8>); 7] = [
             ("empty lines", line(1)),
             ("longest lines", line(max_line)),
             ("long and short", [line(max_line), line(1)].concat()),
@@ -200,10 +204,11 @@ fn no_peer_makes_a_session_hold_more_than_its_bound() {
             ),
             ("one endless line", vec![b'x']),
             ("NULs", vec![0]),
+            ("one start after the other", START.to_vec()),
         ];
         for (peer, pattern) in peers {
             let input: Vec<u8> = pattern.iter().copied().cycle().take(SENT).collect();
-            for protocol in PROTOCOLS {
+            for protocol in generic() {
                 let mut longest = 0;
                 let said = converse(
                     open(protocol, max_line),
@@ -226,8 +231,11 @@ fn no_peer_makes_a_session_hold_more_than_its_bound() {
 /// buffers are used again. A session that kept what it sent would offer each reply from another place.
 #[test]
 fn a_long_conversation_uses_the_same_memory_again() {
-    let long = |protocol: &&Protocol| protocol.requests_per_connection.is_none();
-    for protocol in PROTOCOLS.iter().filter(long) {
+    // What `bulk` sends was never in a session's memory.
+    let long = |protocol: &&Protocol| {
+        protocol.requests_per_connection.is_none() && protocol.name != "bulk"
+    };
+    for protocol in generic().filter(long) {
         let mut session = open(protocol, 1000);
         let mut places = HashSet::new();
         let line = [vec![b'x'; 999], vec![b'\n']].concat();
@@ -324,7 +332,7 @@ fn mid_request_ends_with_the_complaint() {
 /// (`converse` asks all of this at every step of every other test, too.)
 #[test]
 fn a_step_stays_what_and_where_it_is_until_something_is_reported() {
-    for protocol in PROTOCOLS {
+    for protocol in generic() {
         let mut session = open(protocol, 100);
         session = common::same_step_again(session);
         session.receive(b"One\nTwo\n");
@@ -355,4 +363,16 @@ fn protocols_are_found_by_their_names_and_the_names_are_unique() {
         assert!(!names[..index].contains(name), "{name} twice");
     }
     assert!(Protocol::find("no such").is_none());
+}
+
+/// Whoever is left out of the tests that go through all protocols must be so by name.
+#[test]
+fn all_protocols_but_http_have_an_oracle() {
+    let known: Vec<_> = generic().map(|protocol| protocol.name).collect();
+    let all = PROTOCOLS.iter().map(|protocol| protocol.name);
+    let left_out: Vec<_> = all.filter(|name| !known.contains(name)).collect();
+    assert_eq!(left_out, ["http"]);
+    for name in known {
+        oracle(name, b"", 10);
+    }
 }

@@ -17,6 +17,15 @@ pub(crate) fn cpus() -> anyhow::Result<(usize, usize)> {
     Ok((first, allowed.next_back().unwrap_or(first)))
 }
 
+/// The command that starts one of ours.
+pub(crate) fn ours(model: &str, protocol: &str, cpu: usize) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samewire"));
+    command
+        .args(["serve", model, "--protocol", protocol])
+        .args(["--listen", "127.0.0.1:0", "--cpus", &cpu.to_string()]);
+    command
+}
+
 /// A running server.
 pub(crate) struct Server {
     child: Child,
@@ -24,15 +33,6 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One of ours.
-    pub(crate) fn ours(model: &str, protocol: &str, cpu: usize) -> anyhow::Result<Server> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_samewire"));
-        command
-            .args(["serve", model, "--protocol", protocol])
-            .args(["--listen", "127.0.0.1:0", "--cpus", &cpu.to_string()]);
-        Server::start(command)
-    }
-
     /// Any that prints `listening on ADDR`.
     pub(crate) fn start(mut command: Command) -> anyhow::Result<Server> {
         let mut child = command
@@ -51,6 +51,16 @@ impl Server {
                 bail!("the server did not say where it listens, but {line:?}")
             }
         }
+    }
+
+    /// One that says nothing, at an address that it was told.
+    #[allow(dead_code, reason = "one bench of several")]
+    pub(crate) fn start_silently(
+        mut command: Command,
+        address: SocketAddr,
+    ) -> anyhow::Result<Server> {
+        let child = command.stdin(Stdio::null()).spawn()?;
+        Ok(Server { child, address })
     }
 
     pub(crate) fn pid(&self) -> Pid {

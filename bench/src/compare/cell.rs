@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use client::{Load, Plan, Report, Snapshot, Watch};
-use contract::Model;
-use protocol::SessionOptions;
+use protocol::{Bulk, SessionOptions};
 
 use super::judge;
 use super::placement::Placement;
-use super::plan::{Cell, Settings, Turn, Workload};
+use super::plan::{Cell, Settings, Turn};
 use super::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
 use super::results::{ClientSide, Launch, Note, ServerSide};
 use super::server::{DRAIN, End, Server};
+use super::workload::Workload;
 use crate::figures;
 
 /// What all launches of a comparison have in common.
@@ -31,20 +31,22 @@ pub(super) struct Bench<'a> {
 
 /// A reply that takes longer is an error. Loads end by themselves before, so that what a server starves on purpose is
 /// counted as unanswered, with its age, and a server that is dead ends the launch all the same.
-fn timeout(settings: &Settings) -> Duration {
-    let longest = settings.duration.max(settings.idle_duration);
-    longest.max(settings.patience) + Duration::from_secs(15)
+fn timeout(settings: &Settings, workload: Workload) -> Duration {
+    let longest = if workload.has_an_end() {
+        settings.limit(workload)
+    } else {
+        settings.duration(workload)
+    };
+    longest + Duration::from_secs(15)
 }
 
-/// The arguments of every server, after the model's name; beside the number of workers.
+/// The arguments of every server, after the model's name; beside the number of workers, and what its workload is about.
 pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
     // Twice as many as there will be: where each event loop has its share, the kernel does not deal them out evenly.
     let most = (2 * settings.most_connections()).max(10_000);
     let mut arguments: Vec<String> = [
         "--listen",
         "127.0.0.1:0",
-        "--protocol",
-        settings.protocol.name,
         "--max-connections",
         &most.to_string(),
         // No load here is about idle clients: none may be closed in the middle of a long comparison.
@@ -82,7 +84,7 @@ impl Bench<'_> {
         let started_s = self.began.elapsed().as_secs_f64();
         // All on this thread, which lives longer than they do.
         let servers: Vec<anyhow::Result<Server>> =
-            (turn.cells.iter().map(|cell| self.start(cell.model))).collect();
+            (turn.cells.iter().map(|cell| self.start(cell))).collect();
         let driven: Vec<_> = thread::scope(|scope| {
             let mut threads = Vec::new();
             for (cell, server) in turn.cells.iter().zip(&servers) {
@@ -112,7 +114,7 @@ impl Bench<'_> {
         {
             // Whatever came of the load, the server is ended in order and gives its account.
             let ended = server.map(Server::stop);
-            let mut launch = empty(turn, cell, order, started_s);
+            let mut launch = self.empty(turn, cell, order, started_s);
             if let Err(error) = fill(&mut launch, cell, ended, driven) {
                 launch.problems.push(format!("{error:#}"));
             }
@@ -125,11 +127,22 @@ impl Bench<'_> {
         (!self.interrupted.load(Ordering::Relaxed)).then_some(launches)
     }
 
-    fn start(&self, model: &Model) -> anyhow::Result<Server> {
-        let workers = self.placement.workers_of(model).to_string();
-        let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
+    fn start(&self, cell: &Cell) -> anyhow::Result<Server> {
+        let workers = self.placement.workers_of(cell.model).to_string();
+        let mut arguments = vec![
+            cell.model.name.to_string(),
+            "--workers".to_string(),
+            workers,
+        ];
         arguments.extend(server_arguments(self.settings, self.placement));
+        arguments.extend(self.told(cell));
         Server::start(&arguments)
+    }
+
+    /// What this server is told beside that.
+    fn told(&self, cell: &Cell) -> Vec<String> {
+        let small = self.settings.protocol;
+        cell.workload.server_arguments(small, cell.seed)
     }
 
     fn drive(
@@ -142,13 +155,16 @@ impl Bench<'_> {
     ) -> anyhow::Result<Driven> {
         let plan = Plan {
             address,
-            protocol: self.settings.protocol,
+            protocol: cell.workload.protocol(self.settings.protocol),
             connections: cell.connections,
             size: Some(self.settings.size),
+            bulk: Bulk::default(),
+            page: cell.workload.page(address.to_string()),
+            work: cell.workload.work_plan(cell.seed),
             load: cell.load(self.settings, together),
             connect_first: false,
             ramp: cell.ramp(),
-            timeout: timeout(self.settings),
+            timeout: timeout(self.settings, cell.workload),
             seed: cell.seed,
             threads: self.placement.client_threads(),
             cpus: self.placement.client.clone(),
@@ -176,28 +192,31 @@ impl Bench<'_> {
             opened: !seen.gave_up,
         })
     }
-}
 
-/// A launch of which nothing is known yet.
-fn empty(turn: &Turn, cell: &Cell, order: usize, started_s: f64) -> Launch {
-    let name = |cell: &Cell| cell.model.name.to_string();
-    let beside = turn.cells.iter().map(name);
-    Launch {
-        order,
-        block: turn.block,
-        model: name(cell),
-        workload: cell.workload,
-        connections: cell.connections,
-        beside: beside.filter(|one| *one != cell.model.name).collect(),
-        seed: cell.seed.to_string(),
-        started_s,
-        problems: Vec::new(),
-        client_limited: false,
-        notes: Vec::new(),
-        figures: Default::default(),
-        lower_bounds: Vec::new(),
-        client: None,
-        server: None,
+    /// A launch of which nothing is known yet.
+    fn empty(&self, turn: &Turn, cell: &Cell, order: usize, started_s: f64) -> Launch {
+        let name = |cell: &Cell| cell.model.name.to_string();
+        let beside = turn.cells.iter().map(name);
+        Launch {
+            order,
+            block: turn.block,
+            model: name(cell),
+            workload: cell.workload,
+            connections: cell.connections,
+            requests: cell.requests(),
+            reply_bytes: cell.workload.reply_bytes(),
+            server_arguments: self.told(cell),
+            beside: beside.filter(|one| *one != cell.model.name).collect(),
+            seed: cell.seed.to_string(),
+            started_s,
+            problems: Vec::new(),
+            client_limited: false,
+            notes: Vec::new(),
+            figures: Default::default(),
+            lower_bounds: Vec::new(),
+            client: None,
+            server: None,
+        }
     }
 }
 
@@ -301,16 +320,17 @@ impl<'a> Watcher<'a> {
             stop: AtomicBool::new(false),
             seen: Mutex::new(Seen {
                 memory_before: idle.then(|| tree.memory()).flatten(),
-                tree,
                 before,
                 settled: None,
-                begin: None,
+                // Its costs are all that the load costs; it has no time to lose at an edge.
+                begin: cell.workload.is_transfer().then(|| tree.cpu()),
                 end: None,
                 last: None,
                 memory_after: None,
                 processes: 0,
                 threads: None,
                 gave_up: false,
+                tree,
             }),
         }
     }
@@ -338,16 +358,21 @@ impl Watch for Watcher<'_> {
             // What it forked for the last clients to come counts from the beginning.
             seen.tree.look();
         }
-        seen.begin = Some(seen.tree.cpu());
+        if seen.begin.is_none() {
+            seen.begin = Some(seen.tree.cpu());
+        }
     }
 
     fn measured(&self) {
         let mut seen = self.seen();
+        // What was forked meanwhile counts: where the CPU has more to do than it can, the last processes come late.
+        seen.tree.look();
         seen.end = Some(seen.tree.cpu());
         // The last replies of an open loop are on their way, and their times count.
-        let courtesy = match self.cell.workload {
-            Workload::Steady => Courtesy::Yield,
-            _ => Courtesy::None,
+        let courtesy = if self.cell.workload.is_open_loop() {
+            Courtesy::Yield
+        } else {
+            Courtesy::None
         };
         seen.last = Some(self.look(&mut seen, courtesy));
         if self.cell.workload == Workload::Idle {
@@ -365,9 +390,16 @@ impl Watch for Watcher<'_> {
         if seen.gave_up || self.interrupted.load(Ordering::Relaxed) {
             self.stop.store(true, Ordering::Relaxed);
         }
-        // A crowd has no warm-up. Its first look comes when the first replies are long there, and it thinks.
-        let before_window = seen.begin.is_none() || self.cell.workload == Workload::Crowd;
-        if all && before_window && seen.settled.is_none() && self.cell.workload != Workload::Idle {
+        // A load that has an end has no warm-up. The first look at a crowd comes when the first replies are long there,
+        // and it thinks. In the others who is done leaves, and all may never be there at a time.
+        let with_end = self.cell.workload.has_an_end();
+        let settled = all || self.cell.workload.is_transfer();
+        let before_window = seen.begin.is_none() || with_end;
+        if settled
+            && before_window
+            && seen.settled.is_none()
+            && self.cell.workload != Workload::Idle
+        {
             seen.settled = Some(self.look(&mut seen, Courtesy::None));
         }
     }
@@ -380,6 +412,7 @@ impl Seen {
             |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
         account.memory_before_bytes = self.memory_before;
         account.memory_after_bytes = self.memory_after;
+        account.peak_rss_before_bytes = self.before.server.peak_rss;
         if let (Some(begin), Some(end)) = (&self.begin, &self.end) {
             account.interval_s = Some((end.at - begin.at).as_secs_f64());
             account.cpu_s = elapsed(begin.used, end.used).map(|time| time.as_secs_f64());

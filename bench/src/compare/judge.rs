@@ -2,8 +2,9 @@
 
 use super::metric::Metric;
 use super::placement::Placement;
-use super::plan::{Cell, Settings, Workload};
+use super::plan::{Cell, Settings};
 use super::results::{ClientSide, Launch, Note, ServerSide};
+use super::workload::Workload;
 use crate::figures;
 
 /// A side that uses so much of its CPUs has nothing to spare.
@@ -36,11 +37,17 @@ pub(super) fn judge(launch: &mut Launch, cell: &Cell, settings: &Settings, place
     let server = launch.server.take().unwrap_or_default();
 
     complain(launch, &client);
-    // A load of messages has no edges but its own.
-    let met = launch.workload == Workload::Crowd
+    // A load that has an end has no edges but its own.
+    let met = launch.workload.has_an_end()
         || share(server.interval_s, Some(client.window_s))
             .is_some_and(|share| INTERVAL.contains(&share));
-    let server_cpus = share(server.cpu_s, server.interval_s).filter(|_| met);
+    let interval = if launch.workload.is_transfer() {
+        // Counted from before the load: in what is more than its window, nothing was used for it.
+        Some(client.window_s)
+    } else {
+        server.interval_s
+    };
+    let server_cpus = share(server.cpu_s, interval).filter(|_| met);
     // One thread can't be busier than one CPU, however many there are.
     let threads = (server.threads).map_or(usize::MAX, |threads| threads as usize);
     let usable = placement.server_cpus().min(threads);
@@ -69,6 +76,16 @@ pub(super) fn judge(launch: &mut Launch, cell: &Cell, settings: &Settings, place
         Workload::Max => judge.max(),
         Workload::Steady => judge.steady(),
         Workload::Idle => judge.idle(),
+        Workload::Http13b | Workload::Http13k | Workload::Wait | Workload::Compute => {
+            judge.max();
+            judge.responses();
+            judge.available();
+        }
+        Workload::Http13m | Workload::Bulk => judge.transfer(),
+        Workload::Block | Workload::BlockOffload => {
+            judge.steady();
+            judge.others();
+        }
     }
     launch.client = Some(client);
     launch.server = Some(server);
@@ -81,7 +98,8 @@ fn complain(launch: &mut Launch, client: &ClientSide) {
         .kinds()
         .map(|(number, kind)| format!("{} {kind}", figures::count(number)))
         .collect();
-    if !failed.is_empty() {
+    // Of a transfer, how many had what they wanted is what is asked: who failed is in the availability.
+    if !failed.is_empty() && !launch.workload.is_transfer() {
         let example = client
             .examples
             .first()
@@ -138,7 +156,9 @@ impl Judge<'_> {
     }
 
     fn lower_bound(&mut self, metric: Metric) {
-        self.launch.lower_bounds.push(metric);
+        if !self.launch.lower_bounds.contains(&metric) {
+            self.launch.lower_bounds.push(metric);
+        }
     }
 
     fn note(&mut self, note: Note) {
@@ -166,7 +186,8 @@ impl Judge<'_> {
         }
     }
 
-    fn crowd(&mut self) {
+    /// How long until all clients had what they wanted.
+    fn all_served(&mut self) {
         let client = self.client;
         let all = client.finished_clients == self.cell.connections as u64;
         self.set(
@@ -174,13 +195,19 @@ impl Judge<'_> {
             if all {
                 client.elapsed_s
             } else {
-                self.settings.patience.as_secs_f64()
+                let limit = self.settings.limit(self.cell.workload);
+                limit.as_secs_f64()
             },
         );
         if !all {
             self.lower_bound(Metric::AllServedS);
         }
         self.set(Metric::ClientsServed, client.finished_clients as f64);
+    }
+
+    fn crowd(&mut self) {
+        self.all_served();
+        let client = self.client;
         self.read(Metric::FirstReplyP50Ms);
         self.read(Metric::FirstReplyMaxMs);
         if client.never_served > 0 {
@@ -215,7 +242,19 @@ impl Judge<'_> {
             .filter(|&&replies| replies == 0)
             .count();
         self.set(Metric::StarvedConnections, starved as f64);
+        self.content(rate);
         rate
+    }
+
+    /// Where replies have content, as much of it as came in whole and right replies.
+    fn content(&mut self, rate: Option<f64>) {
+        let Some((each, rate)) = self.cell.workload.reply_bytes().zip(rate) else {
+            return;
+        };
+        let bytes_per_s = rate * each as f64;
+        self.set(Metric::MbPerS, bytes_per_s / 1e6);
+        let cost = share(self.server_cpus, Some(bytes_per_s));
+        self.set(Metric::CpuMsPerGb, cost.map(|seconds| seconds * 1e12));
     }
 
     fn max(&mut self) {
@@ -237,49 +276,107 @@ impl Judge<'_> {
         if off.abs() > LITTLE && !self.cell.is_short() {
             self.note(Note::OtherInFlight);
         }
+        self.client_at_its_limit();
+    }
+
+    fn client_at_its_limit(&mut self) {
         // A server whose use is unknown cannot be shown to have been the limit.
         if self.client_busy >= Some(BUSY) && self.server_busy < Some(BUSY) {
             self.launch.client_limited = true;
-            self.lower_bound(Metric::RequestsPerS);
+            for metric in [Metric::RequestsPerS, Metric::MbPerS] {
+                if self.launch.figures.contains_key(&metric) {
+                    self.lower_bound(metric);
+                }
+            }
             self.note(Note::ClientBusy);
         }
     }
 
-    fn steady(&mut self) {
-        let achieved = self.throughput();
+    /// Each client wants so much, and then leaves.
+    fn transfer(&mut self) {
+        self.all_served();
         let client = self.client;
-        let planned = client.replies + client.errors.total() + client.unanswered;
+        let rate = share(Some(client.completed as f64), Some(client.window_s));
+        self.content(rate);
+        // Of what was to be asked: who waits for the first reply could not ask for the second.
+        let requests = self.cell.requests().map(|requests| requests as f64);
+        self.set(
+            Metric::Availability,
+            share(Some(client.replies as f64), requests),
+        );
+        if requests.is_some_and(|requests| (client.replies as f64) < requests) {
+            // Parts of bodies took time and CPU time too, and are nowhere counted.
+            self.launch.figures.remove(&Metric::CpuMsPerGb);
+            if self.launch.figures.contains_key(&Metric::MbPerS) {
+                self.lower_bound(Metric::MbPerS);
+            }
+        }
+        self.read(Metric::ResponseMaxMs);
+        if client.unanswered > 0 {
+            self.lower_bound(Metric::ResponseMaxMs);
+        }
+        let server = self.server;
+        let peak = server.peak_rss_before_bytes.zip(server.peak_rss_bytes);
+        let peak = peak.map(|(before, after)| {
+            after.saturating_sub(before) as f64 / self.cell.connections as f64 / 1024.0
+        });
+        self.set(Metric::PeakKibPerConnection, peak);
+        self.client_at_its_limit();
+    }
+
+    /// Requests that were to be answered in the window.
+    fn planned(&self) -> u64 {
+        self.client.replies + self.client.errors.total() + self.client.unanswered
+    }
+
+    fn available(&mut self) {
+        let (client, planned) = (self.client, self.planned());
         self.set(
             Metric::Availability,
             share(Some(client.replies as f64), Some(planned as f64)),
         );
         self.set(Metric::StarvedRequests, client.unanswered as f64);
-        for metric in [
-            Metric::ResponseP50Ms,
-            Metric::ResponseP99Ms,
-            Metric::ResponseP999Ms,
-            Metric::ResponseMaxMs,
-            Metric::ServiceP99Ms,
-            Metric::LagP99Ms,
-        ] {
+    }
+
+    /// Percentiles of a histogram with so many requests in it, the unanswered with their age at the end. Where these
+    /// reach down to a percentile, it would have been larger still.
+    fn percentiles(&mut self, metrics: &[Metric], requests: u64) {
+        for &metric in metrics {
             self.read(metric);
-        }
-        // The unanswered are in the histogram with their age at the end. Where they reach down to a percentile, it
-        // would have been larger still.
-        for metric in [
-            Metric::ResponseP50Ms,
-            Metric::ResponseP99Ms,
-            Metric::ResponseP999Ms,
-            Metric::ResponseMaxMs,
-        ] {
             let beyond = metric
                 .distribution()
                 .map_or(0.0, |wanted| 1.0 - wanted.quantile);
-            if client.unanswered > 0 && client.unanswered as f64 >= beyond * planned as f64 {
+            let unanswered = self.client.unanswered;
+            if unanswered > 0 && unanswered as f64 >= beyond * requests as f64 {
                 self.lower_bound(metric);
             }
         }
-        let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * self.settings.rate);
+    }
+
+    fn responses(&mut self) {
+        let metrics = [
+            Metric::ResponseP50Ms,
+            Metric::ResponseP99Ms,
+            Metric::ResponseP999Ms,
+            Metric::ResponseMaxMs,
+        ];
+        self.percentiles(&metrics, self.planned());
+    }
+
+    fn others(&mut self) {
+        let metrics = [Metric::OthersP50Ms, Metric::OthersP99Ms];
+        self.percentiles(&metrics, self.client.others.count);
+    }
+
+    fn steady(&mut self) {
+        let achieved = self.throughput();
+        let client = self.client;
+        self.available();
+        self.responses();
+        self.read(Metric::ServiceP99Ms);
+        self.read(Metric::LagP99Ms);
+        let planned = self.settings.rate(self.cell.workload);
+        let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * planned);
         let late = client.lag.p99_ns.is_some_and(|lag| {
             let response = client.response_time.p99_ns;
             lag > MOST_LAG_NS
@@ -523,7 +620,7 @@ mod tests {
             client.unanswered = 50;
             client.completed = 0;
         };
-        for workload in Workload::ALL {
+        for &workload in Workload::DEFAULT {
             let short = judged_as(Some(50), workload, starve);
             assert!(short.valid());
             assert_eq!(short.notes, [Note::HoldsFewer], "{workload}");
@@ -556,5 +653,93 @@ mod tests {
         assert_eq!(one.notes, [Note::NotAllHeld]);
         let noisy = judged(Workload::Idle, |_, _| {});
         assert_eq!(get(&noisy, Metric::IdleCpuMsPerS), None);
+    }
+
+    #[test]
+    fn what_files_cost_is_told_by_what_came_of_them() {
+        let files =
+            |change: fn(&mut ClientSide, &mut ServerSide)| judged(Workload::Http13k, change);
+        let launch = files(|_, _| {});
+        assert!(launch.valid() && launch.lower_bounds.is_empty());
+        let mb = get(&launch, Metric::MbPerS).unwrap();
+        assert!((mb - 20_000.0 * 13_312.0 / 1e6).abs() < 1e-6, "{mb}");
+        // A quarter of a CPU's second for so much.
+        let cost = get(&launch, Metric::CpuMsPerGb).unwrap();
+        assert!((cost - 250.0 / (mb / 1e3)).abs() < 1e-6, "{cost}");
+        assert_eq!(get(&launch, Metric::CpuUsPerRequest), Some(12.5));
+        assert_eq!(get(&launch, Metric::Availability), Some(1.0));
+        assert!(get(&launch, Metric::ResponseP99Ms).is_some());
+        let limited = files(|client, _| client.client_cpu_s = 0.95);
+        assert!(limited.client_limited);
+        let bounds = [Metric::RequestsPerS, Metric::MbPerS];
+        assert_eq!(limited.lower_bounds, bounds);
+        // Lines have no content to speak of.
+        let lines = judged(Workload::Max, |_, _| {});
+        assert!(!lines.figures.contains_key(&Metric::MbPerS));
+    }
+
+    #[test]
+    fn transfers_end_when_all_have_theirs() {
+        let all = |client: &mut ClientSide, server: &mut ServerSide| {
+            client.replies = 100;
+            client.completed = 100;
+            client.window_s = 2.0;
+            client.elapsed_s = 2.0;
+            server.peak_rss_before_bytes = Some(5 << 20);
+            server.peak_rss_bytes = Some((5 << 20) + 100 * 4_096);
+        };
+        let bulk = judged(Workload::Bulk, all);
+        assert_eq!(get(&bulk, Metric::Availability), Some(1.0));
+        assert_eq!(get(&bulk, Metric::AllServedS), Some(2.0));
+        assert_eq!(get(&bulk, Metric::PeakKibPerConnection), Some(4.0));
+        let mb = get(&bulk, Metric::MbPerS).unwrap();
+        assert!((mb - 50.0 * 9.0 * 1.048_576).abs() < 1e-6, "{mb}");
+        assert!(bulk.lower_bounds.is_empty() && bulk.notes.is_empty());
+
+        // Two requests each; those who got nothing never asked for the second.
+        let half = judged(Workload::Http13m, |client, server| {
+            all(client, server);
+            client.finished_clients = 50;
+            client.unanswered = 50;
+            client.client_cpu_s = 1.9;
+        });
+        assert!(half.valid() && half.client_limited);
+        assert_eq!(get(&half, Metric::Availability), Some(0.5));
+        assert_eq!(get(&half, Metric::AllServedS), Some(60.0));
+        let bounds = [Metric::AllServedS, Metric::MbPerS, Metric::ResponseMaxMs];
+        assert_eq!(half.lower_bounds, bounds);
+        // What was used for halves of bodies too is no cost of the whole ones.
+        assert!(!half.figures.contains_key(&Metric::CpuMsPerGb));
+
+        // Who failed is no reason to leave the others out: how many they are is the question.
+        let failed = judged(Workload::Http13m, |client, server| {
+            all(client, server);
+            client.finished_clients = 99;
+            (client.replies, client.completed) = (198, 198);
+            client.errors.reset = 2;
+        });
+        assert!(failed.valid(), "{:?}", failed.problems);
+        assert_eq!(get(&failed, Metric::Availability), Some(0.99));
+    }
+
+    #[test]
+    fn the_others_are_told_apart_if_there_are_enough() {
+        let block = judged(Workload::Block, |client, _| {
+            let mut others = client::histogram();
+            others.record_n(50_000, 990).unwrap();
+            others.record_n(5_000_000, 10).unwrap();
+            client.others = super::super::results::Times::of(&others).unwrap();
+        });
+        assert_eq!(
+            get(&block, Metric::OthersP50Ms).map(|ms| ms < 0.1),
+            Some(true)
+        );
+        assert!(get(&block, Metric::ResponseP99Ms).is_some());
+        // 600 per second are planned here, whatever --rate says; 20,000 are not too few.
+        assert!(!block.client_limited, "{:?}", block.notes);
+        let few = judged(Workload::Block, |client, _| {
+            client.others = super::super::results::Times::of(&client::histogram()).unwrap();
+        });
+        assert_eq!(get(&few, Metric::OthersP99Ms), None);
     }
 }

@@ -20,10 +20,18 @@ pub(super) fn to_markdown(results: &Results) -> String {
         .map(|name| format!("`{name}`"))
         .collect();
     let options = &results.options;
+    let own: Vec<_> = (options.workloads.iter())
+        .filter(|workload| workload.own_protocol().is_some())
+        .map(|workload| workload.name())
+        .collect();
+    let own = match own.is_empty() {
+        true => String::new(),
+        false => format!("; in {} what its name says", own.join(", ")),
+    };
     let _ = writeln!(text, "# Comparison of {}\n", names.join(", "));
     let _ = writeln!(
         text,
-        "One protocol (`{}`, {} bytes per request), one client, every reply checked byte by byte; for each of {} \
+        "One protocol (`{}`, {} bytes per request{own}), one client, every reply checked byte by byte; for each of {} \
          launches{} a fresh server process, in random order. Measured {} by samewire {}.\n",
         options.protocol,
         options.size_bytes,
@@ -103,7 +111,9 @@ fn of_sheet(sheet: &Sheet) -> String {
 fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
         Medians over the launches. The client must have CPU time to spare where the server is to be the limit; it must \
-        send on time (lag); nobody else should have had the CPUs in use; and in `max` as many requests must be under way as there are connections (Little's law).\n\n\
+        send on time (lag); nobody else should have had the CPUs in use; and in \
+        `max` (and whatever else is a closed loop) as many requests must be under way as there are connections \
+        (Little's law).\n\n\
         | model | workload | connections | launches used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_string();
@@ -213,7 +223,7 @@ fn machine(environment: &Environment) -> String {
         (
             "every server",
             format!(
-                "samewire serve MODEL --workers N {}",
+                "samewire serve MODEL --workers N {} (and what its workload is about, such as --protocol)",
                 environment.server_arguments.join(" ")
             ),
         ),

@@ -20,6 +20,10 @@ pub enum Metric {
     RequestsPerS,
     /// CPU time of the server per right reply.
     CpuUsPerRequest,
+    /// Content of right replies per second, in MB of 10⁶ bytes.
+    MbPerS,
+    /// CPU time of the server per GB (10⁹ bytes) of such content.
+    CpuMsPerGb,
     /// Context switches of the server's threads per right reply.
     SwitchesPerRequest,
     /// Jain's index of the replies per connection.
@@ -41,6 +45,10 @@ pub enum Metric {
     ResponseP999Ms,
     /// The longest response time.
     ResponseMaxMs,
+    /// Median response time of the requests before whose replies the server had nothing to do.
+    OthersP50Ms,
+    /// 99th percentile of it.
+    OthersP99Ms,
     /// 99th percentile of the service time, from the actual send: without the correction.
     ServiceP99Ms,
     /// Right replies over planned requests, 0 to 1.
@@ -61,6 +69,8 @@ pub enum Metric {
     Processes,
     /// The most memory that was resident; only of a server that does not fork.
     PeakMemoryMib,
+    /// By how much that grew with the load, per connection.
+    PeakKibPerConnection,
     /// CPU time of the server over that of its CPUs, 0 to 1.
     ServerBusy,
     /// CPU time of the client over that of its threads, 0 to 1.
@@ -79,13 +89,15 @@ pub(super) enum Better {
 impl Metric {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Metric; 29] = [
+    pub(super) const ALL: [Metric; 34] = [
         Metric::AllServedS,
         Metric::ClientsServed,
         Metric::FirstReplyP50Ms,
         Metric::FirstReplyMaxMs,
         Metric::RequestsPerS,
         Metric::CpuUsPerRequest,
+        Metric::MbPerS,
+        Metric::CpuMsPerGb,
         Metric::SwitchesPerRequest,
         Metric::Fairness,
         Metric::SlowestConnection,
@@ -96,6 +108,8 @@ impl Metric {
         Metric::ResponseP99Ms,
         Metric::ResponseP999Ms,
         Metric::ResponseMaxMs,
+        Metric::OthersP50Ms,
+        Metric::OthersP99Ms,
         Metric::ServiceP99Ms,
         Metric::Availability,
         Metric::StarvedRequests,
@@ -106,6 +120,7 @@ impl Metric {
         Metric::Threads,
         Metric::Processes,
         Metric::PeakMemoryMib,
+        Metric::PeakKibPerConnection,
         Metric::ServerBusy,
         Metric::ClientBusy,
         Metric::OthersBusy,
@@ -114,12 +129,15 @@ impl Metric {
     /// Which way is better, for the figures by which models are compared; the others explain those.
     pub(super) fn better(self) -> Option<Better> {
         match self {
-            Metric::RequestsPerS => Some(Better::Higher),
+            Metric::RequestsPerS | Metric::MbPerS => Some(Better::Higher),
             Metric::AllServedS
             | Metric::FirstReplyMaxMs
             | Metric::CpuUsPerRequest
+            | Metric::CpuMsPerGb
             | Metric::ResponseP99Ms
+            | Metric::OthersP99Ms
             | Metric::KibPerConnection
+            | Metric::PeakKibPerConnection
             | Metric::IdleCpuMsPerS => Some(Better::Lower),
             _ => None,
         }
@@ -129,8 +147,17 @@ impl Metric {
     pub(super) fn is_cost(self) -> bool {
         matches!(
             self,
-            Metric::CpuUsPerRequest | Metric::KibPerConnection | Metric::IdleCpuMsPerS
+            Metric::CpuUsPerRequest
+                | Metric::CpuMsPerGb
+                | Metric::KibPerConnection
+                | Metric::PeakKibPerConnection
+                | Metric::IdleCpuMsPerS
         )
+    }
+
+    /// How much is done: of a client that was the limit it is a lower bound, and no less true.
+    pub(super) fn is_throughput(self) -> bool {
+        matches!(self, Metric::RequestsPerS | Metric::MbPerS)
     }
 
     /// The histogram it is read from, and where; `None` for figures that are counted.
@@ -142,6 +169,8 @@ impl Metric {
             Metric::ResponseP99Ms => (|client| &client.response_time, 0.99),
             Metric::ResponseP999Ms => (|client| &client.response_time, 0.999),
             Metric::ResponseMaxMs => (|client| &client.response_time, 1.0),
+            Metric::OthersP50Ms => (|client| &client.others, 0.5),
+            Metric::OthersP99Ms => (|client| &client.others, 0.99),
             Metric::ServiceP99Ms => (|client| &client.service_time, 0.99),
             Metric::LagP99Ms => (|client| &client.lag, 0.99),
             _ => return None,

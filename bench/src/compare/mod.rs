@@ -1,8 +1,8 @@
 //! `samewire compare`: runs models on workloads, and compares them. `samewire report` draws the reports again.
 //!
-//! Who reads on: `plan` is what is measured and in which order, `cell` how one launch of it is measured, `server` and `process` the
-//! server in it and what it uses, `judge` what that means and whether to believe it; `results` is the file, `summary`
-//! what several launches say together, `table` and `markdown` how it is shown.
+//! Who reads on: `workload` is what is asked, `plan` how much of it and in which order, `cell` how one launch of it is
+//! measured, `server` and `process` the server in it and what it uses, `judge` what that means and whether to believe
+//! it; `results` is the file, `summary` what several launches say together, `table` and `markdown` how it is shown.
 
 mod cell;
 mod environment;
@@ -18,6 +18,7 @@ mod server;
 mod stats;
 pub mod summary;
 mod table;
+pub mod workload;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,9 +40,10 @@ use crate::drive::{parse_rate, parse_size};
 use crate::{interrupt, list, output, registry};
 use cell::Bench;
 use placement::Placement;
-use plan::{Cell, IDLE_CONNECTIONS, QUICK_MODELS, Settings, Turn, Workload};
+use plan::{Cell, IDLE_CONNECTIONS, QUICK_MODELS, Settings, Turn};
 use progress::Progress;
 use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
+use workload::{BLOCK_RATE, LIMIT, Workload};
 
 /// Options of `compare`.
 #[derive(Debug, Args)]
@@ -51,20 +53,31 @@ use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
   steady   open loop at one rate for all: how long replies take, from the planned send time
   idle     a thousand silent connections: what they cost
 
+And, if --workloads names them (all: everything):
+  http-13b, http-13k  a small file over HTTP/1.1, in a closed loop
+  http-13m            a file of 13 MiB for each user at once: are all served, how fast, at what cost?
+  bulk                the same with 3 messages of 3 MiB for each peer (--protocol bulk)
+  wait                each reply waits 5 ms for something slow: how many can wait at a time?
+  block               one reply in ten keeps its thread for 5 ms: how long do the others take?
+  block-offload       the same, moved to other threads (--offload), of the models that can
+  compute             each reply takes 200 µs of CPU time: what is left of the differences?
+
 Several numbers of --connections are a sweep: what a request costs the server, by the number of
 connections, in max (all are busy) and steady (a few of many are). What a model cannot hold at a
 time by design (serial, and those of a fixed number of workers) is left out of it. All models with
-four numbers take ten minutes.
+four numbers take ten minutes. Of http-*, bulk, wait and compute there is a table for each number.
 
 The models of --quick are one of each idea: serial, threads, pool, mio, coroutines, tokio, smol,
 uring.
 
 Examples:
-  samewire compare                                           everything, within four minutes
+  samewire compare                                           all models, within four minutes
   samewire compare --quick                                   a few models, within a minute and a half
   samewire compare --models threads,mio --launches 10        two models, more launches
   samewire compare --models poll,mio --connections 10,100,1000,10000
   samewire compare --workloads steady --rate 20000 --duration 10s --out results/steady
+  samewire compare --workloads http-13m,bulk --connections 100,1000
+  samewire compare --workloads block,block-offload --models threads,tokio,smol
   samewire compare --json > results.json
 
 Exit status 0 if all was measured, 1 if a launch failed, 2 for wrong usage, 130 if it was interrupted; what was
@@ -74,15 +87,15 @@ pub struct CompareArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_model)]
     models: Vec<&'static Model>,
 
-    /// Which workloads [default: all; max and steady with several numbers of --connections]
+    /// Which workloads [default: the first four; max and steady with several numbers of --connections]
     #[arg(
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        value_enum,
+        value_parser = workload::parser(),
         hide_possible_values = true
     )]
-    workloads: Vec<Workload>,
+    workloads: Vec<&'static [Workload]>,
 
     /// Fewer models and shorter windows; --models, --duration and the like override that
     #[arg(long)]
@@ -92,7 +105,8 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N", value_parser = parse_launches)]
     launches: Option<u32>,
 
-    /// Measure max and steady for this long in each launch [default: 800ms; 500ms with --quick]
+    /// Measure max, steady and what else has no end for this long in each launch; block for 3s at least [default:
+    /// 800ms; 500ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     duration: Option<Duration>,
 
@@ -112,7 +126,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     patience: Option<Duration>,
 
-    /// What to say (see `samewire list`)
+    /// What to say (see `samewire list`), in the workloads that are not about one protocol
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 
@@ -172,8 +186,13 @@ pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let results = Results::read(&args.dir)?;
     if results.launches.is_empty() {
         bail!(
-            "nothing was measured in {}: it was interrupted before its first launch ended",
-            args.dir.display()
+            "nothing was measured in {}: {}",
+            args.dir.display(),
+            if results.complete {
+                "these models can do nothing of what was asked for"
+            } else {
+                "it was interrupted before its first launch ended"
+            }
         );
     }
     output::print(&table::to_text(&results, output::width()))?;
@@ -223,11 +242,14 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
             launches: settings.launches,
             idle_launches: settings.idle_launches,
             duration_s: settings.duration.as_secs_f64(),
+            block_duration_s: settings.duration(Workload::Block).as_secs_f64(),
             idle_duration_s: settings.idle_duration.as_secs_f64(),
             connections: settings.connections.clone(),
             idle_connections: IDLE_CONNECTIONS,
             rate_per_s: settings.rate,
+            block_rate_per_s: BLOCK_RATE,
             patience_s: settings.patience.as_secs_f64(),
+            limit_s: LIMIT.as_secs_f64(),
             protocol: settings.protocol.name.to_string(),
             size_bytes: settings.size,
             seed: seed.to_string(),
@@ -478,6 +500,7 @@ mod tests {
             &["--quick"][..],
             &["--launches", "2", "--connections", "5,7"],
             &["--workloads", "idle", "--idle-duration", "1s500ms"],
+            &["--workloads", "all"],
         ] {
             let given = args(words);
             let settings = Settings::of(&given).unwrap();
@@ -502,6 +525,7 @@ mod tests {
             serve: |_, _, _, _| unreachable!("it is not here"),
             available: || Err("no such system call".to_string()),
             capacity: contract::Capacity::Limit,
+            offload: contract::Offload::Nowhere("nothing is here"),
             needs: contract::Needs::NOTHING,
             deviations: &[],
         };

@@ -1,15 +1,14 @@
 //! What is measured, how much of it, and in which order.
 
-use std::fmt;
 use std::time::Duration;
 
 use client::{Arrivals, Load};
-use contract::{Capacity, Descriptors, Deviation, Model, Promise};
+use contract::{Capacity, Descriptors, Deviation, Model, Offload, Promise};
 use protocol::Protocol;
-use serde::{Deserialize, Serialize};
 
 use super::CompareArgs;
 use super::results::Skipped;
+use super::workload::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
 
 /// How much is measured, if nobody says otherwise. Three launches show a spread. All of them together take what the
 /// help promises, and a window holds requests enough for its percentiles.
@@ -53,6 +52,12 @@ pub(super) const QUICK_MODELS: [&str; 8] = [
 pub(super) const CROWD_MESSAGES: u32 = 10;
 pub(super) const CROWD_THINK: Duration = Duration::from_millis(50);
 
+/// From so many on, each user of `http-13m` asks once.
+pub(super) const MANY: usize = 1_000;
+
+/// What a server sends and a client checks, roughly; only for the estimate.
+const BYTES_PER_S: f64 = 1e9;
+
 /// Asked but not measured: the first requests meet cold caches and threads that are just being started. Connections
 /// that the kernel has completed may not be accepted yet, let alone have a process of their own.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -84,48 +89,6 @@ const IDLE_TOGETHER: usize = 9;
 /// Start and end of a server process, roughly; only for the estimate.
 const OVERHEAD: Duration = Duration::from_millis(70);
 
-/// A question that is put to every model.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Workload {
-    /// Many clients come at once and take their time: how long until all are served?
-    Crowd,
-    /// As fast as the server answers: what is the most, and what does it cost?
-    Max,
-    /// One rate for all models, below their limits: how long do replies take?
-    Steady,
-    /// Many connections that are silent: what do they cost?
-    Idle,
-}
-
-impl Workload {
-    /// All, in the order of the tables.
-    pub(super) const ALL: [Workload; 4] = [
-        Workload::Crowd,
-        Workload::Max,
-        Workload::Steady,
-        Workload::Idle,
-    ];
-
-    /// Those that can be asked with one number of connections after another. In `max` all of them are busy, in `steady`
-    /// a few of many: a cost that grows with the silent ones shows in the second.
-    const SWEPT: [Workload; 2] = [Workload::Max, Workload::Steady];
-}
-
-impl fmt::Display for Workload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `pad`, so that widths work.
-        f.pad(match self {
-            Workload::Crowd => "crowd",
-            Workload::Max => "max",
-            Workload::Steady => "steady",
-            Workload::Idle => "idle",
-        })
-    }
-}
-
 /// What was asked for, with everything decided that was left open.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -153,22 +116,30 @@ impl Settings {
         let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
         connections.sort_unstable();
         connections.dedup();
-        let possible: &[Workload] = if connections.len() > 1 {
-            &Workload::SWEPT
-        } else {
-            &Workload::ALL
-        };
-        if let Some(other) = args.workloads.iter().find(|one| !possible.contains(one)) {
+        let asked = args.workloads.concat();
+        let sweep = connections.len() > 1;
+        if let Some(other) = asked.iter().find(|one| sweep && !one.sweeps()) {
             return Err(format!(
-                "{other} is measured with one number of connections; several go with max and steady"
+                "{other} is measured with one number of connections; several go with {}",
+                names(|one| one.sweeps())
+            ));
+        }
+        let wanted = |one: &Workload| match asked.is_empty() {
+            true => Workload::DEFAULT.contains(one) && (one.sweeps() || !sweep),
+            false => asked.contains(one),
+        };
+        let workloads: Vec<Workload> = Workload::ALL.iter().copied().filter(wanted).collect();
+        // So many requests per second, of so many bytes: none of that goes with big replies.
+        let protocol = args.protocol.name;
+        let own = names(|one| one.own_protocol() == Some(protocol));
+        let other = workloads.iter().find(|one| one.own_protocol().is_none());
+        if let Some(other) = other.filter(|_| !own.is_empty()) {
+            return Err(format!(
+                "{other} is for protocols with small messages; {protocol} has workloads of its own: --workloads {own}"
             ));
         }
         Ok(Settings {
-            workloads: possible
-                .iter()
-                .copied()
-                .filter(|one| args.workloads.is_empty() || args.workloads.contains(one))
-                .collect(),
+            workloads,
             launches: args.launches.unwrap_or(extent.launches),
             idle_launches: args.launches.unwrap_or(extent.idle_launches),
             duration: args.duration.unwrap_or(extent.duration),
@@ -203,12 +174,43 @@ impl Settings {
             .unwrap_or(0)
     }
 
+    /// The measured window of a load that runs for a time.
+    pub(super) fn duration(&self, workload: Workload) -> Duration {
+        match workload {
+            Workload::Idle => self.idle_duration,
+            Workload::Block | Workload::BlockOffload => self.duration.max(BLOCK_LEAST),
+            _ => self.duration,
+        }
+    }
+
+    /// Requests per second of an open loop.
+    pub(super) fn rate(&self, workload: Workload) -> f64 {
+        match workload {
+            Workload::Block | Workload::BlockOffload => BLOCK_RATE,
+            _ => self.rate,
+        }
+    }
+
+    /// How long a load that has an end may take.
+    pub(super) fn limit(&self, workload: Workload) -> Duration {
+        match workload {
+            Workload::Crowd => self.patience,
+            _ => LIMIT,
+        }
+    }
+
     pub(super) fn launches(&self, workload: Workload) -> u32 {
         match workload {
             Workload::Idle => self.idle_launches,
             _ => self.launches,
         }
     }
+}
+
+/// The workloads that are wanted, as on the command line.
+fn names(wanted: impl Fn(&Workload) -> bool) -> String {
+    let wanted = Workload::ALL.iter().copied().filter(wanted);
+    wanted.map(Workload::name).collect::<Vec<_>>().join(",")
 }
 
 /// How many peers a model converses with at a time by design, if it is told to have so many workers; `None`: as many as
@@ -241,41 +243,73 @@ impl Cell {
         self.holds.is_some_and(|most| most < self.connections)
     }
 
-    pub(super) fn load(&self, settings: &Settings, together: usize) -> Load {
+    /// Why its model can't do this at all, if it can't.
+    fn obstacle(&self) -> Option<&'static str> {
+        match self.model.offload {
+            Offload::Nowhere(why) if self.workload.offloads() => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Requests of each client, of a load that has an end.
+    fn messages(&self) -> u64 {
         match self.workload {
-            Workload::Crowd => Load::Messages {
-                messages: CROWD_MESSAGES.into(),
-                think: CROWD_THINK,
+            Workload::Crowd => CROWD_MESSAGES.into(),
+            // Few take the file so soon that one each would be measured in a blink.
+            Workload::Http13m if self.connections < MANY => 2,
+            _ => 1,
+        }
+    }
+
+    /// Requests in all, of a load that has an end.
+    pub(super) fn requests(&self) -> Option<u64> {
+        let requests = || self.connections as u64 * self.messages();
+        self.workload.has_an_end().then(requests)
+    }
+
+    pub(super) fn load(&self, settings: &Settings, together: usize) -> Load {
+        let warmup = self.warm_up(together);
+        let duration = settings.duration(self.workload);
+        match self.workload {
+            Workload::Crowd | Workload::Http13m | Workload::Bulk => Load::Messages {
+                messages: self.messages(),
+                think: if self.workload == Workload::Crowd {
+                    CROWD_THINK
+                } else {
+                    Duration::ZERO
+                },
                 rounds: 1,
-                limit: Some(settings.patience),
+                limit: Some(settings.limit(self.workload)),
             },
-            Workload::Max => Load::Closed {
-                think: Duration::ZERO,
-                warmup: self.warm_up(together),
-                duration: settings.duration,
-            },
-            Workload::Steady => Load::Open {
-                rate: settings.rate,
+            Workload::Steady | Workload::Block | Workload::BlockOffload => Load::Open {
+                rate: settings.rate(self.workload),
                 arrivals: Arrivals::Constant,
-                warmup: self.warm_up(together),
-                duration: settings.duration,
+                warmup,
+                duration,
+            },
+            Workload::Max
+            | Workload::Http13b
+            | Workload::Http13k
+            | Workload::Wait
+            | Workload::Compute => Load::Closed {
+                think: Duration::ZERO,
+                warmup,
+                duration,
             },
             Workload::Idle => Load::Closed {
                 // One exchange, and then silence until the end.
                 think: Duration::from_secs(24 * 3600),
-                warmup: self.warm_up(together),
-                duration: settings.idle_duration,
+                warmup,
+                duration,
             },
         }
     }
 
     fn warm_up(&self, together: usize) -> Duration {
         match self.workload {
-            Workload::Crowd => Duration::ZERO,
-            Workload::Max | Workload::Steady => {
-                WARM_UP + WARM_UP_PER_CONNECTION * self.connections as u32
-            }
             Workload::Idle => IDLE_WARM_UP * together as u32,
+            with_end if with_end.has_an_end() => Duration::ZERO,
+            _ => WARM_UP + WARM_UP_PER_CONNECTION * self.connections as u32,
         }
     }
 
@@ -292,7 +326,7 @@ impl Cell {
     /// How long it may take until all connections are open; `None` where that is measured.
     pub(super) fn opening(&self) -> Option<Duration> {
         let opening = || self.ramp() + OPENING + OPENING_PER_CONNECTION * self.connections as u32;
-        (self.workload != Workload::Crowd).then(opening)
+        (!self.workload.has_an_end()).then(opening)
     }
 
     /// How long it takes, roughly, beside so many others.
@@ -306,8 +340,12 @@ impl Cell {
             // Whoever cannot hold all clients at a time lets them wait.
             Workload::Crowd if self.is_short() => settings.patience,
             Workload::Crowd => (CROWD_THINK * CROWD_MESSAGES).min(settings.patience),
-            Workload::Max | Workload::Steady => settings.duration + grace,
-            Workload::Idle => settings.idle_duration + grace,
+            Workload::Http13m | Workload::Bulk => {
+                let bytes = self.requests().zip(self.workload.reply_bytes());
+                let bytes = bytes.map_or(0, |(requests, each)| requests * each);
+                Duration::from_secs_f64(bytes as f64 / BYTES_PER_S).min(LIMIT)
+            }
+            timed => settings.duration(timed) + grace,
         };
         OVERHEAD * together as u32 + self.ramp() + self.warm_up(together) + load
     }
@@ -366,6 +404,11 @@ pub(super) fn turns(
                     holds: holds(model, workers(model)),
                 };
                 let mut cells: Vec<Cell> = models.iter().map(cell).collect();
+                let obstacle = |cell: &Cell| Some(Skipped::nowhere(cell, cell.obstacle()?));
+                if block == 1 {
+                    skipped.extend(cells.iter().filter_map(obstacle));
+                }
+                cells.retain(|cell| cell.obstacle().is_none());
                 if settings.sweep() {
                     if block == 1 {
                         let short = cells.iter().filter(|cell| cell.is_short());
@@ -441,7 +484,7 @@ mod tests {
         let first = order(7);
         assert_eq!(first, order(7));
         assert_ne!(first, order(8));
-        let size = registry::models().count() * Workload::ALL.len();
+        let size = registry::models().count() * Workload::DEFAULT.len();
         let blocks: Vec<Vec<_>> = first
             .chunks(size)
             .map(|block| block.iter().map(|cell| (cell.1, cell.2)).collect())
@@ -451,7 +494,7 @@ mod tests {
             assert!(block.iter().all(|cell| cell.0 == cells));
             let different: BTreeSet<_> = block.iter().map(|cell| (cell.1, cell.2)).collect();
             assert_eq!(different.len(), size);
-            for workload in Workload::ALL {
+            for &workload in Workload::DEFAULT {
                 let seeds: BTreeSet<_> = block
                     .iter()
                     .filter(|cell| cell.2 == workload)
@@ -491,7 +534,7 @@ mod tests {
     fn what_is_open_is_decided_by_the_extent_and_what_is_said_overrides_it() {
         let full = settings(&[]);
         assert_eq!((full.launches, full.idle_launches), (3, 1));
-        assert_eq!(full.workloads, Workload::ALL);
+        assert_eq!(full.workloads, Workload::DEFAULT);
         let quick = settings(&["--quick"]);
         assert!(quick.duration < full.duration);
         let said = settings(&["--quick", "--launches", "7", "--duration", "2s"]);
@@ -503,10 +546,10 @@ mod tests {
     fn several_numbers_of_connections_sweep_max_and_steady() {
         let sweep = settings(&["--connections", "1000,10,100,10"]);
         assert_eq!(sweep.connections, [10, 100, 1_000]);
-        assert_eq!(sweep.workloads, Workload::SWEPT);
+        assert_eq!(sweep.workloads, [Workload::Max, Workload::Steady]);
         assert_eq!(
             settings(&["--connections", "7,7"]).workloads,
-            Workload::ALL,
+            Workload::DEFAULT,
             "one number, said twice"
         );
         let wrong = Settings::of(&args(&["--connections", "1,2", "--workloads", "max,idle"]));
@@ -549,5 +592,73 @@ mod tests {
         assert_eq!(quick.len(), QUICK_MODELS.len(), "one is not there");
         let quick = sum(&settings(&["--quick"]), &quick);
         assert!(quick < Duration::from_secs(85), "{quick:?}");
+    }
+
+    #[test]
+    fn only_the_first_four_are_measured_unasked() {
+        let named = settings(&["--workloads", "bulk,wait,max"]);
+        let wanted = [Workload::Max, Workload::Bulk, Workload::Wait];
+        assert_eq!(named.workloads, wanted);
+        assert_eq!(settings(&["--workloads", "all"]).workloads, Workload::ALL);
+        let wrong = Settings::of(&args(&["--connections", "1,2", "--workloads", "all"]));
+        assert!(wrong.unwrap_err().contains("http-13m"));
+    }
+
+    #[test]
+    fn protocols_with_big_replies_have_workloads_of_their_own() {
+        for (words, part) in [
+            (&["--protocol", "bulk"][..], "--workloads bulk"),
+            (
+                &["--protocol", "http", "--workloads", "wait"],
+                "http-13b,http-13k,http-13m",
+            ),
+        ] {
+            let wrong = Settings::of(&args(words)).unwrap_err();
+            assert!(wrong.contains(part), "{wrong}");
+        }
+        // Said twice, and right.
+        settings(&["--protocol", "http", "--workloads", "http-13b"]);
+    }
+
+    #[test]
+    fn block_has_a_rate_of_its_own_and_time_enough() {
+        let settings = settings(&["--rate", "9", "--duration", "1s"]);
+        assert_eq!(settings.rate(Workload::Steady), 9.0);
+        assert_eq!(settings.rate(Workload::Block), BLOCK_RATE);
+        assert_eq!(settings.duration(Workload::BlockOffload), BLOCK_LEAST);
+        assert_eq!(settings.duration(Workload::Wait), Duration::from_secs(1));
+        // One request in ten is not of the others, and a 99th percentile needs ten samples beyond.
+        assert!(BLOCK_RATE * BLOCK_LEAST.as_secs_f64() * 0.9 >= 1_000.0);
+        const {
+            assert!(
+                BLOCK_RATE * 0.1 * 0.005 < 0.5,
+                "one thread has half of its time left"
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_nowhere_to_move_work_to_is_left_out_and_told() {
+        let models: Vec<_> = registry::models().collect();
+        let settings = settings(&["--workloads", "block,block-offload"]);
+        let (planned, skipped) = turns(&models, |_| 5, &settings, 7, PLENTY);
+        let planned = |name: &str, workload| {
+            let mut cells = planned.iter().flat_map(|turn| &turn.cells);
+            cells.any(|cell| cell.model.name == name && cell.workload == workload)
+        };
+        for model in models {
+            let nowhere = matches!(model.offload, Offload::Nowhere(_));
+            let told: Vec<_> = skipped
+                .iter()
+                .filter(|one| one.model == model.name)
+                .collect();
+            assert_eq!(told.len(), usize::from(nowhere), "{}", model.name);
+            assert!(
+                told.iter()
+                    .all(|one| one.workload == Workload::BlockOffload)
+            );
+            assert!(planned(model.name, Workload::Block));
+            assert_eq!(planned(model.name, Workload::BlockOffload), !nowhere);
+        }
     }
 }

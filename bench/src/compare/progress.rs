@@ -8,13 +8,16 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::metric::Metric;
-use super::plan::{Turn, Workload};
+use super::plan::Turn;
 use super::results::Launch;
+use super::workload::Workload;
 use crate::{figures, output};
 
 pub(super) struct Progress {
     bar: ProgressBar,
     launches: usize,
+    /// Columns of the longest workload's name.
+    longest: usize,
     left: Duration,
 }
 
@@ -22,12 +25,15 @@ impl Progress {
     pub(super) fn start(turns: &[Turn]) -> Progress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
         let launches = turns.iter().map(|turn| turn.cells.len()).sum();
+        let cells = turns.iter().flat_map(|turn| &turn.cells);
+        let longest = cells.map(|cell| cell.workload.name().len()).max();
         let bar =
             ProgressBar::with_draw_target(Some(launches as u64), ProgressDrawTarget::stderr())
                 .with_style(style.unwrap_or(ProgressStyle::default_bar()));
         Progress {
             bar,
             launches,
+            longest: longest.unwrap_or_default(),
             left: turns.iter().map(|turn| turn.estimate).sum(),
         }
     }
@@ -49,13 +55,14 @@ impl Progress {
     /// One of its launches is over.
     pub(super) fn measured(&self, launch: &Launch) {
         let line = format!(
-            "[{:>width$}/{}] {:<12} {:<7} {}",
+            "[{:>width$}/{}] {:<12} {:<longest$}  {}",
             launch.order,
             self.launches,
             launch.model,
             launch.workload,
             outcome(launch),
             width = self.launches.to_string().len(),
+            longest = self.longest,
         );
         if self.bar.is_hidden() {
             output::complain(&line);
@@ -89,8 +96,14 @@ fn outcome(launch: &Launch) -> String {
     }
     let (metric, unit) = match launch.workload {
         Workload::Crowd => (Metric::ClientsServed, "clients served"),
-        Workload::Max => (Metric::RequestsPerS, "requests/s"),
+        Workload::Max
+        | Workload::Http13b
+        | Workload::Http13k
+        | Workload::Wait
+        | Workload::Compute => (Metric::RequestsPerS, "requests/s"),
         Workload::Steady => (Metric::ResponseP99Ms, "ms p99"),
+        Workload::Http13m | Workload::Bulk => (Metric::MbPerS, "MB/s"),
+        Workload::Block | Workload::BlockOffload => (Metric::OthersP99Ms, "ms p99 of the others"),
         Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU per second"),
     };
     match launch.figures.get(&metric).copied().flatten() {

@@ -18,13 +18,14 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
-use super::plan::{Cell, Workload};
+use super::plan::Cell;
 use super::summary::Summary;
+use super::workload::Workload;
 use crate::figures;
 
 /// What is written here, and the only one that is read. It grows by one when a field changes its meaning or goes; new
 /// fields leave it as it is.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// The file's name in the directory of a comparison.
 pub const FILE: &str = "results.json";
@@ -90,7 +91,8 @@ pub struct Environment {
     pub share_a_core: Option<bool>,
     /// Event loops of the client.
     pub client_threads: usize,
-    /// The arguments that every server was started with, after the model's name; beside `--workers`.
+    /// The arguments that every server was started with, after the model's name; beside `--workers`, and what its
+    /// launch tells.
     pub server_arguments: Vec<String>,
     /// What a reader must know before believing a figure, in sentences.
     pub warnings: Vec<String>,
@@ -107,8 +109,10 @@ pub struct Options {
     pub launches: u32,
     /// Server processes per model in `idle`.
     pub idle_launches: u32,
-    /// The measured window of `max` and `steady`, in seconds.
+    /// The measured window of the loads that run for a time, in seconds; but of `idle` and `block`.
     pub duration_s: f64,
+    /// That of `block` and `block-offload`, in seconds.
+    pub block_duration_s: f64,
     /// The measured silence of `idle`, in seconds.
     pub idle_duration_s: f64,
     /// Connections of all workloads but `idle`, ascending; several in a sweep.
@@ -117,9 +121,13 @@ pub struct Options {
     pub idle_connections: usize,
     /// Requests per second of `steady`, over all connections.
     pub rate_per_s: f64,
+    /// Requests per second of `block` and `block-offload`, over all connections.
+    pub block_rate_per_s: f64,
     /// How long `crowd` waited at most, in seconds.
     pub patience_s: f64,
-    /// What was said.
+    /// How long `http-13m` and `bulk` waited at most, in seconds.
+    pub limit_s: f64,
+    /// What was said, in the workloads that are not about one protocol.
     pub protocol: String,
     /// Bytes per request.
     pub size_bytes: usize,
@@ -178,6 +186,11 @@ impl Skipped {
         )
     }
 
+    /// Its model has nowhere to move work to.
+    pub(super) fn nowhere(cell: &Cell, why: &str) -> Skipped {
+        Skipped::because(cell, format!("there is nowhere to move work to: {why}"))
+    }
+
     fn because(cell: &Cell, reason: String) -> Skipped {
         Skipped {
             model: cell.model.name.to_string(),
@@ -201,6 +214,12 @@ pub struct Launch {
     pub workload: Workload,
     /// Connections of the load.
     pub connections: usize,
+    /// Requests in all; `null` for loads that run for a time.
+    pub requests: Option<u64>,
+    /// Content of each reply, in bytes; `null` where it is a line or two.
+    pub reply_bytes: Option<u64>,
+    /// What the server was told beside the arguments of all.
+    pub server_arguments: Vec<String>,
     /// The models whose launches were measured at the same time.
     pub beside: Vec<String>,
     /// Seed of the client's requests: the same for all models in a block.
@@ -293,6 +312,8 @@ pub struct ClientSide {
     pub response_time: Times,
     /// From the actual send to the reply's last byte.
     pub service_time: Times,
+    /// Of the response times, those of requests before whose replies the server had nothing to do.
+    pub others: Times,
     /// How late the client itself was.
     pub lag: Times,
     /// From connect to connected.
@@ -327,6 +348,7 @@ impl ClientSide {
             fairness: report.fairness().map(|fairness| fairness.jain),
             response_time: Times::of(&report.response_time)?,
             service_time: Times::of(&report.service_time)?,
+            others: Times::of(&report.others)?,
             lag: Times::of(&report.lag)?,
             connect_time: Times::of(&report.connect_time)?,
             first_reply: Times::of(&report.first_reply)?,
@@ -418,6 +440,8 @@ pub struct ServerSide {
     pub memory_before_bytes: Option<u64>,
     /// The same at the end of the window.
     pub memory_after_bytes: Option<u64>,
+    /// The most that was resident before the load, in bytes; `null` for a server that forks.
+    pub peak_rss_before_bytes: Option<u64>,
     /// The most that was resident, in bytes; `null` for a server that forks.
     pub peak_rss_bytes: Option<u64>,
     /// How it ended.
@@ -509,6 +533,9 @@ pub(super) mod tests {
             model: model.to_string(),
             workload,
             connections: 100,
+            requests: None,
+            reply_bytes: None,
+            server_arguments: Vec::new(),
             beside: Vec::new(),
             seed: "1".to_string(),
             started_s: 0.0,
@@ -546,6 +573,7 @@ pub(super) mod tests {
             fairness: Some(1.0),
             response_time: times.clone(),
             service_time: times.clone(),
+            others: times.clone(),
             lag: Times::of(&lag).unwrap(),
             connect_time: times.clone(),
             first_reply: times,
@@ -577,7 +605,7 @@ pub(super) mod tests {
             command: "samewire compare".to_string(),
             environment: Environment::default(),
             options: Options {
-                workloads: Workload::ALL.to_vec(),
+                workloads: Workload::DEFAULT.to_vec(),
                 connections: vec![100],
                 ..Options::default()
             },
@@ -639,7 +667,8 @@ pub(super) mod tests {
         assert!(refused(Some("{\"schema\": 999}")).contains("schema 999"));
         assert!(refused(Some("[]")).contains("not a comparison"));
         assert!(refused(Some("{\"schema\": 1}")).contains("schema 1"));
-        assert!(refused(Some("{\"schema\": 2}")).contains("missing field"));
+        assert!(refused(Some("{\"schema\": 2}")).contains("schema 2"));
+        assert!(refused(Some("{\"schema\": 3}")).contains("missing field"));
     }
 
     #[test]

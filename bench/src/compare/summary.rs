@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::metric::{Better, Metric};
-use super::plan::Workload;
 use super::results::{Launch, Note, Results};
 use super::stats;
+use super::workload::Workload;
 
 /// All launches of one model on one workload with one number of connections, taken together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,11 +117,17 @@ fn one(
         valid.iter().all(told)
     };
     let served_everybody = match workload {
-        Workload::Crowd => valid
+        Workload::Crowd | Workload::Http13m | Workload::Bulk => valid
             .iter()
             .all(|launch| !launch.lower_bounds.contains(&Metric::AllServedS)),
-        Workload::Max => all(Metric::StarvedConnections, |starved| starved == 0.0),
-        Workload::Steady => all(Metric::Availability, |share| share >= 0.99),
+        Workload::Max
+        | Workload::Http13b
+        | Workload::Http13k
+        | Workload::Wait
+        | Workload::Compute => all(Metric::StarvedConnections, |starved| starved == 0.0),
+        Workload::Steady | Workload::Block | Workload::BlockOffload => {
+            all(Metric::Availability, |share| share >= 0.99)
+        }
         Workload::Idle => all(Metric::KibPerConnection, |_| true),
     };
     Ok(Summary {
@@ -183,7 +189,7 @@ pub(super) enum Mark {
     Best,
     /// Its launches overlap with those of the best: another run may well turn them round.
     Tied,
-    /// The client itself was late, or others had the CPUs: who knows.
+    /// The client itself was late or the limit, or others had the CPUs: who knows.
     Doubtful,
     None,
 }
@@ -193,10 +199,10 @@ pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
     let Some(better) = metric.better() else {
         return vec![Mark::None; summaries.len()];
     };
-    // A late client makes every reply late, and whoever else has the CPUs makes everything take longer. What a request
-    // or a connection costs the server is counted apart from both.
+    // A client that is late, or has nothing to spare, makes every reply late, and whoever else has the CPUs makes
+    // everything take longer. What a request or a connection costs the server is counted apart from both.
     let doubtful = |summary: &Summary| {
-        let late = summary.workload == Workload::Steady && summary.client_limited;
+        let late = summary.client_limited && !metric.is_throughput();
         !metric.is_cost() && (late || summary.disturbed)
     };
     let figures: Vec<Option<Figure>> = summaries
@@ -306,6 +312,35 @@ mod tests {
             marks(Metric::CpuUsPerRequest, &all),
             [Mark::None, Mark::Best, Mark::None]
         );
+    }
+
+    /// Its throughput is a lower bound, and says so; how long things took may have been its own doing.
+    #[test]
+    fn times_that_a_busy_client_measured_are_doubtful_and_what_was_done_is_not() {
+        let bulk = |model: &str, value: f64, busy: bool| {
+            let mut summary = throughput(model, &[1.0, 1.0]);
+            summary.workload = Workload::Bulk;
+            summary.client_limited = busy;
+            let figure = |lower_bound| Figure {
+                value,
+                min: Some(value),
+                max: Some(value),
+                lower_bound,
+            };
+            for metric in [Metric::AllServedS, Metric::CpuMsPerGb] {
+                summary.figures.insert(metric, Some(figure(false)));
+            }
+            let throughput = Some(figure(busy));
+            summary.figures.insert(Metric::MbPerS, throughput);
+            summary
+        };
+        let all = [&bulk("a", 3.0, false), &bulk("b", 2.0, true)];
+        let throughput = marks(Metric::MbPerS, &all);
+        assert_eq!(throughput, [Mark::Best, Mark::Tied]);
+        let time = marks(Metric::AllServedS, &all);
+        assert_eq!(time, [Mark::None, Mark::Doubtful]);
+        let cost = marks(Metric::CpuMsPerGb, &all);
+        assert_eq!(cost, [Mark::None, Mark::Best]);
     }
 
     #[test]

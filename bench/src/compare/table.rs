@@ -7,9 +7,10 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use contract::Capacity;
 
 use super::metric::Metric;
-use super::plan::{CROWD_MESSAGES, CROWD_THINK, Workload};
-use super::results::{Launch, Note, Results};
+use super::plan::{CROWD_MESSAGES, CROWD_THINK, MANY};
+use super::results::{Launch, Note, Results, Skipped};
 use super::summary::{Figure, Mark, Summary, marks};
+use super::workload::Workload;
 use crate::output::wrap;
 use crate::{figures, list};
 
@@ -50,7 +51,14 @@ pub(super) fn legend(results: &Results) -> String {
          –: fewer than 10 samples beyond that percentile. n/a: cannot be told here. \
          Who did not serve everybody takes no part in the search for the best."
         .to_string();
-    if sweeps(results) {
+    let workloads = &results.options.workloads;
+    if workloads.iter().any(|one| !Workload::DEFAULT.contains(one)) {
+        text.push_str(" ? also: the client was the limit, and a time may be its own.");
+    }
+    if workloads.iter().any(|one| one.reply_bytes().is_some()) {
+        text.push_str(" MB: 10⁶ bytes, GB: 10⁹ bytes, of content in whole and right replies.");
+    }
+    if sweeps(results) && workloads.iter().any(|one| one.sweeps_cost()) {
         text.push_str(
             " †: it did not serve everybody here. Growth: the last figure over the first, without those. \
              Curve: each figure over the first: ▁ up to as much, ▃ twice, ▅ four times, █ eleven times or more.",
@@ -63,22 +71,29 @@ fn sweeps(results: &Results) -> bool {
     results.options.connections.len() > 1
 }
 
-/// One table per workload that was measured.
+/// One table per workload that was measured; in a sweep, for those that are about more than a cost, one per number of
+/// connections.
 pub(super) fn sheets(results: &Results) -> Vec<Sheet> {
-    let workloads = results.options.workloads.iter();
-    workloads
-        .map(|&workload| match workload {
-            Workload::Max | Workload::Steady if sweeps(results) => sweep(results, workload),
-            _ => sheet(results, workload),
-        })
-        .filter(|sheet| !sheet.rows.is_empty())
-        .collect()
+    let mut sheets = Vec::new();
+    for &workload in &results.options.workloads {
+        if sweeps(results) && workload.sweeps_cost() {
+            sheets.push(sweep(results, workload));
+            continue;
+        }
+        let summaries = results.summary.iter();
+        let numbers: BTreeSet<usize> = summaries
+            .filter(|summary| summary.workload == workload)
+            .map(|summary| summary.connections)
+            .collect();
+        sheets.extend(numbers.iter().map(|&one| sheet(results, workload, one)));
+    }
+    sheets.retain(|sheet| !sheet.rows.is_empty());
+    sheets
 }
 
-fn sheet(results: &Results, workload: Workload) -> Sheet {
+fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
     let options = &results.options;
-    let connections = options.connections.first().copied().unwrap_or_default();
-    let connections = figures::count(connections as u64);
+    let connections = figures::count(number as u64);
     let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
         Workload::Crowd => (
             format!(
@@ -141,7 +156,7 @@ fn sheet(results: &Results, workload: Workload) -> Sheet {
             format!(
                 "{} connections are silent for {} s after one exchange each. What do they cost the server? (Memory of \
                  its own, each page once; the kernel's, for sockets, threads and page tables, is beside it.{})",
-                figures::count(options.idle_connections as u64),
+                connections,
                 options.idle_duration_s,
                 company(results)
             ),
@@ -155,14 +170,134 @@ fn sheet(results: &Results, workload: Workload) -> Sheet {
                 ("processes", Value(Metric::Processes), 0),
             ],
         ),
+        Workload::Http13b | Workload::Http13k => (
+            format!(
+                "Closed loop over HTTP/1.1: {connections} connections, which are kept, ask for a file of {} again as \
+                 soon as they have it, for {} s. What is the most, and what does it cost?",
+                if workload == Workload::Http13b {
+                    "13 bytes"
+                } else {
+                    "13 KiB"
+                },
+                options.duration_s
+            ),
+            vec![
+                ("requests/s", Value(Metric::RequestsPerS), 0),
+                ("min–max", Range(Metric::RequestsPerS), 1),
+                ("MB/s", Value(Metric::MbPerS), 0),
+                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
+                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
+                ("answered\n%", Percent(Metric::Availability), 0),
+                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+            ],
+        ),
+        Workload::Http13m => (
+            format!(
+                "{connections} users come at once, and each asks {} for a file of 13 MiB over HTTP/1.1. How long until \
+                 all have it, and what does it cost? (At most {} s are waited.)",
+                if number < MANY { "twice" } else { "once" },
+                options.limit_s
+            ),
+            vec![
+                ("answered\n%", Percent(Metric::Availability), 0),
+                ("MB/s", Value(Metric::MbPerS), 0),
+                ("min–max", Range(Metric::MbPerS), 1),
+                ("all served\nafter s", Value(Metric::AllServedS), 0),
+                ("longest\nms", Value(Metric::ResponseMaxMs), 0),
+                ("CPU ms/\nGB", Value(Metric::CpuMsPerGb), 0),
+                ("min–max", Range(Metric::CpuMsPerGb), 2),
+                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+            ],
+        ),
+        Workload::Bulk => (
+            format!(
+                "{connections} peers come at once, and each is sent 3 messages of 3 MiB, and gives a receipt for each. \
+                 How long until all have theirs, and what does it cost? (At most {} s are waited. Memory: the most \
+                 that was resident, and by how much that grew, per connection.)",
+                options.limit_s
+            ),
+            vec![
+                ("answered\n%", Percent(Metric::Availability), 0),
+                ("MB/s", Value(Metric::MbPerS), 0),
+                ("min–max", Range(Metric::MbPerS), 1),
+                ("all served\nafter s", Value(Metric::AllServedS), 0),
+                ("CPU ms/\nGB", Value(Metric::CpuMsPerGb), 0),
+                ("min–max", Range(Metric::CpuMsPerGb), 2),
+                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+                (
+                    "KiB per\nconnection",
+                    Value(Metric::PeakKibPerConnection),
+                    0,
+                ),
+            ],
+        ),
+        Workload::Wait => (
+            format!(
+                "Closed loop, and each reply waits 5 ms for something slow, which needs no thread: {connections} \
+                 connections, for {} s. (More than {} requests/s there can't be.)",
+                options.duration_s,
+                figures::count(number as u64 * 200)
+            ),
+            vec![
+                ("requests/s", Value(Metric::RequestsPerS), 0),
+                ("min–max", Range(Metric::RequestsPerS), 1),
+                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
+                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
+                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+                ("threads", Value(Metric::Threads), 0),
+            ],
+        ),
+        Workload::Block | Workload::BlockOffload => (
+            format!(
+                "Open loop: {} requests/s, evenly over {connections} connections, for {} s; before one reply in ten a \
+                 call keeps its thread for 5 ms{}. How long do the other nine take? From the planned send time.",
+                figures::count(options.block_rate_per_s as u64),
+                options.block_duration_s,
+                if workload.offloads() {
+                    ", on threads that are there for that (--offload)"
+                } else {
+                    ""
+                }
+            ),
+            vec![
+                ("others\np50 ms", Value(Metric::OthersP50Ms), 0),
+                ("others\np99 ms", Value(Metric::OthersP99Ms), 0),
+                ("min–max", Range(Metric::OthersP99Ms), 1),
+                ("all\np99 ms", Value(Metric::ResponseP99Ms), 0),
+                ("min–max", Range(Metric::ResponseP99Ms), 2),
+                ("answered\n%", Percent(Metric::Availability), 0),
+            ],
+        ),
+        Workload::Compute => (
+            format!(
+                "Closed loop, and each reply takes 200 µs of CPU time: {connections} connections, for {} s. What is \
+                 left of the differences?",
+                options.duration_s
+            ),
+            vec![
+                ("requests/s", Value(Metric::RequestsPerS), 0),
+                ("min–max", Range(Metric::RequestsPerS), 1),
+                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
+                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
+                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+            ],
+        ),
     };
     let summaries: Vec<&Summary> = results
         .summary
         .iter()
-        .filter(|summary| summary.workload == workload)
+        .filter(|summary| summary.workload == workload && summary.connections == number)
         .collect();
     let mut sheet = Sheet {
-        title: workload.to_string(),
+        title: if sweeps(results) {
+            format!("{workload}, {connections} connections")
+        } else {
+            workload.to_string()
+        },
         about,
         headings: vec!["model".to_string()],
         rows: (summaries.iter())
@@ -313,9 +448,15 @@ fn text(summary: &Summary, column: &Column) -> String {
 fn first(workload: Workload) -> Option<Metric> {
     Some(match workload {
         Workload::Crowd => Metric::AllServedS,
-        Workload::Max => Metric::RequestsPerS,
+        Workload::Max
+        | Workload::Http13b
+        | Workload::Http13k
+        | Workload::Wait
+        | Workload::Compute => Metric::RequestsPerS,
         Workload::Steady => Metric::ResponseP50Ms,
         Workload::Idle => Metric::KibPerConnection,
+        Workload::Http13m | Workload::Bulk => Metric::MbPerS,
+        Workload::Block | Workload::BlockOffload => Metric::OthersP50Ms,
     })
 }
 
@@ -389,18 +530,32 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
     notes
 }
 
-/// One sentence for all that was left out of a model for the same reason.
+/// One sentence for all that was left out of a model for the same reason; and of a workload without a sweep, for all
+/// models that were.
 fn skipped(results: &Results) -> Vec<String> {
+    let (sweeps, single): (Vec<&Skipped>, Vec<&Skipped>) =
+        (results.skipped.iter()).partition(|one| one.workload.sweeps());
     let mut by_model: BTreeMap<_, BTreeSet<usize>> = BTreeMap::new();
-    for one in &results.skipped {
+    for one in sweeps {
         let same = by_model.entry((&one.model, &one.reason));
         same.or_default().insert(one.connections);
     }
-    let sentence = |((model, reason), connections): ((&String, &String), BTreeSet<usize>)| {
+    let of_model = |((model, reason), connections): ((&String, &String), BTreeSet<usize>)| {
         let numbers = numbers(connections);
         format!("{model} was not measured with {numbers} connections: {reason}")
     };
-    by_model.into_iter().map(sentence).collect()
+    let mut by_reason: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+    for one in single {
+        let same = by_reason.entry((one.workload, &one.reason));
+        same.or_default().push(&one.model);
+    }
+    let of_reason = |((workload, reason), models): ((Workload, &String), Vec<&str>)| {
+        format!("{workload}: not measured: {}: {reason}", models.join(", "))
+    };
+    let of_models = by_model.into_iter().map(of_model);
+    of_models
+        .chain(by_reason.into_iter().map(of_reason))
+        .collect()
 }
 
 /// One sentence for all models and workloads that a note concerns.
@@ -635,8 +790,9 @@ mod tests {
     /// All models, with the widest figures that are to be expected.
     fn wide() -> Results {
         let mut results = full();
+        results.options.workloads = Workload::ALL.to_vec();
         let mut summary = Vec::new();
-        for workload in Workload::ALL {
+        for &workload in Workload::ALL {
             for (number, model) in registry::models().enumerate() {
                 let figures = Metric::ALL.into_iter().map(|metric| {
                     let value = match metric {
@@ -681,8 +837,17 @@ mod tests {
                 let columns = line.chars().count();
                 assert!(columns <= width, "{columns} columns: {line}");
             }
-            assert!(text.lines().count() > registry::models().count() * 4);
-            for heading in ["requests/s", "p99.9", "unluckiest", "processes"] {
+            assert!(text.lines().count() > registry::models().count() * Workload::ALL.len());
+            for heading in [
+                "requests/s",
+                "p99.9",
+                "unluckiest",
+                "processes",
+                "MB/s",
+                "others",
+                "answered",
+                "10⁶ bytes",
+            ] {
                 assert!(text.contains(heading), "{heading} at {width}:\n{text}");
             }
         }
@@ -780,6 +945,46 @@ mod tests {
     }
 
     #[test]
+    fn a_sweep_of_files_has_a_table_per_number() {
+        let mut results = swept(&[("mio", 100, Some(5.0), true), ("mio", 1_000, None, true)]);
+        results.options.workloads = vec![Workload::Http13m];
+        for summary in &mut results.summary {
+            summary.workload = Workload::Http13m;
+        }
+        let titles: Vec<_> = (sheets(&results).iter())
+            .map(|one| one.title.clone())
+            .collect();
+        let wanted = ["http-13m, 100 connections", "http-13m, 1,000 connections"];
+        assert_eq!(titles, wanted);
+        let text = to_text(&results, 100);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            text.contains("100 users come at once, and each asks twice"),
+            "{text}"
+        );
+        assert!(
+            text.contains("1,000 users come at once, and each asks once"),
+            "{text}"
+        );
+        assert!(!text.contains("Growth"), "{text}");
+    }
+
+    #[test]
+    fn who_has_nowhere_to_move_work_to_is_told_in_one_sentence() {
+        let mut results = full();
+        let skipped = |model: &str| Skipped {
+            model: model.to_string(),
+            workload: Workload::BlockOffload,
+            connections: 100,
+            reason: "there is nowhere to move work to".to_string(),
+        };
+        results.skipped = vec![skipped("mio"), skipped("poll")];
+        let told = notes(&results).join("\n");
+        let wanted = "block-offload: not measured: mio, poll: there is nowhere to move work to";
+        assert!(told.contains(wanted), "{told}");
+    }
+
+    #[test]
     fn how_many_workers_are_held_is_told() {
         let mut results = full();
         results.models[0].capacity = "workers".to_string();
@@ -804,14 +1009,14 @@ mod tests {
             summary.figures.insert(Metric::CpuUsPerRequest, None);
             summary.workload = Workload::Max;
         }
-        let rows = |results: &Results| sheet(results, Workload::Max).rows.concat();
+        let rows = |results: &Results| sheet(results, Workload::Max, 100).rows.concat();
         assert!(rows(&results).contains(&"n/a".to_string()));
         for summary in &mut results.summary {
             summary.figures.insert(Metric::ResponseP999Ms, None);
             summary.workload = Workload::Steady;
         }
         assert!(
-            sheet(&results, Workload::Steady)
+            sheet(&results, Workload::Steady, 100)
                 .rows
                 .concat()
                 .contains(&"–".to_string())

@@ -46,7 +46,7 @@ impl EventLoop<'_> {
                     self.fail(index, now, fault);
                 }
             }
-            State::Connecting | State::Waiting | State::Gone => {
+            State::Connecting | State::Waiting | State::Leaving | State::Gone => {
                 debug_assert!(false, "woken with something under way");
             }
         }
@@ -57,15 +57,20 @@ impl EventLoop<'_> {
     pub(super) fn guard(&mut self, index: usize, now: u64) {
         let client = &mut self.clients[index];
         client.guarded = false;
-        if !matches!(client.state, State::Connecting | State::Waiting) {
-            return;
-        }
-        if client.since + self.timeout > now {
+        if client.since + self.timeout > now
+            && matches!(
+                client.state,
+                State::Connecting | State::Waiting | State::Leaving
+            )
+        {
             return self.set_guard(index);
         }
         let what = match client.state {
             State::Connecting => "no connection",
-            _ => "no complete reply",
+            State::Waiting => "no complete reply",
+            // All was answered: that the server takes no receipt is no failure of a request.
+            State::Leaving => return self.depart(index),
+            _ => return,
         };
         let text = format!("{what} within {:?}", self.plan.timeout);
         self.fail(index, now, Fault::new(Kind::TimedOut, text));
@@ -100,10 +105,16 @@ impl EventLoop<'_> {
         if self.clients[index].owes_output() {
             match self.clients[index].flush() {
                 Ok(count) => self.report.sent += count as u64,
+                Err(_) if self.clients[index].state == State::Leaving => {
+                    return self.depart(index);
+                }
                 Err(why) => {
                     return self.lose(index, Fault::io("sending a request", &why));
                 }
             }
+        }
+        if self.clients[index].state == State::Leaving {
+            return self.leave(index);
         }
         let gone = event.is_read_closed() || event.is_error();
         if gone || event.is_readable() {
@@ -144,7 +155,7 @@ impl EventLoop<'_> {
         client.state = State::Waiting;
         client.since = now;
         self.in_flight += 1;
-        match client.ask(&mut self.request) {
+        match client.ask(self.plan, &mut self.request) {
             Ok(count) => {
                 self.report.sent += count as u64;
                 self.set_guard(index);
@@ -158,6 +169,9 @@ impl EventLoop<'_> {
     pub(super) fn read(&mut self, index: usize, gone: bool) {
         for _ in 0..READS {
             let client = &mut self.clients[index];
+            if client.state == State::Leaving {
+                return;
+            }
             let count = match client.read(&mut self.input) {
                 Ok(None) => return,
                 Ok(Some(0)) => {
@@ -176,7 +190,16 @@ impl EventLoop<'_> {
                 let text = format!("wrong reply: \"{came}\" came before anything was asked");
                 return self.lose(index, Fault::new(Kind::WrongReply, text));
             }
-            match client.hear(&self.input[..count]) {
+            let heard = client.hear(&self.input[..count]);
+            if heard.is_ok() {
+                // Receipts go out before the next request, and before the connection is closed.
+                match client.interject(&mut self.request) {
+                    Ok(count) => self.report.sent += count as u64,
+                    // What the server has said before it went is still to be read, and then the end is found.
+                    Err(_) => client.forget_output(),
+                }
+            }
+            match heard {
                 Ok(Heard::Partial) => {}
                 Ok(heard) => {
                     if !self.replied(index, now, heard == Heard::Over) {
@@ -205,6 +228,9 @@ impl EventLoop<'_> {
         if planned_in_window {
             self.report.replies += 1;
             self.report.response_time.saturating_record(now - planned);
+            if client.spared {
+                self.report.others.saturating_record(now - planned);
+            }
             self.report
                 .service_time
                 .saturating_record(now - client.since);
@@ -274,7 +300,8 @@ impl EventLoop<'_> {
         let messages = self.messages;
         let client = &mut self.clients[index];
         self.open -= u64::from(client.close());
-        if client.state == State::Waiting {
+        let asked = client.state == State::Waiting;
+        if asked {
             self.in_flight -= 1;
         }
         self.failures += 1;
@@ -290,6 +317,9 @@ impl EventLoop<'_> {
         // A request that never left this machine took no time of the server's: it would only make the tail look short.
         if counted && !opening && !matches!(fault.kind, Kind::Refused | Kind::Local) {
             self.report.response_time.saturating_record(now - planned);
+            if asked && client.spared {
+                self.report.others.saturating_record(now - planned);
+            }
         }
         client.flawless = false;
         client.failures += 1;
@@ -317,8 +347,21 @@ impl EventLoop<'_> {
         }
     }
 
-    /// All is asked: says goodbye.
+    /// All is asked: says goodbye, once all is said.
     fn leave(&mut self, index: usize) {
+        let now = self.shared.clock.now();
+        let client = &mut self.clients[index];
+        if !client.owes_output() {
+            return self.depart(index);
+        }
+        if client.state != State::Leaving {
+            client.state = State::Leaving;
+            client.since = now;
+            self.set_guard(index);
+        }
+    }
+
+    fn depart(&mut self, index: usize) {
         let client = &mut self.clients[index];
         self.open -= u64::from(client.close());
         if client.flawless {

@@ -80,7 +80,12 @@ impl EventLoop<'_> {
     fn owe(&mut self, index: usize, age: u64) {
         self.report.unanswered += 1;
         self.report.response_time.saturating_record(age);
-        self.clients[index].flawless = false;
+        let client = &mut self.clients[index];
+        client.flawless = false;
+        // Taken: of all that a client may owe, one was asked, the first.
+        if client.state == State::Waiting && std::mem::take(&mut client.spared) {
+            self.report.others.saturating_record(age);
+        }
     }
 
     /// Counts who of this round was served and who was not.

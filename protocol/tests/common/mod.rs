@@ -5,9 +5,28 @@
     reason = "every test file is a crate of its own and uses a part of this"
 )]
 
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step};
+use protocol::{
+    Bulk, Farewell, FileSlice, PROTOCOLS, Protocol, Session, SessionOptions, Step, Work,
+};
 
 pub(crate) const GREETING: &[u8] = b"Hello from server!";
+
+/// What the sessions of [`open`] send, if they are of `bulk`: small, so that every cut of it can be tried.
+pub(crate) const BULK: Bulk = Bulk { size: 9, count: 2 };
+
+/// One of those messages.
+pub(crate) const MESSAGE: &[u8] = b"head.tail\r<--EOM-->\r";
+
+pub(crate) const TERMINATOR: &[u8] = b"\r<--EOM-->\r";
+
+/// What `bulk` is asked.
+pub(crate) const START: &[u8] = b"start\r<--EOM-->\r";
+
+/// The protocols whose replies [`oracle`] knows: all but one, which has tests of its own. (What it replies depends on
+/// files and on the time.)
+pub(crate) fn generic() -> impl Iterator<Item = &'static Protocol> {
+    PROTOCOLS.iter().filter(|protocol| protocol.name != "http")
+}
 
 /// What came out of a conversation, from its beginning to its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +48,7 @@ pub(crate) fn oracle(protocol: &str, input: &[u8], max_line: usize) -> Said {
         "upper" => done(input.to_ascii_uppercase()),
         "hello" if input.is_empty() => done(Vec::new()),
         "hello" => done(GREETING.to_vec()),
+        "bulk" => in_messages(input, max_line),
         other => panic!("{other} has no oracle: a new protocol needs its few lines here"),
     }
 }
@@ -55,6 +75,61 @@ fn in_lines(input: &[u8], max_line: usize, remembered: fn(&[u8]) -> &[u8]) -> Sa
     }
 }
 
+/// Each `start` gets its messages, everything else nothing.
+fn in_messages(input: &[u8], max_message: usize) -> Said {
+    let mut output = Vec::new();
+    let mut rest = input;
+    loop {
+        let end = message_end(rest);
+        // The last bytes may be a terminator that has begun; what is before them surely belongs to the message.
+        let length = end.unwrap_or(rest.len().saturating_sub(TERMINATOR.len() - 1));
+        if length > max_message {
+            output.extend_from_slice(b"error: a message may have ");
+            output.extend_from_slice(max_message.to_string().as_bytes());
+            output.extend_from_slice(b" bytes\r<--EOM-->\r");
+            return Said {
+                output,
+                farewell: Farewell::Refused,
+            };
+        }
+        let Some(end) = end else {
+            return Said {
+                output,
+                farewell: Farewell::Done,
+            };
+        };
+        if &rest[..end] == b"start" {
+            output.extend_from_slice(&MESSAGE.repeat(BULK.count as usize));
+        }
+        rest = &rest[end + TERMINATOR.len()..];
+    }
+}
+
+/// Where the first terminator begins.
+fn message_end(bytes: &[u8]) -> Option<usize> {
+    bytes
+        .windows(TERMINATOR.len())
+        .position(|window| window == TERMINATOR)
+}
+
+/// How much of `input` is whole requests.
+pub(crate) fn whole_requests(protocol: &Protocol, input: &[u8]) -> usize {
+    match protocol.name {
+        "bulk" => {
+            let mut whole = 0;
+            while let Some(end) = message_end(&input[whole..]) {
+                whole += end + TERMINATOR.len();
+            }
+            whole
+        }
+        _ if has_lines(protocol) => {
+            let last = input.iter().rposition(|byte| *byte == b'\n');
+            last.map_or(0, |end| end + 1)
+        }
+        _ => input.len(),
+    }
+}
+
 /// What a peer is told whose line is longer than `max_line`.
 pub(crate) fn complaint(max_line: usize) -> Vec<u8> {
     format!("error: a line may have {max_line} bytes\n").into_bytes()
@@ -70,7 +145,11 @@ pub(crate) fn find(name: &str) -> &'static Protocol {
 }
 
 pub(crate) fn open(protocol: &Protocol, max_line: usize) -> Box<dyn Session> {
-    (protocol.open)(&SessionOptions { max_line })
+    (protocol.open)(&SessionOptions {
+        max_line,
+        bulk: BULK,
+        ..SessionOptions::default()
+    })
 }
 
 /// A step as it can be kept beside its session: with its bytes, and with where they were.
@@ -78,6 +157,8 @@ pub(crate) fn open(protocol: &Protocol, max_line: usize) -> Box<dyn Session> {
 pub(crate) enum Seen {
     Read,
     Write(*const u8, Vec<u8>),
+    SendFile(FileSlice),
+    Work(Work),
     Close(Farewell),
 }
 
@@ -86,6 +167,8 @@ impl From<Step<'_>> for Seen {
         match step {
             Step::Read => Seen::Read,
             Step::Write(bytes) => Seen::Write(bytes.as_ptr(), bytes.to_vec()),
+            Step::SendFile(slice) => Seen::SendFile(slice.clone()),
+            Step::Work(work) => Seen::Work(work),
             Step::Close(farewell) => Seen::Close(farewell),
         }
     }
@@ -105,8 +188,8 @@ pub(crate) fn same_step_again(mut session: Box<dyn Session>) -> Box<dyn Session>
 /// Holds a whole conversation as the contract asks for it: reads only on [`Step::Read`], one piece at a time, then
 /// FIN. The socket takes `take(n)` of the `n` bytes that it is offered. Every step is asked for more than once.
 ///
-/// It panics where a conversation would not come to its end: a reply is at most twice as long as what it answers (or
-/// one greeting or complaint), and every step must use up a piece, the FIN or at least one byte of a reply.
+/// It panics where a conversation would not come to its end: a reply is at most three times as long as what it answers
+/// (or one greeting or complaint), and every step must use up a piece, the FIN or at least one byte of a reply.
 pub(crate) fn converse<'i>(
     mut session: Box<dyn Session>,
     pieces: impl IntoIterator<Item = &'i [u8]>,
@@ -123,7 +206,7 @@ pub(crate) fn converse<'i>(
         match session.step() {
             Step::Read => match pieces.next() {
                 Some(piece) => {
-                    steps_left += 1 + 2 * piece.len();
+                    steps_left += 1 + 3 * piece.len();
                     session.receive(piece);
                 }
                 None => {
@@ -138,6 +221,7 @@ pub(crate) fn converse<'i>(
                 output.extend_from_slice(&bytes[..count]);
                 session.sent(count);
             }
+            Step::SendFile(_) | Step::Work(_) => panic!("there are no files and no work here"),
             Step::Close(farewell) => return Said { output, farewell },
         }
     }

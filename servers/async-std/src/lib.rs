@@ -8,9 +8,14 @@
 //! async-std was discontinued by its authors in March 2025 (RUSTSEC-2025-0052); they ask everybody to move to smol.
 //! It is here because people still run it and must decide, and not to be chosen for new code. Below its API are
 //! smol's own executor and reactor, so what differs from `smol` is defaults and packaging.
+//!
+//! What can't be awaited is done on blocking threads (`spawn_blocking`): files are read there piece by
+//! piece, and with --offload all work that keeps a thread is done there.
+//! Those belong to the process: a call that outlasts the drain goes on to its end, for nobody.
 
 use std::collections::HashMap;
 use std::io;
+use std::mem;
 use std::net::TcpListener;
 use std::pin::{Pin, pin};
 use std::sync::mpsc;
@@ -24,11 +29,13 @@ use async_std::net::TcpStream;
 use async_std::os::unix::net::UnixStream;
 use async_std::prelude::FutureExt;
 use async_std::task::{self, JoinHandle};
+use contract::files::Piece;
+use contract::work::carry_out;
 use contract::{
-    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
+    accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step};
+use protocol::{Farewell, Session, Step, Work};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -40,6 +47,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
     deviations: &[],
 }];
 
@@ -155,6 +163,8 @@ async fn serve(
 enum Event {
     Read(usize),
     Wrote(usize),
+    FileRead,
+    Worked,
     Idle,
     Stopped,
 }
@@ -171,6 +181,7 @@ async fn converse(
     stopping: Receiver<Never>,
 ) -> io::Result<Ending> {
     let mut buffer = vec![0; READ_BUFFER];
+    let mut piece = Piece::default();
     let mut progress = Instant::now();
     // One timer and one stop for the whole conversation. An `io::timeout` around every read would wake the reactor
     // each time; a sleep can't be moved here, so it is replaced when it has fired.
@@ -184,7 +195,19 @@ async fn converse(
         if steps % TURN == 0 {
             task::yield_now().await;
         }
-        let event = match session.step() {
+        let step = match session.step() {
+            Step::SendFile(slice) => match piece.beginning_of(slice) {
+                // What is here of it is written like any other reply.
+                Some(bytes) => Step::Write(bytes),
+                None => Step::SendFile(slice),
+            },
+            step => {
+                // Between two files nobody needs its memory.
+                piece = Piece::default();
+                step
+            }
+        };
+        let event = match step {
             Step::Read if stopping.is_closed() => {
                 // What arrived before the stop was asked before the stop: answer that, and no more.
                 match timeout(Duration::ZERO, stream.read(&mut buffer)).await {
@@ -215,6 +238,27 @@ async fn converse(
                 };
                 written.race(idle).await?
             }
+            Step::SendFile(slice) => {
+                let (slice, memory) = (slice.clone(), mem::take(&mut piece));
+                piece = task::spawn_blocking(move || memory.read(slice)).await?;
+                Event::FileRead
+            }
+            Step::Work(Work::Wait(time)) => {
+                task::sleep(time).await;
+                Event::Worked
+            }
+            Step::Work(work) if limits.offload => {
+                // There are 500 such threads at most (BLOCKING_MAX_THREADS), and files are read there too: behind 500
+                // slow calls they wait as well.
+                task::spawn_blocking(move || carry_out(work)).await;
+                Event::Worked
+            }
+            Step::Work(work) => {
+                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                carry_out(work);
+                task::yield_now().await;
+                Event::Worked
+            }
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
@@ -226,6 +270,8 @@ async fn converse(
             Event::Read(0) => session.end_of_input(),
             Event::Read(count) => session.receive(&buffer[..count]),
             Event::Wrote(count) => session.sent(count),
+            Event::FileRead => {}
+            Event::Worked => session.worked(),
             Event::Stopped => continue,
             Event::Idle if progress.elapsed() >= limits.idle_timeout => {
                 return Ok(Ending::TimedOut);

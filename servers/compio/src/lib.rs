@@ -10,7 +10,7 @@
 //! comes back with the result. What is awaited is not that the socket is ready for a read, but that the kernel has
 //! done the read.
 
-use contract::{Capacity, Model, Needs};
+use contract::{Capacity, Model, Needs, Offload};
 
 #[cfg(target_os = "linux")]
 mod runtime;
@@ -44,5 +44,6 @@ pub const MODELS: &[Model] = &[Model {
     available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
     deviations: &[],
 }];

@@ -25,6 +25,7 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
         OpCodeFlag::Accept
             | OpCodeFlag::Recv
             | OpCodeFlag::Send
+            | OpCodeFlag::Read
             | OpCodeFlag::PollAdd
             | OpCodeFlag::AsyncCancel,
     );

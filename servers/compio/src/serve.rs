@@ -1,25 +1,33 @@
 //! The server. No conversation abandons an operation: its buffer is the kernel's until it completes, and what a
 //! cancelled read had taken would be lost (see `tests/cancelled_read.rs`). Whoever must not wait any longer is told from
-//! outside, by shutdown(2), and that completes the operation: with what had arrived, and then with the end.
+//! outside, by shutdown(2), and that completes the operation: with what had arrived, and then with the end. Who sleeps is
+//! woken: that is no operation.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use compio::BufResult;
+use compio::buf::{IntoInner, IoBuf};
+use compio::driver::op::ReadAt;
 use compio::io::{AsyncRead, AsyncWrite};
 use compio::net::{TcpListener, TcpStream};
 use compio::runtime::fd::PollFd;
-use compio::runtime::spawn;
+use compio::runtime::{spawn, spawn_blocking, submit};
 use compio::time::{sleep_until, timeout};
 use contract::blocking::shut_input;
-use contract::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept};
-use protocol::{Farewell, Session, Step};
+use contract::files::{FILE_BUFFER, shorter};
+use contract::{
+    Deadlines, Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept, work,
+};
+use protocol::{Farewell, FileSlice, Session, Step, Work};
 use slab::Slab;
 use socket2::SockRef;
 
@@ -43,7 +51,10 @@ async fn run(
     // The kernel waits in our place; but older ones do not where a descriptor says that nobody shall.
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
-    let house = Rc::new(RefCell::new(House::default()));
+    let house = Rc::new(RefCell::new(House {
+        offload: limits.offload,
+        ..House::default()
+    }));
     let stop = PollFd::new(stop.stream()?)?;
     let watcher = spawn(watch(stop, listener.clone(), Rc::clone(&house)));
     let _clock = spawn(keep_time(Rc::clone(&house), limits.idle_timeout));
@@ -99,6 +110,10 @@ struct House {
     stopping: bool,
     /// When to look at those who are present again, by place.
     deadlines: Deadlines,
+    /// Work kept the thread until then, and nobody was heard meanwhile.
+    kept_until: Option<Instant>,
+    /// Such work goes to other threads.
+    offload: bool,
     /// The accepting task, when it waits for a change here.
     waiting: Option<Waker>,
 }
@@ -126,8 +141,10 @@ impl House {
             stream,
             place: place.key(),
             progress: Cell::new(now),
+            working: Cell::new(false),
             told_to_end: Cell::new(false),
             given_up: Cell::new(None),
+            asleep: Cell::new(None),
         });
         place.insert(Rc::clone(&guest));
         if self.stopping {
@@ -149,7 +166,9 @@ impl House {
             let Some(guest) = self.present.get(place) else {
                 continue;
             };
-            let deadline = guest.progress.get() + idle_timeout;
+            let heard = self.kept_until.max(Some(guest.progress.get()));
+            let since = heard.filter(|_| !guest.working.get());
+            let deadline = since.unwrap_or(now) + idle_timeout;
             if deadline > now {
                 self.deadlines.arm(place, deadline);
             } else {
@@ -181,12 +200,16 @@ impl House {
 struct Guest {
     stream: TcpStream,
     place: usize,
-    /// When it last took or gave a byte.
+    /// When it last took or gave a byte, or had its work done.
     progress: Cell<Instant>,
+    /// It does not wait for its peer, but for a file or for work. That is not idleness.
+    working: Cell<bool>,
     /// The end of its input is our doing, not the peer's.
     told_to_end: Cell<bool>,
     /// We have broken it off, and this is why.
     given_up: Cell<Option<Ending>>,
+    /// Its task, where that sleeps, to be woken then.
+    asleep: Cell<Option<Waker>>,
 }
 
 impl Guest {
@@ -199,6 +222,21 @@ impl Guest {
     fn give_up(&self, why: Ending) {
         self.given_up.set(Some(why));
         let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+        if let Some(asleep) = self.asleep.take() {
+            asleep.wake();
+        }
+    }
+
+    /// Waits until it is given up.
+    async fn broken_off(&self) {
+        poll_fn(|context| match self.given_up.get() {
+            Some(_) => Poll::Ready(()),
+            None => {
+                self.asleep.set(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        })
+        .await;
     }
 }
 
@@ -226,7 +264,7 @@ async fn keep_time(house: Rc<RefCell<House>>, idle_timeout: Duration) {
 
 /// A task's life: a conversation, and word of how it ended.
 async fn visit(guest: Rc<Guest>, session: Box<dyn Session>, house: Rc<RefCell<House>>) {
-    let ended = converse(&guest, session).await;
+    let ended = converse(&guest, session, &house).await;
     // After we had broken it off, no error is the peer's.
     let broken_off = |error| guest.given_up.get().unwrap_or(Ending::of(&error));
     let ending = ended.unwrap_or_else(broken_off);
@@ -234,15 +272,22 @@ async fn visit(guest: Rc<Guest>, session: Box<dyn Session>, house: Rc<RefCell<Ho
 }
 
 /// The conversation: take the next step, carry it out, report what came of it.
-async fn converse(guest: &Guest, mut session: Box<dyn Session>) -> io::Result<Ending> {
+async fn converse(
+    guest: &Guest,
+    mut session: Box<dyn Session>,
+    house: &RefCell<House>,
+) -> io::Result<Ending> {
     let mut stream = &guest.stream;
     // Two buffers for each peer, also while it is silent: a read that waits in the kernel has its buffer there.
     let mut input = Vec::with_capacity(READ_BUFFER);
     let mut output = Vec::new();
+    // A third for whoever is being sent a file.
+    let mut chunk = Vec::new();
 
     loop {
         match session.step() {
             Step::Read => {
+                chunk = Vec::new();
                 let BufResult(read, buffer) = stream.read(input).await;
                 input = buffer;
                 match read? {
@@ -266,6 +311,17 @@ async fn converse(guest: &Guest, mut session: Box<dyn Session>) -> io::Result<En
                 output = buffer;
                 session.sent(written?);
             }
+            Step::SendFile(slice) => {
+                let slice = slice.clone();
+                let sent = send_file(guest, &slice, &mut chunk).await?;
+                session.sent(sent);
+            }
+            Step::Work(work) => {
+                guest.working.set(true);
+                carry_out(work, guest, house).await?;
+                guest.working.set(false);
+                session.worked();
+            }
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
                     // From now on it has a time-out of its own.
@@ -276,6 +332,56 @@ async fn converse(guest: &Guest, mut session: Box<dyn Session>) -> io::Result<En
             }
         }
         guest.progress.set(Instant::now());
+    }
+}
+
+/// Reads the beginning of a range, and sends it; gives how many bytes. The kernel waits for the disk as it does for a
+/// socket, so that no thread has to.
+async fn send_file(guest: &Guest, slice: &FileSlice, chunk: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = mem::take(chunk);
+    buffer.resize(FILE_BUFFER, 0);
+    let most = usize::try_from(slice.len()).map_or(FILE_BUFFER, |len| len.min(FILE_BUFFER));
+    // The file moves into the operation too, and is shared: whoever else is sent it reads from the same descriptor.
+    let file = Arc::clone(slice.file());
+    guest.working.set(true);
+    let read = submit(ReadAt::new(file, slice.offset(), buffer.slice(..most)));
+    let BufResult(read, operation) = read.await;
+    guest.working.set(false);
+    let count = read?;
+    if count == 0 {
+        return Err(shorter());
+    }
+    let mut buffer = operation.into_inner().into_inner();
+    let mut sent = 0;
+    while sent < count {
+        guest.progress.set(Instant::now());
+        let BufResult(written, rest) = (&guest.stream).write(buffer.slice(sent..count)).await;
+        buffer = rest.into_inner();
+        sent += written?;
+    }
+    *chunk = buffer;
+    Ok(sent)
+}
+
+/// Does what is to be done before a reply.
+async fn carry_out(work: Work, guest: &Guest, house: &RefCell<House>) -> io::Result<()> {
+    let offload = house.borrow().offload;
+    match work {
+        Work::Wait(time) => match timeout(time, guest.broken_off()).await {
+            Ok(()) => Err(io::ErrorKind::NotConnected.into()),
+            Err(_) => Ok(()),
+        },
+        // (While 256 are at it, the runtime has no thread for one more, and keeps its own until there is.)
+        _ if offload => {
+            let done = spawn_blocking(move || work::carry_out(work)).await;
+            done.map_err(|_| io::Error::other("the work has panicked"))
+        }
+        _ => {
+            // Here and now, and everybody else waits.
+            work::carry_out(work);
+            house.borrow_mut().kept_until = Some(Instant::now());
+            Ok(())
+        }
     }
 }
 
@@ -295,6 +401,35 @@ async fn linger(mut stream: &TcpStream, mut input: Vec<u8>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What was said meanwhile nobody has heard yet; and whoever is at work has nothing to say.
+    #[test]
+    fn nobody_is_idle_while_the_thread_is_kept_or_at_its_own_work() {
+        if let Err(why) = crate::available() {
+            eprintln!("compio cannot run here: {why}; not checked");
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime().unwrap().block_on(async {
+            let mut house = House::default();
+            let idle_timeout = Duration::from_secs(1);
+            let guests = [(); 2].map(|()| {
+                let _peer = std::net::TcpStream::connect(address).unwrap();
+                let (stream, _) = listener.accept().unwrap();
+                house.admit(TcpStream::from_std(stream).unwrap(), idle_timeout)
+            });
+            let given_up = || guests.each_ref().map(|guest| guest.given_up.get());
+            guests[1].working.set(true);
+            let kept_until = Instant::now() + 5 * idle_timeout;
+            house.kept_until = Some(kept_until);
+            let next = house.expire(kept_until, idle_timeout);
+            assert_eq!(next, kept_until + idle_timeout);
+            assert_eq!(given_up(), [None, None]);
+            house.expire(next, idle_timeout);
+            assert_eq!(given_up(), [Some(Ending::TimedOut), None]);
+        });
+    }
 
     /// An accept may complete just before the watcher ends the listener, and be heard of just after.
     #[test]

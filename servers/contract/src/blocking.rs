@@ -15,13 +15,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use protocol::{Farewell, Session, Step};
+use protocol::{Farewell, FileSlice, Session, Step, Work};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::shutdown;
 use slab::Slab;
 
 use crate::stop::poll;
-use crate::{Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept};
+use crate::{Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept, files, work};
 
 /// Accepts peers until the stop.
 #[derive(Debug)]
@@ -303,6 +303,11 @@ pub struct Visitor {
 impl Visitor {
     /// Holds the whole conversation on the calling thread, and says how it ended.
     pub fn converse(mut self) -> Ending {
+        if self.house.register().phase == Phase::Cutting {
+            // It has waited for its turn for longer than the drain.
+            self.ending = Ending::Cut;
+            return self.ending;
+        }
         let mut session = self.service.open();
         self.ending = converse(&*self.stream, session.as_mut(), self.idle_timeout, || {
             self.told_to_end()
@@ -360,6 +365,30 @@ pub trait Wire {
     /// As write(2).
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 
+    /// As [`files::send_file`]; an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    ///
+    /// # Errors
+    ///
+    /// As that.
+    fn send_file(&self, slice: &FileSlice) -> io::Result<usize>;
+
+    /// Waits for so long. It may be less if the connection is broken off meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// That was noticed.
+    fn pause(&self, time: Duration) -> io::Result<()>;
+
+    /// Does work that keeps a thread.
+    ///
+    /// # Errors
+    ///
+    /// The connection was broken off before it began.
+    fn carry_out(&self, work: Work) -> io::Result<()> {
+        work::carry_out(work);
+        Ok(())
+    }
+
     /// How long every read and every write may wait from now on.
     ///
     /// # Errors
@@ -382,6 +411,21 @@ impl Wire for TcpStream {
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         Write::write(&mut &*self, bytes)
+    }
+
+    fn send_file(&self, slice: &FileSlice) -> io::Result<usize> {
+        files::send_file(self, slice)
+    }
+
+    fn pause(&self, time: Duration) -> io::Result<()> {
+        // Nothing is waited for but the end of both directions, which always is: a sleep would last longer than the
+        // drain if need be.
+        let mut broken = [PollFd::new(self, PollFlags::empty())];
+        poll(&mut broken, Some(time))?;
+        match broken[0].revents().is_empty() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::ConnectionReset.into()),
+        }
     }
 
     fn set_patience(&self, patience: Duration) -> io::Result<()> {
@@ -434,6 +478,19 @@ fn steps(
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
+            Step::SendFile(slice) => match wire.send_file(slice) {
+                Ok(count) => session.sent(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            },
+            Step::Work(Work::Wait(time)) => {
+                wire.pause(time)?;
+                session.worked();
+            }
+            Step::Work(work) => {
+                wire.carry_out(work)?;
+                session.worked();
+            }
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
                     linger(wire, &mut buffer);

@@ -3,14 +3,17 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZero;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
-use protocol::{PROTOCOLS, Protocol, SessionOptions};
+use protocol::{Bulk, PROTOCOLS, Protocol, SessionOptions, WorkKind, WorkPlan};
 
 use crate::{
-    CpuList, LEAST_STACK, Limits, Model, Service, Stop, Tally, listen, pin, raise_descriptor_limit,
+    CpuList, LEAST_STACK, Limits, Model, Offload, Service, Stop, Tally, listen, pin,
+    raise_descriptor_limit, site,
 };
 
 /// What every server can be told.
@@ -52,6 +55,22 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BYTES", default_value_t = SessionOptions::default().max_line)]
     pub max_line: usize,
 
+    /// Of http: serve the files under this directory, and nothing else [default: three built-in files, 13b, 13k and 13m]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+
+    /// What bulk sends.
+    #[command(flatten)]
+    pub bulk: BulkArgs,
+
+    /// What is to be done before replies.
+    #[command(flatten)]
+    pub work: WorkArgs,
+
+    /// Move work that keeps a thread (block, compute) to where the model has threads for it
+    #[arg(long, requires = "work")]
+    pub offload: bool,
+
     /// Run on these CPUs only, such as 0 or 0,2 or 0-3
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
@@ -63,6 +82,134 @@ pub struct ServeArgs {
     /// Log what happens to standard error; twice: every connection
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What `bulk` sends: told to both sides.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct BulkArgs {
+    /// Of bulk: bytes per message, such as 3M, 64K or 100
+    #[arg(long, value_name = "SIZE", default_value = "3M", value_parser = parse_bulk_size)]
+    pub bulk_size: u64,
+
+    /// Of bulk: messages per start
+    #[arg(long, value_name = "N", default_value_t = Bulk::default().count, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub bulk_count: u64,
+}
+
+impl BulkArgs {
+    /// The same, for sessions and scripts.
+    pub fn bulk(&self) -> Bulk {
+        Bulk {
+            size: self.bulk_size,
+            count: self.bulk_count,
+        }
+    }
+}
+
+/// The work before replies. A client that is told the same tells the other requests' latency apart.
+#[derive(Debug, Clone, Args)]
+pub struct WorkArgs {
+    /// Before each reply: wait:5ms, wait:0ms..2s (evenly drawn), block:5ms@10% (one request in ten), compute:200us
+    #[arg(long, value_name = "KIND:TIME", value_parser = parse_work)]
+    pub work: Option<WorkPlan>,
+
+    /// The same seed draws the same work, for the same requests
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "work")]
+    pub work_seed: u64,
+}
+
+impl WorkArgs {
+    /// The same, as a plan.
+    pub fn plan(&self) -> Option<WorkPlan> {
+        let plan = self.work.clone();
+        plan.map(|plan| plan.with_seed(self.work_seed))
+    }
+}
+
+/// Whether that work can be done over that protocol.
+///
+/// # Errors
+///
+/// It is for a share of the requests, and they can't be told apart.
+pub fn check_work(protocol: &Protocol, work: Option<&WorkPlan>) -> Result<(), String> {
+    match work {
+        Some(work) if work.percent() < 100 && !protocol.requests_differ => Err(format!(
+            "which requests cost work is decided by their bytes, and those of {} are all the same: leave out @{}%",
+            protocol.name,
+            work.percent()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Work before replies, such as `wait:5ms`, `wait:0ms..2s` or `block:5ms@10%`.
+///
+/// # Errors
+///
+/// It is none; the message shows how to write it.
+pub fn parse_work(text: &str) -> Result<WorkPlan, String> {
+    const HELP: &str = "write wait:5ms, wait:0ms..2s, block:5ms@10% or compute:200us";
+    let (kind, rest) = text.split_once(':').ok_or(HELP)?;
+    let (kind, most) = match kind {
+        "wait" => (WorkKind::Wait, Duration::from_secs(60 * 60)),
+        // Nobody can end these before their time, not even a stop.
+        "block" => (WorkKind::Block, Duration::from_secs(60)),
+        "compute" => (WorkKind::Compute, Duration::from_secs(60)),
+        other => return Err(format!("there is no work {other}; {HELP}")),
+    };
+    let (time, percent) = match rest.split_once('@') {
+        None => (rest, 100),
+        Some((time, share)) => {
+            let percent = share.strip_suffix('%').and_then(|share| share.parse().ok());
+            let percent = percent.filter(|percent| (1..=100).contains(percent));
+            (
+                time,
+                percent.ok_or_else(|| format!("a share is 1% to 100%; {HELP}"))?,
+            )
+        }
+    };
+    let parse = |time| humantime::parse_duration(time).map_err(|_| HELP.to_string());
+    let time: RangeInclusive<Duration> = match time.split_once("..") {
+        None => {
+            let time = parse(time)?;
+            time..=time
+        }
+        Some((least, most)) => parse(least)?..=parse(most)?,
+    };
+    if time.is_empty() {
+        return Err("the longest time is shorter than the shortest".to_string());
+    }
+    if *time.end() > most {
+        let most = humantime::format_duration(most);
+        return Err(format!("{most} is the longest of that kind"));
+    }
+    Ok(WorkPlan::new(kind, time, percent, 0))
+}
+
+/// The size of `bulk`'s messages.
+fn parse_bulk_size(text: &str) -> Result<u64, String> {
+    const MOST: u64 = 1 << 30;
+    match parse_bytes(text) {
+        Some(size) if size < Bulk::LEAST => Err(format!(
+            "a message has {} bytes at least, its head and its tail",
+            Bulk::LEAST
+        )),
+        Some(size) if size <= MOST => Ok(size),
+        Some(_) => Err("1024M is the most".to_string()),
+        None => Err("write a size as 64K, 3M or a number of bytes".to_string()),
+    }
+}
+
+/// A number of bytes, such as `64K`, `3M` or `100`.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let (number, unit) = match text.strip_suffix(['K', 'k']) {
+        Some(number) => (number, 1 << 10),
+        None => match text.strip_suffix(['M', 'm']) {
+            Some(number) => (number, 1 << 20),
+            None => (text, 1),
+        },
+    };
+    number.parse().ok().and_then(|n: u64| n.checked_mul(unit))
 }
 
 /// A protocol by its name.
@@ -142,14 +289,7 @@ pub fn parse_count(text: &str, most: usize) -> Result<NonZero<usize>, String> {
 /// It is not one, or less than a conversation needs ([`LEAST_STACK`]), or more than 1 GiB.
 pub fn parse_stack(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 30;
-    let (number, unit) = match text.strip_suffix(['K', 'k']) {
-        Some(number) => (number, 1 << 10),
-        None => match text.strip_suffix(['M', 'm']) {
-            Some(number) => (number, 1 << 20),
-            None => (text, 1),
-        },
-    };
-    let size = number.parse().ok().and_then(|n: usize| n.checked_mul(unit));
+    let size = parse_bytes(text).map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     match size {
         Some(size) if size < LEAST_STACK => Err(format!(
             "a conversation needs {}K",
@@ -182,7 +322,20 @@ pub fn parse_some_time(text: &str) -> Result<Duration, String> {
 /// In one line: what failed, why, and what to do.
 pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
     (model.available)().map_err(|why| format!("{} cannot run here: {why}", model.name))?;
+    if args.offload
+        && let Offload::Nowhere(why) = model.offload
+    {
+        return Err(format!(
+            "{} has nowhere to move work to: {why}; leave out --offload",
+            model.name
+        ));
+    }
     log(args.verbose);
+    if args.offload
+        && let Offload::Needless(why) = model.offload
+    {
+        tracing::info!("--offload changes nothing in {}: {why}", model.name);
+    }
     if let Some(cpus) = &args.cpus {
         // Before any thread starts, and before the workers are counted: both inherit it.
         pin(cpus).map_err(|error| error.to_string())?;
@@ -202,10 +355,9 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
         workers: args.workers.unwrap_or_else(|| model.capacity.workers()),
         backlog: args.backlog,
         stack: args.stack,
+        offload: args.offload,
     };
-    let options = SessionOptions {
-        max_line: args.max_line,
-    };
+    let options = session_options(args)?;
     // In this order: whoever reads "listening" may send a signal at once, and must find it handled.
     let stop = Stop::on_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
     let listener =
@@ -223,6 +375,32 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
         tally.to_string()
     });
     Ok(tally)
+}
+
+/// What sessions are told.
+fn session_options(args: &ServeArgs) -> Result<SessionOptions, String> {
+    check_work(args.protocol, args.work.work.as_ref())?;
+    let mut options = SessionOptions {
+        max_line: args.max_line,
+        work: args.work.plan(),
+        bulk: args.bulk.bulk(),
+        ..SessionOptions::default()
+    };
+    // The files are there before anybody forks, and only for whom they concern.
+    if args.protocol.name == "http" {
+        options.site = match &args.root {
+            Some(root) => site::directory(root)
+                .map_err(|error| format!("cannot serve {}: {error}", root.display()))?,
+            None => site::built_in()
+                .map_err(|error| format!("cannot make the built-in files: {error}"))?,
+        };
+    } else if args.root.is_some() {
+        return Err(format!(
+            "--root is for --protocol http, and this is {}",
+            args.protocol.name
+        ));
+    }
+    Ok(options)
 }
 
 /// Prints a line for whoever still reads; a reader that has left must not end a server.
@@ -319,6 +497,53 @@ pub fn main(models: &'static [Model]) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_before_replies() {
+        let ms = Duration::from_millis;
+        for (text, kind, least, most, percent) in [
+            ("wait:5ms", WorkKind::Wait, ms(5), ms(5), 100),
+            ("wait:0ms..2s", WorkKind::Wait, ms(0), ms(2000), 100),
+            ("block:5ms@10%", WorkKind::Block, ms(5), ms(5), 10),
+            ("compute:1ms..2ms@1%", WorkKind::Compute, ms(1), ms(2), 1),
+        ] {
+            let plan = parse_work(text).unwrap();
+            assert_eq!(
+                (plan.kind(), plan.time(), plan.percent()),
+                (kind, &(least..=most), percent),
+                "{text}"
+            );
+        }
+        for (text, what) in [
+            ("5ms", "write wait:5ms"),
+            ("sleep:5ms", "no work sleep"),
+            ("wait:5", "write wait:5ms"),
+            ("wait:2s..1s", "shorter than the shortest"),
+            ("wait:1s..", "write wait:5ms"),
+            ("wait:2h", "1h is the longest"),
+            ("block:61s", "1m is the longest"),
+            ("block:5ms@0%", "1% to 100%"),
+            ("block:5ms@10", "1% to 100%"),
+            ("block:5ms@101%", "1% to 100%"),
+        ] {
+            let wrong = parse_work(text).unwrap_err();
+            assert!(wrong.contains(what), "{text}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn the_size_of_bulk_messages() {
+        for (text, size) in [("8", 8), ("64K", 64 << 10), ("3M", 3 << 20)] {
+            assert_eq!(parse_bulk_size(text), Ok(size));
+        }
+        for (text, what) in [
+            ("7", "8 bytes at least"),
+            ("1025M", "the most"),
+            ("3G", "write a size"),
+        ] {
+            assert!(parse_bulk_size(text).unwrap_err().contains(what), "{text}");
+        }
+    }
 
     #[test]
     fn the_size_of_a_stack() {

@@ -15,7 +15,12 @@ pub struct Deadlines {
     pub(crate) queue: BinaryHeap<Reverse<(Instant, usize)>>,
     /// By number: the earliest entry in the queue that counts. Others of that number are passed over when due.
     armed: Vec<Option<Instant>>,
+    /// How many numbers have one.
+    count: usize,
 }
+
+/// So many entries that do not count are nothing to be swept out for.
+const FEW: usize = 64;
 
 impl Deadlines {
     /// Sees to it that `key` is looked at no later than `at`. Keys are small numbers, such as those of a slab: there is
@@ -24,9 +29,18 @@ impl Deadlines {
         if self.armed.len() <= key {
             self.armed.resize(key + 1, None);
         }
-        if self.armed[key].is_none_or(|armed| at < armed) {
-            self.armed[key] = Some(at);
-            self.queue.push(Reverse((at, key)));
+        match self.armed[key] {
+            Some(armed) if armed <= at => return,
+            // What it had stays in the queue, and does not count any more.
+            Some(_) => {}
+            None => self.count += 1,
+        }
+        self.armed[key] = Some(at);
+        self.queue.push(Reverse((at, key)));
+        // Whoever waits for something short again and again leaves an entry each time, for as long as its time-out takes.
+        if self.queue.len() > FEW + 2 * self.count {
+            let Deadlines { queue, armed, .. } = self;
+            queue.retain(|Reverse((at, key))| armed[*key] == Some(*at));
         }
     }
 
@@ -42,6 +56,7 @@ impl Deadlines {
                 && self.armed[key] == Some(at)
             {
                 self.armed[key] = None;
+                self.count -= 1;
                 return Some(key);
             }
         }
@@ -69,5 +84,30 @@ mod tests {
         assert_eq!(deadlines.pop_due(at(5)), Some(1));
         assert_eq!(deadlines.pop_due(at(5)), None); // the replaced entry of 7
         assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn short_waits_leave_no_entries_behind() {
+        let mut deadlines = Deadlines::default();
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        for key in 0..10 {
+            deadlines.arm(key, at(30_000));
+        }
+        for round in 1..=1_000 {
+            for key in 0..10 {
+                deadlines.arm(key, at(round));
+            }
+            for key in 0..10 {
+                assert_eq!(deadlines.pop_due(at(round)), Some(key));
+                deadlines.arm(key, at(30_000 + round));
+            }
+            assert_eq!(deadlines.pop_due(at(round)), None);
+            assert!(deadlines.queue.len() <= FEW + 2 * 10);
+        }
+        // And none that counts is gone.
+        let mut left: Vec<_> = std::iter::from_fn(|| deadlines.pop_due(at(31_000))).collect();
+        left.sort_unstable();
+        assert_eq!(left, (0..10).collect::<Vec<_>>());
     }
 }

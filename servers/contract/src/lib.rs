@@ -8,6 +8,7 @@
 //! * [`listen`] makes the listening socket, with the same options for all;
 //! * [`accept`] sorts the errors of accept(2), and [`blocking`] and [`nonblocking`] hold the conversations of the
 //!   models that wait by blocking and by readiness. Async runtimes write theirs out, in their own idiom.
+//! * [`files`] sends ranges of files, [`work`] does what is to be done before a reply, [`site`] is what `http` serves;
 //! * [`process`] forks, for the models that serve by processes;
 //! * [`cli`] is the command line of one server.
 //!
@@ -19,23 +20,26 @@ pub mod cli;
 mod cpus;
 mod deadlines;
 mod descriptors;
+pub mod files;
 mod limits;
 mod listen;
 mod model;
 pub mod nonblocking;
 pub mod process;
 mod service;
+pub mod site;
 mod stop;
 #[cfg(all(feature = "suite", target_os = "linux"))]
 pub mod suite;
 mod tally;
+pub mod work;
 
 pub use cpus::{CpuList, pin};
 pub use deadlines::Deadlines;
 pub use descriptors::{Descriptors, raise_descriptor_limit};
 pub use limits::{LEAST_STACK, LINGER, Limits, READ_BUFFER};
 pub use listen::{ListenError, listen, listen_beside};
-pub use model::{Capacity, Deviation, Model, Needs, Promise, Serve, no_obstacle};
+pub use model::{Capacity, Deviation, Model, Needs, Offload, Promise, Serve, no_obstacle};
 pub use service::Service;
 pub use stop::{Stop, Stopper};
 pub use tally::{Ending, Tally};

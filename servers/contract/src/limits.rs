@@ -34,6 +34,8 @@ pub struct Limits {
     /// The stack of each thread or coroutine that holds a conversation, in bytes; `None`: what its model thinks fit.
     /// Less than [`LEAST_STACK`] does not hold one.
     pub stack: Option<usize>,
+    /// Whether work that keeps a thread is moved to where the model has threads for it; see [`Offload`](crate::Offload).
+    pub offload: bool,
 }
 
 impl Default for Limits {
@@ -45,6 +47,7 @@ impl Default for Limits {
             workers: Capacity::Limit.workers(),
             backlog: 4096,
             stack: None,
+            offload: false,
         }
     }
 }

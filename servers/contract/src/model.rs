@@ -24,6 +24,8 @@ pub struct Model {
     pub available: fn() -> Result<(), String>,
     /// How many peers it converses with at a time.
     pub capacity: Capacity,
+    /// Where it can move blocking calls and computations to.
+    pub offload: Offload,
     /// What it takes for granted about its process and its listener.
     pub needs: Needs,
     /// Promises that it does not keep, by design.
@@ -67,6 +69,18 @@ impl Capacity {
             _ => thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
         }
     }
+}
+
+/// Where [`Limits::offload`] moves work that would keep a thread ([`Work::Block`](protocol::Work::Block),
+/// [`Work::Compute`](protocol::Work::Compute)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offload {
+    /// There.
+    To(&'static str),
+    /// Whoever it would keep from being served is not kept, so it changes nothing; this is why.
+    Needless(&'static str),
+    /// There is nothing to move it to; this is what there is instead.
+    Nowhere(&'static str),
 }
 
 /// What a model takes for granted. Most take nothing.

@@ -9,11 +9,11 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use protocol::{Farewell, Session, Step};
-use rustix::net::{Shutdown, shutdown};
+use protocol::{Farewell, Session, Step, Work};
+use rustix::net::{Shutdown, shutdown, sockopt};
 use slab::Slab;
 
-use crate::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Tally};
+use crate::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Tally, files, work};
 
 /// What a connection that was advanced waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Interest {
     Write,
     /// Nothing: it has more to do, but others must have their turn first. Advance it again, soon.
     Turn,
+    /// Nothing that a socket could tell: it waits for a time, which is among the [deadlines](Connections::next_deadline).
+    Time,
 }
 
 /// How often a connection may read or write before others have their turn. A peer that sends as fast as we read
@@ -37,7 +39,8 @@ pub struct Connections<S> {
     slots: Slab<Slot<S>>,
     deadlines: Deadlines,
     limits: Limits,
-    stopping: bool,
+    /// After the stop: until when what was asked may still be answered.
+    drained_by: Option<Instant>,
     tally: Tally,
     /// One for all: a readiness loop reads only what is already there, so no peer needs a buffer while it waits.
     buffer: Box<[u8]>,
@@ -59,7 +62,7 @@ enum Slot<S> {
 pub struct TakenOut<S> {
     key: usize,
     connection: Connection<S>,
-    stopping: bool,
+    drained_by: Option<Instant>,
     progress: Progress,
 }
 
@@ -74,6 +77,8 @@ struct Connection<S> {
     hung_up: bool,
     /// It was refused, and is kept until then for the peer to read why.
     lingering: Option<Instant>,
+    /// It waits until then before it replies.
+    working: Option<Instant>,
 }
 
 impl<S> std::fmt::Debug for Connection<S> {
@@ -91,7 +96,7 @@ impl<S: Read + Write + AsFd> Connections<S> {
             slots: Slab::new(),
             deadlines: Deadlines::default(),
             limits,
-            stopping: false,
+            drained_by: None,
             tally: Tally::default(),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         }
@@ -139,6 +144,7 @@ impl<S: Read + Write + AsFd> Connections<S> {
             progress: now,
             hung_up: false,
             lingering: None,
+            working: None,
         }));
         self.deadlines.arm(key, now + self.limits.idle_timeout);
         key
@@ -161,7 +167,7 @@ impl<S: Read + Write + AsFd> Connections<S> {
         let Slot::Here(connection) = self.slots.get_mut(key)? else {
             return None;
         };
-        let waits = match connection.advance(&mut self.buffer, self.stopping, now) {
+        let waits = match connection.advance(&mut self.buffer, self.drained_by, now) {
             Progress::Waits(interest) => interest,
             Progress::Lingers(until) => {
                 self.deadlines.arm(key, until);
@@ -174,6 +180,10 @@ impl<S: Read + Write + AsFd> Connections<S> {
             }
         };
         connection.waits = waits;
+        if waits == Interest::Time {
+            let deadline = connection.deadline(self.limits.idle_timeout);
+            self.deadlines.arm(key, deadline);
+        }
         Some(waits)
     }
 
@@ -190,7 +200,7 @@ impl<S: Read + Write + AsFd> Connections<S> {
             Slot::Here(connection) => Some(TakenOut {
                 key,
                 connection,
-                stopping: self.stopping,
+                drained_by: self.drained_by,
                 progress: Progress::Waits(Interest::Turn),
             }),
             Slot::Away { hung_up, .. } => {
@@ -233,9 +243,10 @@ impl<S: Read + Write + AsFd> Connections<S> {
     }
 
     /// Begins the stop: gives everybody's number, to be advanced once more, and says the same in
-    /// [`waiting`](Self::waiting). Who has nothing under way ends then.
-    pub fn stop(&mut self) -> Vec<usize> {
-        self.stopping = true;
+    /// [`waiting`](Self::waiting). Who has nothing under way ends then. From `drained_by` on nobody begins any more with
+    /// work that keeps the thread.
+    pub fn stop(&mut self, drained_by: Instant) -> Vec<usize> {
+        self.drained_by = Some(drained_by);
         for (_, slot) in &mut self.slots {
             if let Slot::Here(connection) = slot {
                 connection.waits = Interest::Turn;
@@ -249,9 +260,19 @@ impl<S: Read + Write + AsFd> Connections<S> {
         self.deadlines.next()
     }
 
-    /// Ends the connections whose time is over.
-    pub fn expire(&mut self, now: Instant) {
+    /// Ends the connections whose time is over. Gives the numbers of those that want a turn: what they had to wait for
+    /// is done, or they have spoken and not been heard yet.
+    pub fn expire(&mut self, now: Instant) -> Vec<usize> {
+        let mut turns = Vec::new();
         while let Some(key) = self.deadlines.pop_due(now) {
+            if let Some(Slot::Here(connection)) = self.slots.get_mut(key)
+                && connection.working.is_some_and(|until| until <= now)
+            {
+                connection.waits = Interest::Turn;
+                self.deadlines.arm(key, now + self.limits.idle_timeout);
+                turns.push(key);
+                continue;
+            }
             // A loop that was itself kept waiting (stopped, interrupted, out of CPU time) may not have heard yet of what has
             // come in time. Whoever has said something since is not idle.
             self.advance(key, now);
@@ -261,6 +282,9 @@ impl<S: Read + Write + AsFd> Connections<S> {
             };
             let deadline = connection.deadline(self.limits.idle_timeout);
             if deadline > now {
+                if connection.waits == Interest::Turn {
+                    turns.push(key);
+                }
                 self.deadlines.arm(key, deadline);
             } else if connection.lingering.is_some() {
                 self.end(key, Ending::Refused);
@@ -268,6 +292,7 @@ impl<S: Read + Write + AsFd> Connections<S> {
                 self.end(key, Ending::TimedOut);
             }
         }
+        turns
     }
 
     /// Closes whoever is left, as cut, and gives the account.
@@ -291,7 +316,7 @@ impl<S: Read + Write + AsFd> TakenOut<S> {
     /// As [`Connections::advance`], with a buffer of the caller's own; what came of it is heard when it is
     /// [put back](Connections::put_back).
     pub fn advance(&mut self, buffer: &mut [u8], now: Instant) {
-        self.progress = self.connection.advance(buffer, self.stopping, now);
+        self.progress = self.connection.advance(buffer, self.drained_by, now);
     }
 }
 
@@ -305,12 +330,18 @@ enum Progress {
 impl<S: Read + Write + AsFd> Connection<S> {
     /// When its time is over, if nothing happens until then.
     fn deadline(&self, idle_timeout: Duration) -> Instant {
-        self.lingering.unwrap_or(self.progress + idle_timeout)
+        let own = self.lingering.or(self.working);
+        own.unwrap_or(self.progress + idle_timeout)
     }
 
-    fn advance(&mut self, buffer: &mut [u8], stopping: bool, now: Instant) -> Progress {
+    fn advance(
+        &mut self,
+        buffer: &mut [u8],
+        drained_by: Option<Instant>,
+        now: Instant,
+    ) -> Progress {
         let before = self.progress;
-        let progress = match self.converse(buffer, stopping, now) {
+        let progress = match self.converse(buffer, drained_by, now) {
             Ok(progress) => progress,
             Err(_) if self.lingering.is_some() => Progress::Ended(Ending::Refused),
             Err(error) => Progress::Ended(Ending::of(&error)),
@@ -328,10 +359,24 @@ impl<S: Read + Write + AsFd> Connection<S> {
     fn converse(
         &mut self,
         buffer: &mut [u8],
-        stopping: bool,
+        drained_by: Option<Instant>,
         now: Instant,
     ) -> io::Result<Progress> {
+        let stopping = drained_by.is_some();
+        if let Some(until) = self.working {
+            if until > now {
+                // Something has happened at the socket. If the peer has broken off, nobody waits for this.
+                return match sockopt::socket_error(&self.stream)? {
+                    Ok(()) => Ok(Progress::Waits(Interest::Time)),
+                    Err(error) => Err(error.into()),
+                };
+            }
+            self.working = None;
+            self.progress = now;
+            self.session.worked();
+        }
         let mut drained = false;
+        let mut worked = false;
         for _ in 0..TURN {
             if self.lingering.is_some() {
                 // Read and thrown away: closing on unread input would send RST.
@@ -385,6 +430,37 @@ impl<S: Read + Write + AsFd> Connection<S> {
                     }
                     Err(error) => return Err(error),
                 },
+                Step::SendFile(slice) => match files::send_file(&self.stream, slice) {
+                    Ok(count) => {
+                        self.progress = now;
+                        self.session.sent(count);
+                        if count == files::FILE_TURN {
+                            // A peer that takes it as fast as we send it would have all of the loop for a whole file.
+                            return Ok(Progress::Waits(Interest::Turn));
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Progress::Waits(Interest::Write));
+                    }
+                    Err(error) => return Err(error),
+                },
+                Step::Work(Work::Wait(time)) => {
+                    self.working = Some(Instant::now() + time);
+                    return Ok(Progress::Waits(Interest::Time));
+                }
+                // Once in a turn: a peer that asks for much at once would have the others wait for all of it.
+                Step::Work(_) if worked => return Ok(Progress::Waits(Interest::Turn)),
+                Step::Work(_) if drained_by.is_some_and(|end| end <= Instant::now()) => {
+                    return Ok(Progress::Waits(Interest::Turn));
+                }
+                Step::Work(work) => {
+                    // Here and now, and everybody else whom this thread serves waits: there is nobody else to do it.
+                    worked = true;
+                    work::carry_out(work);
+                    self.progress = now;
+                    self.session.worked();
+                }
                 Step::Close(Farewell::Refused) => {
                     // Who is gone already was refused all the same.
                     let _ = shutdown(&self.stream, Shutdown::Write);

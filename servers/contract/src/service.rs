@@ -4,24 +4,36 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step};
+use protocol::{Farewell, Protocol, Session, SessionOptions, Step, WorkPlan};
 
 /// Opens a session for every connection. Servers know nothing else of protocols.
 #[derive(Clone)]
 pub struct Service {
     open: Arc<dyn Fn() -> Box<dyn Session> + Send + Sync>,
+    work: Option<WorkPlan>,
 }
 
 impl Service {
     /// Serves a protocol.
     pub fn of(protocol: &'static Protocol, options: SessionOptions) -> Service {
-        Service::new(move || (protocol.open)(&options))
+        let work = options.work.clone();
+        let service = Service::new(move || (protocol.open)(&options));
+        Service { work, ..service }
     }
 
     /// Serves whatever `open` opens.
     pub fn new(open: impl Fn() -> Box<dyn Session> + Send + Sync + 'static) -> Service {
         Service {
             open: Arc::new(open),
+            work: None,
+        }
+    }
+
+    /// Numbers the sessions that are opened from now on, from there; what they draw at random depends on it. For
+    /// processes that were forked: each has a copy of the counter.
+    pub fn number_from(&self, number: u64) {
+        if let Some(work) = &self.work {
+            work.number_from(number);
         }
     }
 
@@ -99,6 +111,10 @@ impl Session for Guarded {
 
     fn sent(&mut self, count: usize) {
         self.guard(|session| session.sent(count));
+    }
+
+    fn worked(&mut self) {
+        self.guard(|session| session.worked());
     }
 
     fn mid_request(&self) -> bool {

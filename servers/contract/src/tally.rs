@@ -21,7 +21,7 @@ pub enum Ending {
     Reset,
     /// The server was stopped while the peer was in the middle of a request, or still had to take a reply.
     Cut,
-    /// The session panicked, or the process that served it died.
+    /// The session panicked, or the process that served it died, or a file became shorter while it was sent.
     Failed,
 }
 
@@ -51,6 +51,8 @@ impl Ending {
         match error.kind() {
             // SO_RCVTIMEO and SO_SNDTIMEO report EAGAIN (socket(7)); ETIMEDOUT comes from TCP itself.
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ending::TimedOut,
+            // Of sockets that is no error. A file ended before what had been promised of it: see `files::shorter`.
+            io::ErrorKind::UnexpectedEof => Ending::Failed,
             _ => Ending::Reset,
         }
     }

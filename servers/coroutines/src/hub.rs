@@ -200,7 +200,8 @@ impl Hub {
             let limit = if self.ready.borrow().is_empty() {
                 let due = [self.deadlines.borrow().next(), self.drained_by.get()];
                 let due = due.into_iter().flatten().min();
-                due.map(|at| at.saturating_duration_since(self.now()))
+                // (Not by `now`: the coroutines that have run since may have taken a while.)
+                due.map(|at| at.saturating_duration_since(Instant::now()))
             } else {
                 Some(Duration::ZERO)
             };
@@ -221,6 +222,11 @@ impl Hub {
             turns.clear();
             mem::swap(&mut turns, &mut *self.ready.borrow_mut());
             for &key in &turns {
+                // (Each may keep the thread for a while.)
+                let late = |end: Instant| end <= Instant::now();
+                if self.drained_by.get().is_some_and(late) {
+                    break;
+                }
                 if let Err(error) = self.resume(key) {
                     broken = Some(error);
                     self.stop(drain);
@@ -323,6 +329,11 @@ impl Green<'_> {
     pub(crate) fn wait(&self, until: Option<Instant>) -> EventFlags {
         self.steps.set(0);
         self.yielder.suspend(Wish::Wait(until))
+    }
+
+    /// Lets others run before the next step.
+    pub(crate) fn give_way(&self) {
+        self.steps.set(TURN);
     }
 
     /// Counts a step that does not wait, and now and then lets others run first. Gives what has happened meanwhile.

@@ -16,7 +16,7 @@
 //! `serve` is what runs on the coroutines, and looks like threads; `hub` is what switches between them, and looks like
 //! `mio`.
 
-use contract::{Capacity, Model, Needs};
+use contract::{Capacity, Model, Needs, Offload};
 
 #[cfg(target_os = "linux")]
 mod hub;
@@ -48,6 +48,7 @@ pub const MODELS: &[Model] = &[Model {
     available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("all coroutines are on one thread"),
     deviations: &[],
 }];
 

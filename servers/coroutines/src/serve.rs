@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use contract::blocking::{Wire, converse};
-use contract::{Ending, Limits, Service, Stop, Tally, accept};
+use contract::{Ending, Limits, Service, Stop, Tally, accept, files, work};
+use protocol::{FileSlice, Work};
 use rustix::event::epoll::EventFlags;
 
 use crate::hub::{Green, Hub};
@@ -178,6 +179,45 @@ impl Wire for Socket<'_> {
                 written => return written,
             }
         }
+    }
+
+    fn send_file(&self, slice: &FileSlice) -> io::Result<usize> {
+        self.note(self.green.step());
+        let mut until = None;
+        loop {
+            match files::send_file(&self.stream, slice) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(&mut until)?,
+                sent => {
+                    if matches!(sent, Ok(count) if count == files::FILE_TURN) {
+                        self.green.give_way();
+                    }
+                    return sent;
+                }
+            }
+        }
+    }
+
+    fn pause(&self, time: Duration) -> io::Result<()> {
+        let until = Instant::now() + time;
+        while self.green.hub().now() < until {
+            let edge = self.green.wait(Some(until));
+            self.note(edge);
+            if edge.contains(EventFlags::ERR)
+                && let Some(error) = self.stream.take_error()?
+            {
+                // The peer has broken off: nobody waits for this.
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, work: Work) -> io::Result<()> {
+        // The others first, and each time: a peer that asks for much at once would have them wait for all of it.
+        self.green.give_way();
+        self.note(self.green.step());
+        work::carry_out(work);
+        Ok(())
     }
 
     fn set_patience(&self, patience: Duration) -> io::Result<()> {

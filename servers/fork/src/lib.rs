@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use contract::process::{Children, Conversation, End};
 use contract::{
-    Capacity, Ending, Limits, Model, Needs, Service, Stop, Tally, accept, blocking, no_obstacle,
+    Capacity, Ending, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, blocking,
+    no_obstacle,
 };
 use nix::sys::signal::Signal;
 use socket2::SockRef;
@@ -38,6 +39,7 @@ pub const MODELS: &[Model] = &[Model {
         own_process: true,
         ..Needs::NOTHING
     },
+    offload: Offload::Needless("each peer has a process of its own"),
     deviations: &[],
 }];
 
@@ -63,7 +65,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         let pause = match listener.accept() {
             Ok((stream, _)) => {
                 tally.accepted += 1;
-                converse(stream, &service, &limits, &mut children).map_or_else(
+                converse(stream, &service, &limits, tally.accepted, &mut children).map_or_else(
                     |error| {
                         tracing::warn!("no process for a peer: {error}");
                         tally.count(Ending::Refused);
@@ -105,10 +107,12 @@ fn converse(
     stream: TcpStream,
     service: &Service,
     limits: &Limits,
+    number: u64,
     children: &mut Children,
 ) -> io::Result<()> {
     let conversation = Conversation::over(&stream);
     children.fork(|| {
+        service.number_from(number);
         let mut session = service.open();
         let told_to_end = || conversation.told_to_end();
         blocking::converse(&stream, session.as_mut(), limits.idle_timeout, told_to_end).code()

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest, TakenOut};
 use contract::{
-    Capacity, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::net::TcpStream;
@@ -39,6 +39,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Needless("its workers do it in any case, as many at a time as there are"),
     deviations: &[],
 }];
 
@@ -157,7 +158,6 @@ fn run(
     // Those that have more to do though no edge will come: what they do it with is there already.
     let mut again: Vec<usize> = Vec::new();
     let mut turns: Vec<usize> = Vec::new();
-    let mut now = Instant::now();
 
     loop {
         let awake = !again.is_empty()
@@ -175,12 +175,13 @@ fn run(
             };
             let due = [connections.next_deadline(), drained_by, resume];
             let due = due.into_iter().flatten().min();
-            due.map(|at| at.saturating_duration_since(now))
+            // (Not by `now`: what was done since may have taken a while.)
+            due.map(|at| at.saturating_duration_since(Instant::now()))
         };
-        match poll.poll(&mut events, limit) {
+        let now = match poll.poll(&mut events, limit) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => now = Instant::now(),
-        }
+            _ => Instant::now(),
+        };
         workers.asleep.store(false, Ordering::Relaxed);
 
         turns.clear();
@@ -218,7 +219,7 @@ fn run(
                 let _ = workers.ready.send(connection);
             }
         }
-        connections.expire(now);
+        again.extend(connections.expire(now));
 
         if let Backlog::Paused(until) = backlog
             && until <= now
@@ -252,7 +253,7 @@ fn run(
             // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
-            again = connections.stop();
+            again = connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             // At the deadline: who still waits for a worker is cut, and who is with one comes back first.

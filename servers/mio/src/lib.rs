@@ -17,7 +17,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
-use contract::{Capacity, Limits, Model, Needs, Service, Stop, Tally, accept, no_obstacle};
+use contract::{
+    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, no_obstacle,
+};
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token};
@@ -32,6 +34,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("one thread does everything"),
     deviations: &[],
 }];
 
@@ -80,7 +83,6 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     // Those that had their turn and have more to do: for what is already there, no edge will come.
     let mut again: Vec<usize> = Vec::new();
     let mut turns: Vec<usize> = Vec::new();
-    let mut now = Instant::now();
 
     loop {
         let limit = if !again.is_empty() || backlog == Backlog::Waiting && !connections.is_full() {
@@ -92,12 +94,13 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             };
             let due = [connections.next_deadline(), drained_by, resume];
             let due = due.into_iter().flatten().min();
-            due.map(|at| at.saturating_duration_since(now))
+            // (Not by `now`: what was done since may have taken a while.)
+            due.map(|at| at.saturating_duration_since(Instant::now()))
         };
-        match poll.poll(&mut events, limit) {
+        let now = match poll.poll(&mut events, limit) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => now = Instant::now(),
-        }
+            _ => Instant::now(),
+        };
 
         turns.clear();
         mem::swap(&mut turns, &mut again);
@@ -126,7 +129,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 again.push(key);
             }
         }
-        connections.expire(now);
+        again.extend(connections.expire(now));
 
         if let Backlog::Paused(until) = backlog
             && until <= now
@@ -160,7 +163,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
-            again = connections.stop();
+            again = connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

@@ -15,7 +15,9 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
-use contract::{Capacity, Limits, Model, Needs, Service, Stop, Tally, accept, no_obstacle};
+use contract::{
+    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, no_obstacle,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -29,6 +31,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("one thread does everything"),
     deviations: &[],
 }];
 
@@ -51,7 +54,6 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     let mut turns: Vec<usize> = Vec::new();
     // Who is in the array, in its order.
     let mut tokens: Vec<usize> = Vec::new();
-    let mut now = Instant::now();
 
     loop {
         turns.clear();
@@ -68,6 +70,8 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                     turns.push(key);
                     continue;
                 }
+                // Of a peer that breaks off poll(2) tells in any case.
+                Interest::Time => PollFlags::empty(),
             };
             tokens.push(key);
             wanted.push(PollFd::new(stream, events));
@@ -85,14 +89,15 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         } else {
             let due = [connections.next_deadline(), drained_by, paused];
             let due = due.into_iter().flatten().min();
-            due.map(|at| at.saturating_duration_since(now))
+            // (Not by `now`: what was done since may have taken a while.)
+            due.map(|at| at.saturating_duration_since(Instant::now()))
         };
         // (What is too long for the kernel is as good as for ever.)
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        match poll(&mut wanted, limit.as_ref()) {
+        let now = match poll(&mut wanted, limit.as_ref()) {
             Err(error) if error != Errno::INTR => return Err(error.into()),
-            _ => now = Instant::now(),
-        }
+            _ => Instant::now(),
+        };
 
         let mut backlog = false;
         for (&token, wanted) in tokens.iter().zip(&wanted) {
@@ -108,6 +113,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         for &key in &turns {
             connections.advance(key, now);
         }
+        // (Who wants a turn says so in `waiting`.)
         connections.expire(now);
 
         if paused.is_some_and(|until| until <= now) {
@@ -135,7 +141,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if ended.is_some() && listener.is_some() {
             listener = None;
             drained_by = Some(now + drain);
-            connections.stop();
+            connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

@@ -16,7 +16,7 @@ use std::thread;
 
 use contract::blocking::{self, Acceptor, Visitor};
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, no_obstacle,
+    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, no_obstacle,
 };
 use crossbeam_channel::bounded;
 
@@ -30,6 +30,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Workers,
     needs: Needs::NOTHING,
+    offload: Offload::Needless("each peer that is served has a thread of its own"),
     deviations: &[
         Deviation {
             promise: Promise::ConnectionLimit,

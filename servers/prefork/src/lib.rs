@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use contract::blocking::Acceptor;
 use contract::process::{Children, End};
 use contract::{
-    Capacity, Deviation, Ending, Limits, Model, Needs, Promise, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Deviation, Ending, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally,
+    accept, no_obstacle,
 };
 use nix::sys::signal::Signal;
 
@@ -42,6 +42,7 @@ pub const MODELS: &[Model] = &[Model {
         own_process: true,
         ..Needs::NOTHING
     },
+    offload: Offload::Needless("each peer that is served has a process of its own"),
     deviations: &[
         Deviation {
             promise: Promise::Backpressure,
@@ -72,6 +73,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     // Somebody died, or could not be started: nobody takes the place before then. One that dies at once would otherwise
     // be replaced as fast as the machine can fork.
     let mut resume: Option<Instant> = None;
+    let mut started: u64 = 0;
 
     let ended = loop {
         let now = Instant::now();
@@ -81,8 +83,12 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             Err(broken) => break Err(broken),
         }
         while resume.is_none() && children.len() < workers {
-            if let Err(error) = children.fork(|| work(&listener, &service, &limits, &told, &report))
-            {
+            started += 1;
+            let life = || {
+                service.number_from(started << 32);
+                work(&listener, &service, &limits, &told, &report)
+            };
+            if let Err(error) = children.fork(life) {
                 tracing::warn!("no process to serve with: {error}");
                 resume = Some(now + accept::PAUSE);
             }

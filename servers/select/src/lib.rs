@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, accept,
+    no_obstacle,
 };
 use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, pselect};
@@ -34,6 +35,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Descriptors(FD_SETSIZE),
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
         promise: Promise::ConnectionLimit,
         reason: "about 1,000 are served at a time, whatever --max-connections says: select(2) takes no descriptor from FD_SETSIZE (1,024) on",
@@ -71,7 +73,6 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     let mut connections: Connections<TcpStream> = Connections::new(limits);
     let mut turns: Vec<usize> = Vec::new();
     let mut warned = false;
-    let mut now = Instant::now();
 
     loop {
         // Made anew for every wait, since the kernel leaves only those in them that are ready.
@@ -87,6 +88,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                     more_to_do = true;
                     continue;
                 }
+                Interest::Time => continue,
             };
             set.insert(stream.as_fd());
             highest = highest.max(stream.as_raw_fd());
@@ -104,7 +106,8 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         } else {
             let due = [connections.next_deadline(), drained_by, paused];
             let due = due.into_iter().flatten().min();
-            due.map(|at| at.saturating_duration_since(now))
+            // (Not by `now`: what was done since may have taken a while.)
+            due.map(|at| at.saturating_duration_since(Instant::now()))
         };
         // (The one with nanoseconds, so that no deadline is looked for before it is there.)
         let limit = limit.map(TimeSpec::from);
@@ -124,7 +127,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             Err(error) => return Err(error.into()),
             Ok(_) => {}
         }
-        now = Instant::now();
+        let now = Instant::now();
 
         turns.clear();
         for (key, stream, waits) in connections.waiting() {
@@ -132,6 +135,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 Interest::Read => readable.contains(stream.as_fd()),
                 Interest::Write => writable.contains(stream.as_fd()),
                 Interest::Turn => true,
+                Interest::Time => false,
             };
             if ready {
                 turns.push(key);
@@ -147,6 +151,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         for &key in &turns {
             connections.advance(key, now);
         }
+        // (Who wants a turn says so in `waiting`.)
         connections.expire(now);
 
         if paused.is_some_and(|until| until <= now) {
@@ -185,7 +190,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if ended.is_some() && listener.is_some() {
             listener = None;
             drained_by = Some(now + drain);
-            connections.stop();
+            connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

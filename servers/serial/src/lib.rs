@@ -13,7 +13,7 @@ use std::net::TcpListener;
 
 use contract::blocking::Acceptor;
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, no_obstacle,
+    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, no_obstacle,
 };
 
 /// What this crate offers.
@@ -26,6 +26,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::One,
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("one thread does everything"),
     deviations: &[
         Deviation {
             promise: Promise::Backpressure,

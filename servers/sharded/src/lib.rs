@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, CpuList, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, accept,
-    listen_beside, no_obstacle, pin,
+    Capacity, CpuList, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally,
+    accept, listen_beside, no_obstacle, pin,
 };
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
@@ -40,6 +40,7 @@ pub const MODELS: &[Model] = &[Model {
         shared_port: true,
         ..Needs::NOTHING
     },
+    offload: Offload::Nowhere("each event loop is one thread that does everything"),
     deviations: &[Deviation {
         promise: Promise::ConnectionLimit,
         reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel chose for it, though another may have room, or nobody to serve",
@@ -186,7 +187,6 @@ fn run(
     // Those that had their turn and have more to do: for what is already there, no edge will come.
     let mut again: Vec<usize> = Vec::new();
     let mut turns: Vec<usize> = Vec::new();
-    let mut now = Instant::now();
 
     loop {
         let limit = if !again.is_empty() || backlog == Backlog::Waiting && !connections.is_full() {
@@ -198,12 +198,13 @@ fn run(
             };
             let due = [connections.next_deadline(), drained_by, resume];
             let due = due.into_iter().flatten().min();
-            due.map(|at| at.saturating_duration_since(now))
+            // (Not by `now`: what was done since may have taken a while.)
+            due.map(|at| at.saturating_duration_since(Instant::now()))
         };
-        match poll.poll(&mut events, limit) {
+        let now = match poll.poll(&mut events, limit) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => now = Instant::now(),
-        }
+            _ => Instant::now(),
+        };
 
         turns.clear();
         mem::swap(&mut turns, &mut again);
@@ -233,7 +234,7 @@ fn run(
                 again.push(key);
             }
         }
-        connections.expire(now);
+        again.extend(connections.expire(now));
 
         if let Backlog::Paused(until) = backlog
             && until <= now
@@ -268,7 +269,7 @@ fn run(
             // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
-            again = connections.stop();
+            again = connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

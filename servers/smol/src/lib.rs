@@ -7,24 +7,33 @@
 //!
 //! smol is a handful of small crates: an executor that is a value and not a global, a reactor, channels. So the
 //! threads are ours: whoever calls `executor.run` is a worker, and one thread makes `smol-local`.
+//!
+//! What can't be awaited is done on the threads of the crate blocking (`unblock`): files are read there piece by
+//! piece, and with --offload all work that keeps a thread is done there.
+//! Those belong to the process: a call that outlasts the drain goes on to its end, for nobody.
 
+use std::collections::HashMap;
 use std::io;
+use std::mem;
 use std::net::TcpListener;
 use std::num::NonZero;
 use std::pin::pin;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use contract::files::Piece;
+use contract::work::carry_out;
 use contract::{
-    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
+    accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step};
-use smol::channel::{self, Receiver, Sender};
+use protocol::{Farewell, Session, Step, Work};
+use smol::channel::{self, Receiver};
 use smol::future::{or, pending, poll_once, yield_now};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::TcpStream;
-use smol::{Async, Executor, Timer};
+use smol::{Async, Executor, Task, Timer, unblock};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[
@@ -40,6 +49,7 @@ pub const MODELS: &[Model] = &[
         available: no_obstacle,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
+        offload: Offload::To("the threads of the crate blocking (unblock)"),
         deviations: &[],
     },
     Model {
@@ -53,6 +63,7 @@ pub const MODELS: &[Model] = &[
         available: no_obstacle,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
+        offload: Offload::To("the threads of the crate blocking (unblock)"),
         deviations: &[],
     },
 ];
@@ -67,15 +78,17 @@ fn run(
     limits: Limits,
     stop: Stop,
 ) -> io::Result<Tally> {
-    let executor = Executor::new();
+    let executor = Arc::new(Executor::new());
     let (working, done) = channel::bounded::<Never>(1);
     thread::scope(|scope| {
         for _ in 1..workers.get() {
             let worker = thread::Builder::new().name("worker".to_string());
             worker.spawn_scoped(scope, || smol::block_on(executor.run(done.recv())))?;
         }
-        // This thread is a worker too.
-        let serving = serve(&executor, listener, service, limits, stop);
+        // This thread is a worker too. In a task of its own `serve` has its turn among the others; `run` looks at the
+        // future that it is given only once in 200 turns, which is long where those keep the thread.
+        let serving = serve(Arc::clone(&executor), listener, service, limits, stop);
+        let serving = executor.spawn(serving);
         let tally = smol::block_on(executor.run(serving));
         drop(working);
         tally
@@ -84,7 +97,7 @@ fn run(
 }
 
 async fn serve(
-    executor: &Executor<'_>,
+    executor: Arc<Executor<'static>>,
     listener: TcpListener,
     service: Service,
     limits: Limits,
@@ -92,7 +105,7 @@ async fn serve(
 ) -> io::Result<Tally> {
     enum Event {
         Stopped(io::Result<()>),
-        Ended(Ending),
+        Ended(u64, Ending),
         Came(io::Result<TcpStream>),
     }
     let listener = smol::net::TcpListener::try_from(listener)?;
@@ -103,13 +116,15 @@ async fn serve(
     let (going, stopping) = channel::bounded::<Never>(1);
     let (leave, left) = channel::unbounded();
     let mut tally = Tally::default();
+    // To cut what is left at the end: dropping a handle cancels its task.
+    let mut tasks: HashMap<u64, Task<()>> = HashMap::new();
 
     let ended = loop {
         let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
         let stop = async { Event::Stopped(stopped.as_mut().await) };
         let gone = async {
             match left.recv().await {
-                Ok(ending) => Event::Ended(ending),
+                Ok((number, ending)) => Event::Ended(number, ending),
                 Err(_) => pending().await,
             }
         };
@@ -121,17 +136,23 @@ async fn serve(
         };
         match or(stop, or(gone, came)).await {
             Event::Stopped(stopped) => break stopped,
-            Event::Ended(ending) => tally.count(ending),
+            Event::Ended(number, ending) => {
+                tasks.remove(&number);
+                tally.count(ending);
+            }
             Event::Came(Ok(stream)) => {
                 tally.accepted += 1;
-                let visit = visit(
-                    stream,
-                    service.open(),
-                    limits.clone(),
-                    stopping.clone(),
-                    leave.clone(),
-                );
-                executor.spawn(visit).detach();
+                let number = tally.accepted;
+                let conversation =
+                    converse(stream, service.open(), limits.clone(), stopping.clone());
+                let leave = leave.clone();
+                let task = executor.spawn(async move {
+                    let ending = conversation.await;
+                    let ending = ending.unwrap_or_else(|error| Ending::of(&error));
+                    // Nobody counts any more once the drain is over.
+                    let _ = leave.send((number, ending)).await;
+                });
+                tasks.insert(number, task);
                 // Nothing would interrupt this loop while peers come as fast as they are accepted.
                 yield_now().await;
             }
@@ -157,8 +178,9 @@ async fn serve(
     drop(going);
     let drained = async {
         while !tally.adds_up()
-            && let Ok(ending) = left.recv().await
+            && let Ok((number, ending)) = left.recv().await
         {
+            tasks.remove(&number);
             tally.count(ending);
         }
     };
@@ -171,24 +193,12 @@ async fn sleep(time: Duration) {
     Timer::after(time).await;
 }
 
-/// A task's life: a conversation, and word of how it ended.
-async fn visit(
-    stream: TcpStream,
-    session: Box<dyn Session>,
-    limits: Limits,
-    stopping: Receiver<Never>,
-    leave: Sender<Ending>,
-) {
-    let ending = converse(stream, session, limits, stopping).await;
-    let ending = ending.unwrap_or_else(|error| Ending::of(&error));
-    // Nobody counts any more once the drain is over.
-    let _ = leave.send(ending).await;
-}
-
 /// What a step that waited came to.
 enum Event {
     Read(usize),
     Wrote(usize),
+    FileRead,
+    Worked,
     Idle,
     Stopped,
 }
@@ -205,6 +215,7 @@ async fn converse(
     stopping: Receiver<Never>,
 ) -> io::Result<Ending> {
     let mut buffer = vec![0; READ_BUFFER];
+    let mut piece = Piece::default();
     let mut progress = Instant::now();
     // One timer and one stop for the whole conversation. A timer for every read would wake the reactor each time it
     // is set; this one is only moved when it fires.
@@ -217,7 +228,19 @@ async fn converse(
         if steps % TURN == 0 {
             yield_now().await;
         }
-        let event = match session.step() {
+        let step = match session.step() {
+            Step::SendFile(slice) => match piece.beginning_of(slice) {
+                // What is here of it is written like any other reply.
+                Some(bytes) => Step::Write(bytes),
+                None => Step::SendFile(slice),
+            },
+            step => {
+                // Between two files nobody needs its memory.
+                piece = Piece::default();
+                step
+            }
+        };
+        let event = match step {
             Step::Read if stopping.is_closed() => {
                 // What arrived before the stop was asked before the stop: answer that, and no more.
                 match poll_once(stream.read(&mut buffer)).await {
@@ -248,6 +271,27 @@ async fn converse(
                 };
                 or(written, idle).await?
             }
+            Step::SendFile(slice) => {
+                let (slice, memory) = (slice.clone(), mem::take(&mut piece));
+                piece = unblock(move || memory.read(slice)).await?;
+                Event::FileRead
+            }
+            Step::Work(Work::Wait(time)) => {
+                sleep(time).await;
+                Event::Worked
+            }
+            Step::Work(work) if limits.offload => {
+                // There are 500 such threads at most (BLOCKING_MAX_THREADS), and files are read there too: behind 500
+                // slow calls they wait as well.
+                unblock(move || carry_out(work)).await;
+                Event::Worked
+            }
+            Step::Work(work) => {
+                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                carry_out(work);
+                yield_now().await;
+                Event::Worked
+            }
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
                     let enough = sleep(LINGER);
@@ -264,6 +308,8 @@ async fn converse(
             Event::Read(0) => session.end_of_input(),
             Event::Read(count) => session.receive(&buffer[..count]),
             Event::Wrote(count) => session.sent(count),
+            Event::FileRead => {}
+            Event::Worked => session.worked(),
             Event::Stopped => continue,
             Event::Idle if progress.elapsed() >= limits.idle_timeout => {
                 return Ok(Ending::TimedOut);

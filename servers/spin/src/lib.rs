@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::Connections;
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Promise, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, accept,
+    no_obstacle,
 };
 
 /// What this crate offers.
@@ -29,6 +30,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
         promise: Promise::AcceptErrors,
         reason: "it never sleeps: it uses a whole CPU also with nobody to serve, at the connection limit, without descriptors and during the drain, because asking again is all it does",
@@ -61,6 +63,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         for &key in &turns {
             connections.advance(key, now);
         }
+        // (All have a turn in any case.)
         connections.expire(now);
 
         if paused.is_some_and(|until| until <= now) {
@@ -89,7 +92,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if ended.is_some() && listener.is_some() {
             listener = None;
             drained_by = Some(now + drain);
-            connections.stop();
+            connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

@@ -14,7 +14,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use contract::blocking::{self, Acceptor};
-use contract::{Capacity, Limits, Model, Needs, Service, Stop, Tally, no_obstacle};
+use contract::{Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, no_obstacle};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -26,6 +26,7 @@ pub const MODELS: &[Model] = &[Model {
     available: no_obstacle,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
+    offload: Offload::Needless("each peer has a thread of its own"),
     deviations: &[],
 }];
 

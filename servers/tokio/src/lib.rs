@@ -7,21 +7,28 @@
 //!
 //! The conversation reads like the blocking one, with `await` where the other waits. The compiler makes a state
 //! machine of it; the runtime is the event loop that `mio` writes by hand.
+//!
+//! What can't be awaited is done on the runtime's blocking threads (`spawn_blocking`): files are read there piece by
+//! piece, and with --offload all work that keeps a thread is done there.
 
 use std::io;
+use std::mem;
 use std::net::TcpListener;
 use std::pin::pin;
+use std::time::Duration;
 
+use contract::files::Piece;
+use contract::work::carry_out;
 use contract::{
-    Capacity, Ending, LINGER, Limits, Model, Needs, READ_BUFFER, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
+    accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step};
+use protocol::{Farewell, Session, Step, Work};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::select;
-use tokio::task::{JoinError, JoinSet, yield_now};
+use tokio::task::{JoinError, JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -37,11 +44,12 @@ pub const MODELS: &[Model] = &[
                 .worker_threads(limits.workers.get())
                 .enable_all()
                 .build()?;
-            run(&runtime, listener, service, limits, stop)
+            run(runtime, listener, service, limits, stop)
         },
         available: no_obstacle,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
+        offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
         deviations: &[],
     },
     Model {
@@ -51,17 +59,21 @@ pub const MODELS: &[Model] = &[
         source: "servers/tokio/src/lib.rs",
         serve: |listener, service, limits, stop| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            run(&runtime, listener, service, limits, stop)
+            run(runtime, listener, service, limits, stop)
         },
         available: no_obstacle,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
+        offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
         deviations: &[],
     },
 ];
 
+/// How long the blocking threads have to end after everything else.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+
 fn run(
-    runtime: &Runtime,
+    runtime: Runtime,
     listener: TcpListener,
     service: Service,
     limits: Limits,
@@ -70,7 +82,11 @@ fn run(
     // In a task of its own: the thread that calls `block_on` is not one of the workers, and every accept would wake
     // two threads.
     let serving = runtime.spawn(serve(listener, service, limits, stop));
-    runtime.block_on(serving).map_err(io::Error::other)?
+    let tally = runtime.block_on(serving).map_err(io::Error::other);
+    // A runtime that is dropped waits for the calls that its blocking threads are in, and nothing can end those before
+    // their time. After a drain there are none; after its deadline such a thread is left behind until its call returns.
+    runtime.shutdown_timeout(LAST_CALLS);
+    tally?
 }
 
 async fn serve(
@@ -134,6 +150,8 @@ fn ending(ended: Result<io::Result<Ending>, JoinError>) -> Ending {
 enum Event {
     Read(usize),
     Wrote(usize),
+    FileRead,
+    Worked,
     Idle,
 }
 
@@ -145,6 +163,7 @@ async fn converse(
     stopping: CancellationToken,
 ) -> io::Result<Ending> {
     let mut buffer = vec![0; READ_BUFFER];
+    let mut piece = Piece::default();
     let mut progress = Instant::now();
     // One timer and one stop for the whole conversation. A `timeout` around every read would be registered with the
     // runtime and taken out again for each request; these are registered once, and the timer is moved when it fires.
@@ -152,7 +171,19 @@ async fn converse(
     let mut stopped = pin!(stopping.cancelled());
 
     loop {
-        let event = match session.step() {
+        let step = match session.step() {
+            Step::SendFile(slice) => match piece.beginning_of(slice) {
+                // What is here of it is written like any other reply.
+                Some(bytes) => Step::Write(bytes),
+                None => Step::SendFile(slice),
+            },
+            step => {
+                // Between two files nobody needs its memory.
+                piece = Piece::default();
+                step
+            }
+        };
+        let event = match step {
             Step::Read if stopping.is_cancelled() => {
                 // What arrived before the stop was asked before the stop: answer that, and no more. `try_read` knows
                 // only what the driver has seen, which is input before a later stop; another turn lets it see more.
@@ -176,6 +207,27 @@ async fn converse(
                 written = stream.write(bytes) => Event::Wrote(written?),
                 () = &mut idle => Event::Idle,
             },
+            Step::SendFile(slice) => {
+                let (slice, memory) = (slice.clone(), mem::take(&mut piece));
+                piece = spawn_blocking(move || memory.read(slice)).await??;
+                Event::FileRead
+            }
+            Step::Work(Work::Wait(time)) => {
+                sleep(time).await;
+                Event::Worked
+            }
+            Step::Work(work) if limits.offload => {
+                // There are 512 such threads at most, and files are read there too: behind 512 slow calls they
+                // wait as well.
+                spawn_blocking(move || carry_out(work)).await?;
+                Event::Worked
+            }
+            Step::Work(work) => {
+                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                carry_out(work);
+                yield_now().await;
+                Event::Worked
+            }
             Step::Close(farewell) => {
                 if farewell == Farewell::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
@@ -187,6 +239,8 @@ async fn converse(
             Event::Read(0) => session.end_of_input(),
             Event::Read(count) => session.receive(&buffer[..count]),
             Event::Wrote(count) => session.sent(count),
+            Event::FileRead => {}
+            Event::Worked => session.worked(),
             Event::Idle if progress.elapsed() >= limits.idle_timeout => {
                 return Ok(Ending::TimedOut);
             }

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use protocol::{Farewell, Session};
+use protocol::{Farewell, Session, Work};
 use rustix::io::Errno;
 
 pub(crate) struct Ring;
@@ -20,17 +20,23 @@ pub(crate) enum Completion {
     Readable,
     Received(usize, Connection, Result<Input, Errno>),
     Sent(usize, Connection, Result<usize, Errno>),
+    FileRead(usize, Connection, Result<usize, Errno>),
+    Slept(usize, Connection, Result<(), Errno>),
 }
 
 pub(crate) struct Connection;
 
 pub(crate) struct Lent;
 
+pub(crate) struct Reading;
+
 pub(crate) type Input = Box<[u8]>;
 
 pub(crate) enum Next {
     Read(Connection),
     Write(Lent),
+    ReadFile(Reading),
+    Work(Connection, Work),
     Close(Connection, Farewell),
 }
 
@@ -60,6 +66,14 @@ impl Ring {
     }
 
     pub(crate) fn send(&mut self, _: usize, _: Lent) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn read_file(&mut self, _: usize, _: Reading) -> Ticket {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn sleep(&mut self, _: usize, _: Connection, _: Duration) -> Ticket {
         unreachable!("there is no ring")
     }
 
@@ -94,6 +108,10 @@ impl Connection {
     }
 
     pub(crate) fn step(self) -> Next {
+        unreachable!("there is no ring")
+    }
+
+    pub(crate) fn sent(&mut self, _: usize) {
         unreachable!("there is no ring")
     }
 }

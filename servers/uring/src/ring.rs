@@ -5,7 +5,8 @@
 //! completion, and no borrow can say "until then". Ownership can:
 //!
 //! * What an operation uses *moves into it*, and comes back with the completion: the listener, the socket, the session
-//!   whose bytes are sent. While it is away nobody can drop it, close it, or submit it a second time.
+//!   whose bytes are sent, the file and the buffer that it is read into. While it is away nobody can drop it, close it,
+//!   or submit it a second time.
 //! * Input comes in buffers that belong to the ring. The kernel takes one when there is something to put into it, so
 //!   silent connections need none; it has it back when the [`Input`] is dropped.
 //! * A completion must name its operation by place *and* generation. What is not known is passed over.
@@ -19,7 +20,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::collections::VecDeque;
 use std::mem;
 use std::net::{TcpListener, TcpStream};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::{self, NonNull};
@@ -30,9 +31,10 @@ use std::time::Duration;
 use std::{io, slice};
 
 use contract::READ_BUFFER;
+use contract::files::FILE_BUFFER;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use protocol::{Farewell, Session, Step};
+use protocol::{Farewell, FileSlice, Session, Step, Work};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
@@ -87,6 +89,16 @@ enum Operation {
         key: usize,
         lent: Lent,
     },
+    ReadFile {
+        key: usize,
+        reading: Reading,
+    },
+    Sleep {
+        key: usize,
+        connection: Connection,
+        /// Boxed: the kernel looks at it when it takes the operation, and that may be moved until then.
+        time: Box<Timespec>,
+    },
 }
 
 /// What an operation came to, with all that it used.
@@ -99,6 +111,10 @@ pub(crate) enum Completion {
     Received(usize, Connection, Result<Input, Errno>),
     /// So many of the lent bytes were taken.
     Sent(usize, Connection, Result<usize, Errno>),
+    /// So many bytes of a file are there, and will be lent next; none at its end.
+    FileRead(usize, Connection, Result<usize, Errno>),
+    /// The time is over.
+    Slept(usize, Connection, Result<(), Errno>),
 }
 
 impl Ring {
@@ -182,6 +198,22 @@ impl Ring {
         self.submit(Operation::Send { key, lent })
     }
 
+    /// Reads the beginning of a range of a file. What is in the page cache is copied there and then; for all else the
+    /// kernel waits, and not this thread. (By readiness it could not be done: a file is always ready.)
+    pub(crate) fn read_file(&mut self, key: usize, reading: Reading) -> Ticket {
+        self.submit(Operation::ReadFile { key, reading })
+    }
+
+    /// Lets so much time pass, for this connection only.
+    pub(crate) fn sleep(&mut self, key: usize, connection: Connection, time: Duration) -> Ticket {
+        let time = Box::new(timespec(time));
+        self.submit(Operation::Sleep {
+            key,
+            connection,
+            time,
+        })
+    }
+
     /// Asks for an operation to be ended. Its completion comes in any case: it says ECANCELED, or what it would have
     /// said if nobody had asked.
     pub(crate) fn cancel(&mut self, ticket: Ticket) {
@@ -195,10 +227,7 @@ impl Ring {
     ///
     /// The kernel takes no more operations.
     pub(crate) fn wait(&mut self, limit: Option<Duration>) -> Result<(), Errno> {
-        let limit = limit.map(|limit| {
-            let limit = (limit.as_secs(), limit.subsec_nanos());
-            Timespec::new().sec(limit.0).nsec(limit.1)
-        });
+        let limit = limit.map(timespec);
         let args = limit
             .as_ref()
             .map_or(SubmitArgs::new(), |limit| SubmitArgs::new().timespec(limit));
@@ -287,6 +316,21 @@ impl Ring {
                     Completion::Received(key, connection, result.map(|_| input))
                 }
                 Operation::Send { key, lent } => Completion::Sent(key, lent.connection, result),
+                Operation::ReadFile { key, reading } => {
+                    let (mut connection, buffer) = (reading.connection, reading.buffer);
+                    let rest = 0..result.unwrap_or(0).min(buffer.len());
+                    connection.chunk = Some(Chunk { buffer, rest });
+                    Completion::FileRead(key, connection, result)
+                }
+                Operation::Sleep {
+                    key, connection, ..
+                } => {
+                    let over = match result {
+                        Ok(_) | Err(Errno::TIME) => Ok(()),
+                        Err(error) => Err(error),
+                    };
+                    Completion::Slept(key, connection, over)
+                }
             });
         }
     }
@@ -349,6 +393,15 @@ impl Ring {
                     .flags(SendFlags::NOSIGNAL.bits() as i32)
                     .build()
             }
+            Operation::ReadFile { reading, .. } => {
+                let Reading { slice, buffer, .. } = reading;
+                let fd = Fd(slice.file().as_raw_fd());
+                let length = slice.len().min(buffer.len() as u64);
+                opcode::Read::new(fd, buffer.as_mut_ptr(), length as u32)
+                    .offset(slice.offset())
+                    .build()
+            }
+            Operation::Sleep { time, .. } => opcode::Timeout::new(&raw const **time).build(),
         };
         // What was taken out last is what is filled next; were it not so, the completion would not be known.
         let place = self.operations.insert((ticket, operation));
@@ -362,6 +415,12 @@ impl Ring {
             self.more.push_back(entry);
         }
     }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec::new()
+        .sec(time.as_secs())
+        .nsec(time.subsec_nanos())
 }
 
 /// What an operation came to, as system calls tell it.
@@ -424,6 +483,15 @@ pub(crate) struct Connection {
     session: Held,
     /// There was more input than the last receive took.
     more: bool,
+    /// What was read of the file that is being sent. Who is sent none has none.
+    chunk: Option<Chunk>,
+}
+
+/// A part of a file in memory, and what of it is still to be sent.
+struct Chunk {
+    /// [`FILE_BUFFER`] bytes. (Not a box: see [`Held`].)
+    buffer: Vec<u8>,
+    rest: Range<usize>,
 }
 
 /// As `Box<dyn Session>`, but moving it does not tell the compiler that nobody else points to its bytes.
@@ -442,15 +510,27 @@ pub(crate) enum Next {
     Read(Connection),
     /// Send these.
     Write(Lent),
+    /// Read this, to send it then.
+    ReadFile(Reading),
+    /// Do this.
+    Work(Connection, Work),
     /// Say goodbye.
     Close(Connection, Farewell),
 }
 
-/// Bytes to be sent from where they lie in their session. It can't be reached meanwhile, so it is as good as borrowed:
-/// nobody changes them or frees them.
+/// Bytes to be sent from where they lie: in their session, or in what was read of a file. Neither can be reached
+/// meanwhile, so they are as good as borrowed: nobody changes them or frees them.
 pub(crate) struct Lent {
     connection: Connection,
     bytes: *const [u8],
+}
+
+/// A range of a file to be read, and where to.
+pub(crate) struct Reading {
+    connection: Connection,
+    /// With a share in the file: it stays open until the completion.
+    slice: FileSlice,
+    buffer: Vec<u8>,
 }
 
 impl Connection {
@@ -459,6 +539,7 @@ impl Connection {
             stream,
             session: Held(NonNull::from(Box::leak(session))),
             more: false,
+            chunk: None,
         }
     }
 
@@ -472,6 +553,16 @@ impl Connection {
     }
 
     pub(crate) fn step(mut self) -> Next {
+        if let Some(chunk) = &self.chunk
+            && !chunk.rest.is_empty()
+        {
+            // It is the beginning of what the session would ask for.
+            let bytes = ptr::from_ref(&chunk.buffer[chunk.rest.clone()]);
+            let connection = self;
+            return Next::Write(Lent { connection, bytes });
+        }
+        // All is sent, and the memory is for the next part of the file if there is one.
+        let chunk = self.chunk.take();
         match self.session().step() {
             Step::Read => Next::Read(self),
             Step::Write(bytes) => {
@@ -479,8 +570,22 @@ impl Connection {
                 let connection = self;
                 Next::Write(Lent { connection, bytes })
             }
+            Step::SendFile(slice) => Next::ReadFile(Reading {
+                slice: slice.clone(),
+                buffer: chunk.map_or_else(|| vec![0; FILE_BUFFER], |chunk| chunk.buffer),
+                connection: self,
+            }),
+            Step::Work(work) => Next::Work(self, work),
             Step::Close(farewell) => Next::Close(self, farewell),
         }
+    }
+
+    /// So many of the bytes that were lent last were sent.
+    pub(crate) fn sent(&mut self, count: usize) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.rest.start += count;
+        }
+        self.session().sent(count);
     }
 }
 

@@ -24,8 +24,8 @@ static SHORT: Model = Model {
     ..MODELS[0]
 };
 
-// All of the suite that accepting may have to do with, but for the shortage of descriptors: that is brought about while
-// the server runs, and an accept of many keeps to the limit that was set when it was submitted.
+// All of the suite that accepting or a full queue may have to do with, but for the shortage of descriptors: that is
+// brought about while the server runs, and an accept of many keeps to the limit that was set when it was submitted.
 contract::suite! { @promises crate::short_queues::SHORT;
     exact_replies { many_clients_interleaved, }
     idle_timeout { silence, }
@@ -36,6 +36,8 @@ contract::suite! { @promises crate::short_queues::SHORT;
         waiting_costs_nothing,
     }
     accept_errors { a_broken_listener_ends_the_server, }
+    files { to_many_at_once, }
+    work { many_wait, }
     graceful_stop {
         nobody_is_there,
         told_before_the_start,

@@ -134,9 +134,14 @@ pub fn a_request_half_sent_is_cut(subject: &Subject) {
 
 /// A big reply is finished within the drain.
 pub fn a_reply_under_way_is_finished(subject: &Subject) {
+    is_finished(subject, probe::BODY);
+}
+
+/// Likewise; `asked` is what it was asked for.
+pub(super) fn is_finished(subject: &Subject, asked: &[u8]) {
     let mut server = Server::start(subject, Serving::Probes, subject.limits());
     let client = server.connect();
-    client.ask(probe::BODY, &probe::body()[..1]);
+    client.ask(asked, &probe::body()[..1]);
     server.tell_to_stop();
     client.expect(&probe::body()[1..]);
     client.expect_end();
@@ -145,6 +150,11 @@ pub fn a_reply_under_way_is_finished(subject: &Subject) {
 
 /// A peer that does not take its reply is cut, but not before the deadline.
 pub fn a_reply_not_taken_is_cut_at_the_deadline(subject: &Subject) {
+    is_cut_at_the_deadline(subject, probe::BODY);
+}
+
+/// Likewise; `asked` is what it was asked for.
+pub(super) fn is_cut_at_the_deadline(subject: &Subject, asked: &[u8]) {
     let drain = Duration::from_millis(300);
     let limits = Limits {
         drain,
@@ -152,7 +162,7 @@ pub fn a_reply_not_taken_is_cut_at_the_deadline(subject: &Subject) {
     };
     let server = Server::start(subject, Serving::Probes, limits);
     let client = server.connect();
-    client.ask(probe::BODY, &probe::body()[..1]);
+    client.ask(asked, &probe::body()[..1]);
     let since = Instant::now();
     let tally = server.stop();
     assert!(since.elapsed() >= drain, "cut too early");

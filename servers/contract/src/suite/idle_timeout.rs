@@ -125,12 +125,17 @@ impl Pace {
 
 /// A peer that asks for more than the buffers hold and does not read, while others are served.
 pub fn a_peer_that_stops_reading(subject: &Subject) {
+    stops_reading(subject, probe::BODY);
+}
+
+/// Likewise; `asked` is what it asks for.
+pub(super) fn stops_reading(subject: &Subject, asked: &[u8]) {
     let goodbyes = Goodbyes::new();
     let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
     let server = Server::start(subject, serving, short(subject));
     let since = Instant::now();
     let stuck = server.connect();
-    stuck.send(probe::BODY);
+    stuck.send(asked);
     let mut served = 0;
     if subject.one_at_a_time() {
         goodbyes.one();

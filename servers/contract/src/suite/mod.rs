@@ -34,6 +34,7 @@ pub mod bad_input;
 mod client;
 pub mod connection_limit;
 pub mod exact_replies;
+pub mod files;
 pub mod graceful_stop;
 pub mod half_close;
 pub mod idle_timeout;
@@ -45,6 +46,7 @@ pub mod process;
 mod server;
 mod serving;
 pub mod tally;
+pub mod work;
 
 /// How long a client waits for what must come, before the test is given up. Never a measure of anything.
 pub const GUARD: Duration = Duration::from_secs(20);
@@ -86,6 +88,7 @@ impl Subject {
             },
             backlog: server::BACKLOG,
             stack: None,
+            offload: false,
         }
     }
 
@@ -244,6 +247,27 @@ macro_rules! suite {
                 panic_isolation {
                     in_every_place,
                     in_opening,
+                }
+                files {
+                    whole_and_exact,
+                    to_many_at_once,
+                    to_a_slow_reader,
+                    to_a_peer_that_stops_reading,
+                    reset_and_asked_again,
+                    become_shorter,
+                    finished_within_the_drain,
+                    cut_at_the_deadline,
+                }
+                work {
+                    before_the_reply,
+                    a_wait_keeps_nobody_else,
+                    many_wait,
+                    a_wait_is_not_idleness,
+                    a_wait_goes_on_during_the_drain,
+                    a_long_wait_is_cut_at_the_deadline,
+                    reset_meanwhile,
+                    much_at_once,
+                    offloaded,
                 }
                 tally {
                     every_ending_is_counted,

@@ -1,6 +1,57 @@
 //! What a server must say, according to the protocol itself.
 
-use protocol::{AskOptions, Farewell, Protocol, Session, SessionOptions, Step};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use protocol::http::{Found, Site, SiteFile};
+use protocol::{AskOptions, Bulk, Farewell, Protocol, Session, SessionOptions, Step};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// Messages of `bulk`: small, since there will be hundreds.
+const BULK: Bulk = Bulk {
+    size: 100,
+    count: 3,
+};
+
+/// What the sessions of the suite's servers are told.
+pub(super) fn session_options() -> SessionOptions {
+    SessionOptions {
+        bulk: BULK,
+        site: Arc::new(OneFile),
+        ..SessionOptions::default()
+    }
+}
+
+/// What `http` is asked for, whoever asks: small, but sent as files are that are not. And a clock that stands still, or
+/// no two servers would say the same.
+#[derive(Debug)]
+struct OneFile;
+
+impl Site for OneFile {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+
+    fn look_up(&self, _: &[u8]) -> io::Result<Found> {
+        static FILE: OnceLock<Arc<SiteFile>> = OnceLock::new();
+        let make = || {
+            const CONTENT: &[u8] = b"Hello World!\n";
+            let file = memfd_create("one file", MemfdFlags::CLOEXEC).expect("no memory");
+            let file = File::from(file);
+            file.write_all_at(CONTENT, 0).expect("no memory");
+            Arc::new(SiteFile {
+                file: Arc::new(file),
+                length: CONTENT.len() as u64,
+                modified: SystemTime::UNIX_EPOCH,
+                content: None,
+            })
+        };
+        Ok(Found::File(Arc::clone(FILE.get_or_init(make))))
+    }
+}
 
 /// A session that is driven by hand.
 pub(super) struct Oracle {
@@ -11,7 +62,7 @@ pub(super) struct Oracle {
 impl Oracle {
     pub(super) fn new(protocol: &'static Protocol) -> Oracle {
         Oracle {
-            session: (protocol.open)(&SessionOptions::default()),
+            session: (protocol.open)(&session_options()),
             over: None,
         }
     }
@@ -43,6 +94,16 @@ impl Oracle {
                     let count = bytes.len();
                     self.session.sent(count);
                 }
+                Step::SendFile(slice) => {
+                    let start = said.len();
+                    said.resize(start + slice.len() as usize, 0);
+                    let read = slice
+                        .file()
+                        .read_exact_at(&mut said[start..], slice.offset());
+                    read.expect("a file as long as it is said to be");
+                    self.session.sent(said.len() - start);
+                }
+                Step::Work(_) => self.session.worked(),
                 Step::Close(farewell) => {
                     self.over = Some(farewell);
                     return said;
@@ -72,6 +133,8 @@ pub(super) fn requests(
         size,
         seed: 1,
         client,
+        bulk: BULK,
+        ..AskOptions::default()
     };
     let mut script = (protocol.ask)(&options);
     let mut oracle = Oracle::new(protocol);

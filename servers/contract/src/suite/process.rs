@@ -87,6 +87,7 @@ impl ServerProcess {
             drain: limits.drain,
             workers: limits.workers,
             backlog: limits.backlog,
+            offload: limits.offload,
             stopped,
         };
         let orders = serde_json::to_string(&orders).expect("plain data");
@@ -342,6 +343,7 @@ pub fn serve(subject: &Subject) {
         workers: orders.workers,
         backlog: orders.backlog,
         stack: None,
+        offload: orders.offload,
     };
     let mut told = control.try_clone().expect("no descriptor");
     let waiting = if orders.stopped {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use protocol::{PROTOCOLS, Protocol, SessionOptions};
 use serde::{Deserialize, Serialize};
 
+use super::oracle::session_options;
 use super::{GUARD, probe};
 use crate::Service;
 
@@ -36,7 +37,7 @@ impl Serving {
         match self {
             Serving::Protocol(name) => {
                 let protocol = Protocol::find(name).expect("no such protocol");
-                Service::of(protocol, SessionOptions::default())
+                Service::of(protocol, session_options())
             }
             Serving::Probes => Service::new(|| probe::open(None)),
             Serving::ProbesThatSayGoodbye(to) => {
@@ -147,6 +148,7 @@ pub(super) struct Orders {
     pub(super) drain: Duration,
     pub(super) workers: std::num::NonZero<usize>,
     pub(super) backlog: u32,
+    pub(super) offload: bool,
     /// The stop comes before the server does.
     pub(super) stopped: bool,
 }

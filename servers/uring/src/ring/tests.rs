@@ -1,7 +1,9 @@
 //! The ring by itself: names, queues that overflow, what is lent and what is taken back.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::*;
 use crate::available::available;
@@ -28,6 +30,30 @@ impl Session for Offer {
 
     fn sent(&mut self, count: usize) {
         self.sent += count;
+    }
+
+    fn mid_request(&self) -> bool {
+        false
+    }
+}
+
+/// Sends a range of a file, and then reads.
+struct Download(FileSlice);
+
+impl Session for Download {
+    fn receive(&mut self, _: &[u8]) {}
+
+    fn end_of_input(&mut self) {}
+
+    fn step(&mut self) -> Step<'_> {
+        match self.0.is_empty() {
+            true => Step::Read,
+            false => Step::SendFile(&self.0),
+        }
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.0.advance(count as u64);
     }
 
     fn mid_request(&self) -> bool {
@@ -149,6 +175,87 @@ fn lent_bytes_stay_until_they_are_given_back() {
     assert_eq!(peer.read(&mut [0]).unwrap(), 0, "more than was lent");
 }
 
+fn download(file: &Arc<File>, offset: u64, len: u64) -> (Connection, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let session = Download(FileSlice::new(Arc::clone(file), offset, len));
+    let ours = TcpStream::from(OwnedFd::from(ours));
+    (Connection::new(ours, Box::new(session)), theirs)
+}
+
+/// Part by part, and also when a part that the peer holds up is cancelled. Who is sent no more has no memory for it.
+#[test]
+fn a_file_is_sent_exactly() {
+    let Some(mut ring) = ring() else { return };
+    let bytes: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let file = rustix::fs::memfd_create("bytes", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let mut file = File::from(file);
+    file.write_all(&bytes).unwrap();
+    let file = Arc::new(file);
+    let bytes = &bytes[7..990_007];
+    let (mut connection, peer) = download(&file, 7, bytes.len() as u64);
+    let mut cancelled = false;
+    let got = thread::scope(|scope| {
+        let mut reader = None;
+        loop {
+            match connection.step() {
+                Next::ReadFile(reading) => {
+                    ring.read_file(3, reading);
+                    let Completion::FileRead(3, back, count) = completed(&mut ring) else {
+                        panic!("not what was submitted");
+                    };
+                    assert!(count.unwrap() > 0);
+                    connection = back;
+                }
+                Next::Write(lent) => {
+                    let ticket = ring.send(3, lent);
+                    if !cancelled {
+                        ring.cancel(ticket);
+                    }
+                    let Completion::Sent(3, back, count) = completed(&mut ring) else {
+                        panic!("not what was submitted");
+                    };
+                    connection = back;
+                    if let Ok(count) = count {
+                        connection.sent(count);
+                    } else if !cancelled {
+                        cancelled = true;
+                        let (mut peer, mut got) = (&peer, vec![0; bytes.len()]);
+                        reader = Some(scope.spawn(move || peer.read_exact(&mut got).map(|()| got)));
+                    }
+                }
+                Next::Read(back) => {
+                    assert!(back.chunk.is_none(), "kept for nothing");
+                    break;
+                }
+                _ => panic!("not what the session asks"),
+            }
+        }
+        reader.expect("never held up").join().unwrap().unwrap()
+    });
+    assert!(got == bytes, "wrong bytes");
+    assert_eq!((&peer).read(&mut [0]).unwrap(), 0, "more than the range");
+    assert_eq!(Arc::strong_count(&file), 1, "somebody has it still");
+}
+
+#[test]
+fn a_sleep_lasts_its_time_or_is_ended() {
+    let Some(mut ring) = ring() else { return };
+    let (connection, _peer, _) = pair(Vec::new());
+    let (began, time) = (Instant::now(), Duration::from_millis(20));
+    ring.sleep(5, connection, time);
+    let Completion::Slept(5, connection, over) = completed(&mut ring) else {
+        panic!("not what was submitted");
+    };
+    assert!(began.elapsed() >= time, "too early");
+    assert_eq!(over, Ok(()));
+    let ticket = ring.sleep(5, connection, Duration::from_secs(60 * 60));
+    ring.cancel(ticket);
+    let Completion::Slept(5, _, over) = completed(&mut ring) else {
+        panic!("not what was submitted");
+    };
+    assert_eq!(over, Err(Errno::CANCELED));
+}
+
 /// More receives complete at once than there are buffers.
 #[test]
 fn buffers_run_out_and_come_back() {
@@ -208,6 +315,16 @@ fn a_ring_that_is_dropped_takes_everything_back() {
         panic!("nothing to send");
     };
     ring.send(1, lent);
+    let (sleeping, _awake, dreams) = pair(Vec::new());
+    ring.sleep(2, sleeping, Duration::from_secs(60 * 60));
+    // Nothing comes, as if a disk did not answer.
+    let (silent, _writer) = UnixStream::pair().unwrap();
+    let file = Arc::new(File::from(OwnedFd::from(silent)));
+    let (reading, _reader) = download(&file, 0, 1);
+    let Next::ReadFile(reading) = reading.step() else {
+        panic!("nothing to read");
+    };
+    ring.read_file(3, reading);
     ring.wait(None).unwrap();
     // Now, and not when the kernel gets round to it: what it has it could still write to.
     peer.set_nonblocking(true).unwrap();
@@ -215,6 +332,8 @@ fn a_ring_that_is_dropped_takes_everything_back() {
     assert_eq!(peer.read(&mut [0]).unwrap(), 0, "still open");
     other.read_to_end(&mut Vec::new()).expect("still open");
     assert_eq!(Arc::strong_count(&alive), 1, "the session is still there");
+    assert_eq!(Arc::strong_count(&dreams), 1, "still asleep");
+    assert_eq!(Arc::strong_count(&file), 1, "the file is still open");
 }
 
 fn listener_with(waiting: usize) -> (TcpListener, Vec<TcpStream>) {

@@ -1,0 +1,274 @@
+//! The client of `http`, against replies that are written out here.
+
+use std::sync::{Arc, OnceLock};
+
+use protocol::http::{Content, Hashing, Page};
+use protocol::{AskOptions, Heard, Protocol, Script, WrongReply};
+
+const BODY: &[u8] = b"Hello, world!";
+
+const REPLY: &[u8] =
+    b"HTTP/1.1 200 OK\r\nDate: today\r\nContent-Length: 13\r\nServer: x\r\n\r\nHello, world!";
+
+const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n\
+    5\r\nHello\r\n007;why=not\r\n, world\r\n1\r\n!\r\n0\r\nTrailer: x\r\n\r\n";
+
+fn page(content: Option<Content>) -> Arc<Page> {
+    Arc::new(Page {
+        path: "/files/13b".to_string(),
+        host: "example:7000".to_string(),
+        content: content.map_or_else(OnceLock::new, OnceLock::from),
+    })
+}
+
+/// A script that has asked.
+fn asked(page: &Arc<Page>) -> Box<dyn Script> {
+    let http = Protocol::find("http").unwrap();
+    let mut script = (http.ask)(&AskOptions {
+        page: Arc::clone(page),
+        ..AskOptions::default()
+    });
+    script.ask(&mut Vec::new());
+    script
+}
+
+fn hear(reply: &[u8]) -> Result<Heard, WrongReply> {
+    asked(&page(Some(Content::of(BODY)))).hear(reply)
+}
+
+#[track_caller]
+fn assert_wrong(reply: &[u8], words: &[&str]) {
+    let wrong = hear(reply).expect_err("wrong").to_string();
+    assert!(wrong.starts_with("wrong reply at byte "), "{wrong}");
+    assert!(!wrong.contains(char::is_control), "{wrong:?}");
+    for word in words {
+        assert!(wrong.contains(word), "no {word:?} in: {wrong}");
+    }
+}
+
+fn with_head(head: &str) -> Vec<u8> {
+    [head.as_bytes(), b"\r\n\r\n", BODY].concat()
+}
+
+#[test]
+fn it_asks_for_the_page_and_stays() {
+    let http = Protocol::find("http").unwrap();
+    let options = AskOptions {
+        page: page(None),
+        ..AskOptions::default()
+    };
+    let mut script = (http.ask)(&options);
+    for _ in 0..3 {
+        let mut request = b"before".to_vec();
+        script.ask(&mut request);
+        assert_eq!(
+            request,
+            b"beforeGET /files/13b HTTP/1.1\r\nHost: example:7000\r\nUser-Agent: samewire\r\n\r\n"
+        );
+        assert_eq!(script.hear(REPLY), Ok(Heard::Complete));
+        assert_eq!(script.hear(b""), Ok(Heard::Complete));
+        assert!(script.hear(b"x").is_err(), "nobody asked");
+        script = (http.ask)(&options);
+    }
+}
+
+#[test]
+fn a_conversation_goes_on_from_reply_to_reply() {
+    let page = page(None);
+    let mut script = asked(&page);
+    for reply in [REPLY, CHUNKED, REPLY, CHUNKED] {
+        assert_eq!(script.hear(reply), Ok(Heard::Complete));
+        script.ask(&mut Vec::new());
+    }
+    assert_eq!(page.content.get(), Some(&Content::of(BODY)));
+}
+
+/// At every two places, and byte by byte.
+#[test]
+fn replies_may_be_cut_anywhere() {
+    let interim = [&b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"[..], REPLY].concat();
+    for reply in [REPLY, CHUNKED, &interim] {
+        for second in 0..=reply.len() {
+            for first in 0..=second {
+                let mut script = asked(&page(Some(Content::of(BODY))));
+                let mut heard = Heard::Partial;
+                for piece in [&reply[..first], &reply[first..second], &reply[second..]] {
+                    if !piece.is_empty() {
+                        assert_eq!(heard, Heard::Partial);
+                        heard = script.hear(piece).unwrap();
+                    }
+                }
+                assert_eq!(heard, Heard::Complete, "cut at {first} and {second}");
+            }
+        }
+        let mut script = asked(&page(None));
+        let (last, all_but_last) = reply.split_last().unwrap();
+        for byte in all_but_last {
+            assert_eq!(script.hear(&[*byte]), Ok(Heard::Partial));
+        }
+        assert_eq!(script.hear(&[*last]), Ok(Heard::Complete));
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_a_body_is_found() {
+    for reply in [REPLY, CHUNKED] {
+        let at = |part: &[u8]| reply.windows(part.len()).position(|one| one == part);
+        let start = at(b"Hello").unwrap();
+        for offset in 0..5 {
+            for flip in 1..=255 {
+                let mut wrong = reply.to_vec();
+                wrong[start + offset] ^= flip;
+                assert_wrong(&wrong, &["expected a body of 13 bytes with XXH3 "]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_body_tells_what_all_must_be() {
+    let page = page(None);
+    let (mut first, mut second, mut third) = (asked(&page), asked(&page), asked(&page));
+    assert_eq!(first.hear(REPLY), Ok(Heard::Complete));
+    assert_eq!(page.content.get(), Some(&Content::of(BODY)));
+    let other = String::from_utf8_lossy(REPLY).replace("world", "World");
+    let wrong = second.hear(other.as_bytes()).unwrap_err();
+    assert!(wrong.to_string().contains("13 bytes with XXH3"), "{wrong}");
+    let shorter = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n";
+    let wrong = third.hear(shorter).unwrap_err();
+    assert!(
+        wrong
+            .to_string()
+            .contains("expected a body of 13 bytes, got Content-Length: 12"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn a_server_that_closes_is_left() {
+    for (head, heard) in [
+        (
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 13",
+            Heard::Over,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nconnection: x, CLOSE\r\nContent-Length: 13",
+            Heard::Over,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 13",
+            Heard::Complete,
+        ),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 13", Heard::Over),
+        (
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 13",
+            Heard::Complete,
+        ),
+        // What is said twice and is the same is no contradiction.
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nContent-Length: 13",
+            Heard::Complete,
+        ),
+    ] {
+        assert_eq!(hear(&with_head(head)), Ok(heard), "{head}");
+    }
+}
+
+#[test]
+fn an_empty_body_is_a_body() {
+    for reply in [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let page = page(None);
+        assert_eq!(asked(&page).hear(reply), Ok(Heard::Complete));
+        assert_eq!(page.content.get(), Some(&Content::of(b"")));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_in_words() {
+    assert_wrong(
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        &["expected status 200, got 404 Not Found"],
+    );
+    assert_wrong(
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        &["expected status 200, got 101"],
+    );
+    assert_wrong(
+        b"220 smtp.example ESMTP\r\n",
+        &["expected the head of an HTTP reply", "got \"220 smtp"],
+    );
+    assert_wrong(
+        &with_head("HTTP/1.1 200 OK\r\nServer: x"),
+        &["got neither", "not supported"],
+    );
+    assert_wrong(
+        &with_head("HTTP/1.1 200 OK\r\nContent-Length: 13\r\nTransfer-Encoding: chunked"),
+        &["got both"],
+    );
+    assert_wrong(
+        &with_head("HTTP/1.1 200 OK\r\nContent-Length: 13, 14"),
+        &["one Content-Length", "13", "14"],
+    );
+    for length in ["", "+13", "-1", "0x0d", "13 bytes", "99999999999999999999"] {
+        assert_wrong(
+            &with_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {length}")),
+            &["a number of bytes"],
+        );
+    }
+    assert_wrong(
+        &with_head("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked"),
+        &["no Transfer-Encoding but chunked", "gzip"],
+    );
+    assert_wrong(
+        &with_head("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"),
+        &["the size of a chunk"],
+    );
+    assert_wrong(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nHelloX",
+        &["the end of a chunk", "got \"X\""],
+    );
+    assert_wrong(
+        &[REPLY, b"x"].concat(),
+        &["expected nothing more, got \"x\""],
+    );
+    assert_wrong(&REPLY.repeat(2), &["nothing more", "HTTP/1.1 200 OK"]);
+    assert_wrong(&CHUNKED.repeat(2), &["nothing more", "HTTP/1.1 200 OK"]);
+}
+
+#[test]
+fn a_head_without_an_end_is_refused_at_its_limit() {
+    let mut script = asked(&page(None));
+    let mut heard = script.hear(b"HTTP/1.1 200 OK\r\nX: ");
+    let mut count = 0;
+    while heard == Ok(Heard::Partial) {
+        assert!(count < 100, "no limit");
+        count += 1;
+        heard = script.hear(&[b'x'; 1024]);
+    }
+    assert_eq!(count, 64);
+    let wrong = heard.unwrap_err().to_string();
+    assert!(wrong.contains("less than 65536 bytes"), "{wrong}");
+    // At once, too.
+    let head = [&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'x'; 100_000]].concat();
+    assert_wrong(&head, &["less than 65536 bytes"]);
+}
+
+/// The figure is that of the reference implementation, so that others can compute what a page must be.
+#[test]
+fn contents_are_made_of_pieces_or_at_once() {
+    let mut hashing = Hashing::default();
+    for piece in BODY.chunks(5) {
+        hashing.add(piece);
+    }
+    assert_eq!(hashing.content(), Content::of(BODY));
+    assert_eq!(hashing.content().length, 13);
+    // XXH3_64bits of nothing, seed 0.
+    assert_eq!(Content::of(b"").hash, 0x2d06_8005_38d3_94c2);
+    assert_eq!(
+        Content::of(b"").to_string(),
+        "0 bytes with XXH3 2d06800538d394c2"
+    );
+}
