@@ -527,6 +527,70 @@ mod tests {
         assert_eq!(connections.finish().served, 1000);
     }
 
+    /// What is to be done before every reply: a wait for an hour.
+    fn long_waits() -> crate::Service {
+        let hour = Duration::from_secs(3600);
+        let work = protocol::WorkPlan::new(protocol::WorkKind::Wait, hour..=hour, 100, 0);
+        let options = protocol::SessionOptions {
+            work: Some(work),
+            ..protocol::SessionOptions::default()
+        };
+        crate::Service::of(&protocol::PROTOCOLS[0], options)
+    }
+
+    #[test]
+    fn who_breaks_off_while_it_waits_is_gone_at_once() {
+        use std::net::{TcpListener, TcpStream};
+
+        use rustix::event::{PollFd, PollFlags};
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let socket = ours.try_clone().unwrap();
+        let wait_for = |flags| {
+            let limit = Some(Duration::from_secs(20));
+            crate::stop::poll(&mut [PollFd::new(&socket, flags)], limit).unwrap();
+        };
+        let mut connections = Connections::new(Limits::default());
+        let now = Instant::now();
+        let key = connections.insert(ours, long_waits().open(), now);
+        peer.write_all(b"x\n").unwrap();
+        wait_for(PollFlags::IN);
+        assert_eq!(connections.advance(key, now), Some(Interest::Time));
+        // More has come: that is no reason to stop waiting.
+        peer.write_all(b"y\n").unwrap();
+        assert_eq!(connections.advance(key, now), Some(Interest::Time));
+        let linger = Some(Duration::ZERO);
+        socket2::SockRef::from(&peer).set_linger(linger).unwrap();
+        drop(peer);
+        wait_for(PollFlags::empty());
+        assert_eq!(connections.advance(key, now), None);
+        assert_eq!(connections.finish().reset, 1);
+    }
+
+    #[test]
+    fn nobody_begins_to_work_after_the_drain() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        let work = protocol::WorkPlan::new(protocol::WorkKind::Block, day..=day, 100, 0);
+        let options = protocol::SessionOptions {
+            work: Some(work),
+            ..protocol::SessionOptions::default()
+        };
+        let service = crate::Service::of(&protocol::PROTOCOLS[0], options);
+        let mut connections = Connections::new(Limits::default());
+        let now = Instant::now();
+        let key = connections.insert(ours, service.open(), now);
+        theirs.write_all(b"x\n").unwrap();
+        connections.stop(now);
+        // (Or it would be a day before this returns.)
+        assert_eq!(connections.advance(key, now), Some(Interest::Turn));
+        assert_eq!(connections.finish().cut, 1);
+    }
+
     #[test]
     fn who_has_spoken_in_time_is_not_idle_though_nobody_has_looked() {
         use std::io::{Read, Write};

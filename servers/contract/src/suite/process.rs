@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use procfs::process::Process;
+use procfs::process::{Process, Schedstat};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::client::Client;
@@ -176,12 +176,23 @@ impl ServerProcess {
     /// For how long its threads ran while `what` did, or could have run and waited for a CPU: so it tells who is busy
     /// from who sleeps on a busy machine too. Of all threads in all processes.
     pub(super) fn busy_during(&self, what: impl FnOnce()) -> Duration {
+        // Whoever has not begun yet is waiting for the CPU since before.
+        eventually("all threads have begun", || {
+            self.times().iter().all(|times| times.pcount > 0)
+        });
         let before = self.busy();
         what();
         self.busy().saturating_sub(before)
     }
 
     fn busy(&self) -> Duration {
+        let times = self.times().into_iter();
+        times
+            .map(|times| Duration::from_nanos(times.sum_exec_runtime + times.run_delay))
+            .sum()
+    }
+
+    fn times(&self) -> Vec<Schedstat> {
         let tasks = self
             .processes()
             .into_iter()
@@ -189,10 +200,7 @@ impl ServerProcess {
             .flatten()
             .flatten();
         // Of one that has ended meanwhile nothing is known.
-        let times = tasks.filter_map(|task| task.schedstat().ok());
-        times
-            .map(|times| Duration::from_nanos(times.sum_exec_runtime + times.run_delay))
-            .sum()
+        tasks.filter_map(|task| task.schedstat().ok()).collect()
     }
 
     /// How many descriptors it has open, in all its processes.
