@@ -100,7 +100,7 @@ pub struct DriveArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     size: Option<usize>,
 
-    /// Of http: what to ask for [default: /files/13b]
+    /// Of http: what to ask for; the first reply tells what it is, and all others must be the same [default: /files/13b]
     #[arg(long, value_name = "PATH", value_parser = parse_path)]
     path: Option<String>,
 
@@ -426,6 +426,12 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     }
     if plan.protocol.name == "http" {
         siege(&mut text, report);
+        if let Some(content) = plan.page.content.get() {
+            let _ = writeln!(
+                text,
+                "  content      {content}, by the first whole reply; every other was held to it"
+            );
+        }
     }
     text
 }

@@ -597,6 +597,9 @@ fn http_is_summed_up_as_siege_does() {
         let line = line.unwrap_or_else(|| panic!("no {name} in: {said}"));
         assert!(line.ends_with(value), "{line}");
     }
+    // Nobody knew beforehand what must come.
+    let content = "  content      5 bytes with XXH3 ";
+    assert!(said.lines().any(|line| line.starts_with(content)), "{said}");
     let driven = run(&[&drive[..], &options, &["--json"]].concat());
     let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
     assert_eq!(report["path"], "/some/page?q=1");

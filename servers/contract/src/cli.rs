@@ -55,7 +55,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BYTES", default_value_t = SessionOptions::default().max_line)]
     pub max_line: usize,
 
-    /// Of http: serve the files under this directory, and nothing else [default: three built-in files, 13b, 13k and 13m]
+    /// Of http: serve the files under this directory, and nothing else; hidden ones are not [default: three built-in files, 13b, 13k and 13m]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
 
