@@ -161,7 +161,12 @@ pub fn much_at_once(subject: &Subject) {
     if subject.one_at_a_time() {
         return;
     }
-    let server = Server::start(subject, Serving::Probes, subject.limits_of_one_acceptor());
+    let limits = match subject.model.offload {
+        // With one worker, who holds it keeps the others by design.
+        Offload::Needless(_) => subject.limits(),
+        _ => subject.limits_of_one_acceptor(),
+    };
+    let server = Server::start(subject, Serving::Probes, limits);
     let (much, other) = (server.connect(), server.connect());
     other.ask(b"x", b"x");
     let blocks = probe::BLOCK.repeat(3);
