@@ -1,6 +1,6 @@
 //! What `http` serves: three files of its own, or those under a directory.
 //!
-//! An open file is remembered ([`REMEMBERED`] of them), and looked up again after a second ([`FRESH`]); opened for each
+//! An open file is remembered (`REMEMBERED` of them), and looked up again after a second (`FRESH`); opened for each
 //! request, a file would cost more than sending it does. What nobody has asked for in the last second is let go at the
 //! next look-up. So whoever changes a file is seen a second later at the latest. Until then a file
 //! that was replaced (by rename(2), as it should be) is served as it was, whole, from the old one; one that is
