@@ -365,9 +365,7 @@ impl Watch for Watcher<'_> {
 
     fn measured(&self) {
         let mut seen = self.seen();
-        // What was forked meanwhile counts: where the CPU has more to do than it can, the last processes come late.
-        seen.tree.look();
-        seen.end = Some(seen.tree.cpu());
+        seen.end = Some(seen.tree.cpu_with_newcomers());
         // The last replies of an open loop are on their way, and their times count.
         let courtesy = if self.cell.workload.is_open_loop() {
             Courtesy::Yield

@@ -158,6 +158,21 @@ impl Tree {
         CpuReading { at, used }
     }
 
+    /// The same at the end of a window, with those that were forked since the last look: where the CPU has more to do than
+    /// it can, the last of them come late. They are looked for after the clocks that are known have been read, because
+    /// that takes milliseconds.
+    pub(super) fn cpu_with_newcomers(&mut self) -> CpuReading {
+        let reading = self.cpu();
+        let known = self.forked.clone();
+        self.look();
+        let newcomers = self.forked.iter().filter(|one| !known.contains(one));
+        let theirs: Duration = newcomers.filter_map(|one| cpu_clock(*one)).sum();
+        CpuReading {
+            used: reading.used.map(|used| used + theirs),
+            ..reading
+        }
+    }
+
     /// Memory of its own, in bytes: anonymous and shared pages that are resident, each counted once however many of
     /// these processes have it (Pss_Anon and Pss_Shmem). Not the pages of the program's file, which the kernel has
     /// once for all servers and the client.
@@ -347,6 +362,29 @@ mod tests {
         // Who does not ask for them does not get them.
         let stranger = Tree::new(shell.pid(), false);
         assert_eq!(stranger.counters(Courtesy::None).processes, 1);
+    }
+
+    #[test]
+    fn who_was_forked_since_the_last_look_is_in_the_last_reading() {
+        let mut shell =
+            Shell::start("echo alone; read _; (while :; do :; done) & echo forked; read _");
+        assert_eq!(shell.line(), "alone");
+        let mut tree = Tree::new(shell.pid(), true);
+        let input = shell.input.as_mut().unwrap();
+        input.write_all(b"1\n").unwrap();
+        assert_eq!(shell.line(), "forked");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            // As at the first time: it has never looked since.
+            tree.forked.clear();
+            let known = tree.cpu().used.unwrap();
+            let all = tree.cpu_with_newcomers().used.unwrap();
+            assert_eq!(tree.forked.len(), 1);
+            if all > known + Duration::from_millis(50) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it is not counted");
+        }
     }
 
     /// A child's time goes from its own clock to its parent's account when it is waited for: no less may be left of
