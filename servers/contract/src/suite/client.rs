@@ -181,6 +181,14 @@ impl Client {
         self.stream.peek(&mut buffer).expect("nothing to come")
     }
 
+    /// Whether the other side's kernel has taken everything that was sent, read by the server or not.
+    pub(super) fn all_has_arrived(&self) -> bool {
+        let here = self.stream.local_addr().expect("no address");
+        let all = procfs::net::tcp().expect("no /proc");
+        all.iter()
+            .any(|entry| entry.local_address == here && entry.tx_queue == 0)
+    }
+
     /// What went wrong on the connection behind its back, such as a RST.
     pub(super) fn error(&self) -> Option<io::Error> {
         self.stream.take_error().expect("no SO_ERROR")
