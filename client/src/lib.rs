@@ -14,14 +14,22 @@ use std::time::Duration;
 
 use mio::{Poll, Waker};
 
+mod acts;
 mod connection;
 mod cpu;
 mod engine;
 mod meeting;
+pub mod misbehave;
+mod peer;
 mod plan;
 mod report;
 mod schedule;
+mod stage;
 mod timers;
+
+pub use acts::{Act, Cut, Opens, Role};
+pub use peer::{FaultKind, Outcome, PeerFault, Transcript};
+pub use stage::{Cast, Seen, Stage, StageOptions};
 
 pub use plan::{Arrivals, Load, Plan};
 pub use report::{Errors, Fairness, Report, histogram};
