@@ -1,0 +1,26 @@
+//! Echo with a thread for each connection: after an error of accept(2) it waits, and tries again.
+
+use std::io;
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use crate::{Options, listen, stop_at_once};
+
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    let listener = listen(options)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => drop(thread::spawn(move || echo(&stream))),
+            Err(error) => {
+                eprintln!("accept: {error}");
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn echo(stream: &TcpStream) -> io::Result<u64> {
+    io::copy(&mut &*stream, &mut &*stream)
+}

@@ -1,0 +1,37 @@
+//! Waits for its peers in async functions, with calls that block nobody but their task.
+
+use std::io;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+
+use crate::{Options, listen, stop_at_once};
+
+/// A task for each peer, and two threads for all tasks.
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    let mut builder = runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build()?;
+    let listener = listen(options)?;
+    listener.set_nonblocking(true)?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            runtime.spawn(converse(stream));
+        }
+    })
+}
+
+/// A line in, the same line out. The last one needs no end.
+async fn converse(stream: TcpStream) -> io::Result<()> {
+    let (reader, mut stream) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).await? > 0 {
+        stream.write_all(&line).await?;
+        line.clear();
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! Waits for its peers in async functions, but with the calls that block the thread.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpStream;
+
+use tokio::runtime;
+
+use crate::{Options, listen, stop_at_once};
+
+/// A task for each peer, and two threads for all tasks.
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    let mut builder = runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build()?;
+    let listener = listen(options)?;
+    runtime.block_on(async {
+        loop {
+            let (stream, _) = listener.accept()?;
+            runtime.spawn(converse(stream));
+        }
+    })
+}
+
+/// A line in, the same line out. The last one needs no end.
+async fn converse(mut stream: TcpStream) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        stream.write_all(&line)?;
+        line.clear();
+    }
+    Ok(())
+}

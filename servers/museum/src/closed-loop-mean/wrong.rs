@@ -1,0 +1,14 @@
+//! The next request waits for the last reply, and one number stands for all.
+
+use std::time::Duration;
+
+use super::Server;
+
+/// The mean latency of so many requests.
+pub fn measure(server: &mut impl Server, requests: u32) -> Duration {
+    let mut now = Duration::ZERO;
+    for _ in 0..requests {
+        now = server.reply(now);
+    }
+    now / requests
+}

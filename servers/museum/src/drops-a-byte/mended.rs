@@ -1,0 +1,39 @@
+//! Pair with a thread for each connection, and lines cut by hand: a line may come in any number of reads.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+use crate::threads::each_connection;
+use crate::{Options, stop_at_once};
+
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    each_connection(options, converse)
+}
+
+/// A line in; the previous line and this one out.
+fn converse(mut stream: TcpStream) -> io::Result<()> {
+    let mut previous = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut filled = 0;
+    loop {
+        let count = stream.read(&mut buffer[filled..])?;
+        filled += count;
+        let mut start = 0;
+        for at in 0..filled {
+            // The last line needs no end.
+            if buffer[at] == b'\n' || (count == 0 && at + 1 == filled) {
+                let line = &buffer[start..=at];
+                stream.write_all(&[&previous, line].concat())?;
+                previous = line.to_vec();
+                start = at + 1;
+            }
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        // What is behind the end of the last line begins the next.
+        buffer.copy_within(start..filled, 0);
+        filled -= start;
+    }
+}

@@ -1,0 +1,59 @@
+//! Hears of a stop at once.
+
+use std::io;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::{runtime, select, time};
+
+use crate::{Options, listen, signals};
+
+/// A task for each peer.
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    let mut stop = signals::told()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = listen(options)?;
+    listener.set_nonblocking(true)?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        let mut peers = JoinSet::new();
+        loop {
+            let (stream, _) = select! {
+                accepted = listener.accept() => accepted?,
+                _ = stop.changed() => break,
+            };
+            peers.spawn(converse(stream, stop.clone()));
+            while peers.try_join_next().is_some() {}
+        }
+        drop(listener);
+        let all = async { while peers.join_next().await.is_some() {} };
+        // Whoever is still there then is cut.
+        let _ = time::timeout(options.drain, all).await;
+        Ok(())
+    })
+}
+
+/// A line in, the same line out, until the peer's end or the stop. The last line needs no end.
+async fn converse(mut stream: TcpStream, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        select! {
+            // What has come is answered, even after the stop.
+            biased;
+            read = reader.read_until(b'\n', &mut line) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+            _ = stop.changed() => return Ok(()),
+        }
+        writer.write_all(&line).await?;
+        line.clear();
+    }
+}

@@ -1,0 +1,61 @@
+//! What was read of a line is in the future that reads it, and dropped with it when the timer is faster.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::{runtime, select, time};
+
+use crate::{Options, listen, signals};
+
+/// So often each task looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A task for each peer.
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    let stop = signals::told()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = listen(options)?;
+    listener.set_nonblocking(true)?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        while !*stop.borrow() {
+            select! {
+                accepted = listener.accept() => {
+                    tokio::spawn(converse(accepted?.0, stop.clone()));
+                }
+                () = time::sleep(LOOK) => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A line in, the same line out. The last one needs no end.
+async fn converse(mut stream: TcpStream, stop: watch::Receiver<bool>) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader);
+    while !*stop.borrow() {
+        select! {
+            line = read_line(&mut reader) => {
+                let line = line?;
+                if line.is_empty() {
+                    return Ok(());
+                }
+                writer.write_all(&line).await?;
+            }
+            () = time::sleep(LOOK) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line).await?;
+    Ok(line)
+}

@@ -1,0 +1,20 @@
+//! Echo with a thread for each connection, for as many as come.
+
+use std::io;
+use std::net::TcpStream;
+use std::thread;
+
+use crate::{Options, listen, stop_at_once};
+
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    let listener = listen(options)?;
+    loop {
+        let (stream, _) = listener.accept()?;
+        thread::spawn(move || echo(&stream));
+    }
+}
+
+fn echo(stream: &TcpStream) -> io::Result<u64> {
+    io::copy(&mut &*stream, &mut &*stream)
+}

@@ -1,0 +1,27 @@
+//! Pair with a thread for each connection: what one read gives is taken for one line.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+use crate::threads::each_connection;
+use crate::{Options, stop_at_once};
+
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    each_connection(options, converse)
+}
+
+/// A line in; the previous line and this one out.
+fn converse(mut stream: TcpStream) -> io::Result<()> {
+    let mut previous = Vec::new();
+    let mut buffer = [0; 64 * 1024];
+    loop {
+        let count = stream.read(&mut buffer)?;
+        let line = buffer[..count].to_vec();
+        if line.is_empty() {
+            return Ok(());
+        }
+        stream.write_all(&[&previous[..], &line].concat())?;
+        previous = line;
+    }
+}

@@ -1,0 +1,92 @@
+//! All conversations on one thread: a panic in one of them ends that one.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+
+use crate::{Options, listen, stop_at_once};
+
+const LISTENER: Token = Token(0);
+
+struct Peer {
+    stream: TcpStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// An event loop for all peers.
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    let listener = listen(options)?;
+    listener.set_nonblocking(true)?;
+    let mut listener = TcpListener::from_std(listener);
+    let mut poll = Poll::new()?;
+    let both = Interest::READABLE | Interest::WRITABLE;
+    poll.registry().register(&mut listener, LISTENER, both)?;
+    let mut peers = HashMap::new();
+    let mut accepted = 0;
+    let mut events = Events::with_capacity(1024);
+    loop {
+        poll.poll(&mut events, None)?;
+        for event in &events {
+            if event.token() == LISTENER {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    accepted += 1;
+                    poll.registry()
+                        .register(&mut stream, Token(accepted), both)?;
+                    let (input, output) = Default::default();
+                    peers.insert(
+                        Token(accepted),
+                        Peer {
+                            stream,
+                            input,
+                            output,
+                        },
+                    );
+                }
+            } else if let Some(peer) = peers.get_mut(&event.token()) {
+                let go_on = || converse(peer, options.panic.as_deref());
+                // Nobody sees the peer again after a panic.
+                let gone = catch_unwind(AssertUnwindSafe(go_on));
+                if gone.unwrap_or(Ok(true)).unwrap_or(true) {
+                    peers.remove(&event.token());
+                }
+            }
+        }
+    }
+}
+
+/// A line in, the same line out, as far as it goes now; says whether the peer is gone. The last line needs no end.
+fn converse(peer: &mut Peer, panic: Option<&str>) -> io::Result<bool> {
+    let mut ended = false;
+    loop {
+        while !peer.output.is_empty() {
+            match peer.stream.write(&peer.output) {
+                Ok(count) => drop(peer.output.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        let line = peer.input.iter().position(|byte| *byte == b'\n');
+        if line.is_none() && !ended {
+            let mut buffer = [0; 4096];
+            match peer.stream.read(&mut buffer) {
+                Ok(0) => ended = true,
+                Ok(count) => peer.input.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            continue;
+        }
+        let length = line.map_or(peer.input.len(), |end| end + 1);
+        peer.output.extend(peer.input.drain(..length));
+        if peer.output.is_empty() {
+            return Ok(true);
+        }
+        let text = String::from_utf8_lossy(&peer.output);
+        assert!(panic.is_none_or(|panic| !text.contains(panic)));
+    }
+}

@@ -1,0 +1,36 @@
+//! Echo, line by line, with a thread for each connection: a line has a limit.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::threads::each_connection;
+use crate::{Options, stop_at_once};
+
+const MOST: u64 = 64 * 1024;
+
+pub(crate) fn serve(options: &Options) -> io::Result<()> {
+    stop_at_once()?;
+    each_connection(options, converse)
+}
+
+fn converse(mut stream: TcpStream) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    loop {
+        let mut line = Vec::new();
+        let mut next = reader.by_ref().take(MOST + 1);
+        next.read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        if line.len() as u64 > MOST {
+            writeln!(stream, "error: a line may have {MOST} bytes")?;
+            stream.shutdown(Shutdown::Write)?;
+            // What is unread when a socket is closed makes the kernel send RST, which can overtake the error.
+            let until = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < until && reader.read(&mut [0; 16 * 1024])? > 0 {}
+            return Ok(());
+        }
+        stream.write_all(&line)?;
+    }
+}
