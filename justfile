@@ -8,6 +8,14 @@ default:
 compare *args:
     cargo run --release -- compare {{args}}
 
+# which model keeps which promise
+check *args:
+    cargo run --release -- check {{args}}
+
+# the matrix in the docs, made anew
+matrix:
+    cargo run --release -- check --markdown --seed 1 > docs/src/matrix.md
+
 # one server
 serve model *args:
     cargo run --release -- serve {{model}} {{args}}

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
+use client::misbehave::Misbehaviour;
 use client::{Arrivals, Load, MAX_RATE, Plan, Report, Snapshot, Watch};
 use contract::cli::{
     BulkArgs, WorkArgs, check_work, parse_address, parse_connections, parse_protocol,
@@ -24,7 +25,9 @@ use protocol::{PROTOCOLS, Protocol};
 use serde_json::json;
 
 use crate::compare::results::{ClientSide, Times};
-use crate::{figures, interrupt, output};
+use crate::placement::Placement;
+use crate::subject::{Outside, Settings};
+use crate::{figures, interrupt, misbehave, output, server};
 
 /// Options of `drive`.
 #[derive(Debug, Args)]
@@ -40,21 +43,28 @@ use crate::{figures, interrupt, output};
   samewire drive 127.0.0.1:7000 --protocol bulk          3 clients, 3 messages of 3 MiB each
   samewire drive 127.0.0.1:7000 --protocol bulk --bulk-size 64K --bulk-count 100 --messages 10
   samewire drive 127.0.0.1:7000 --protocol http --path /files/13k --connections 50 --duration 10s
+  samewire drive 127.0.0.1:7000 --misbehave slowloris --duration 30s
   samewire drive 127.0.0.1:7000 --work wait:50ms@10%     as the server was told: tells the other requests apart
+  samewire drive --with 'mine=python3 server.py {port}'  starts a server that is not ours, and stops it afterwards
 
 Exit status 0 if every request was answered rightly, 1 if not, 2 for wrong usage.")]
 pub struct DriveArgs {
     /// Where the server listens, such as 127.0.0.1:7000
-    #[arg(value_name = "ADDR", value_parser = parse_address)]
-    address: SocketAddr,
+    #[arg(value_name = "ADDR", value_parser = parse_address, required_unless_present = "with")]
+    address: Option<SocketAddr>,
+
+    /// Start this server, drive it and stop it; {port} stands for the port it is to listen on, {idle-timeout}, {drain}
+    /// (in seconds) and {max-connections} for what else it can be told
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse, conflicts_with = "address")]
+    with: Option<Outside>,
 
     /// What to say (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
-    protocol: &'static Protocol,
+    pub(crate) protocol: &'static Protocol,
 
     /// Clients that ask at the same time [default: 100; of bulk: 3]
     #[arg(long, value_name = "N", value_parser = parse_connections)]
-    connections: Option<NonZero<usize>>,
+    pub(crate) connections: Option<NonZero<usize>>,
 
     /// Requests per client and round [default: 10; of bulk: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["duration", "rate"])]
@@ -70,7 +80,7 @@ pub struct DriveArgs {
 
     /// Ask for a time, not a number of messages [default with --rate: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time, group = "timed")]
-    duration: Option<Duration>,
+    pub(crate) duration: Option<Duration>,
 
     /// With --duration or --rate: ask for this long before measuring
     #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "timed")]
@@ -94,7 +104,7 @@ pub struct DriveArgs {
 
     /// Give up a request, or a connect, after this time
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
-    timeout: Duration,
+    pub(crate) timeout: Duration,
 
     /// Bytes per request, with the line's end [default: short lines, Hello World!:0 and so on]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
@@ -106,7 +116,7 @@ pub struct DriveArgs {
 
     /// What bulk is to send.
     #[command(flatten)]
-    bulk: BulkArgs,
+    pub(crate) bulk: BulkArgs,
 
     /// What the server was told to do before its replies.
     #[command(flatten)]
@@ -114,19 +124,32 @@ pub struct DriveArgs {
 
     /// The same seed asks the same [default: random]
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
 
     /// Event loops
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_threads)]
     threads: NonZero<usize>,
 
+    /// Not to ask but to let clients misbehave, such as slowloris or storm (see `samewire list`): as many as usual for
+    /// that kind, or as --connections says; once, or again and again for --duration
+    #[arg(long, value_name = "KIND", value_parser = Misbehaviour::find, conflicts_with_all = ["messages", "rounds", "think", "warmup", "rate", "connect_first", "ramp", "size", "path", "work", "threads"])]
+    pub(crate) misbehave: Option<&'static Misbehaviour>,
+
+    /// With --misbehave: print what one client said and heard, byte by byte, also if nothing went wrong
+    #[arg(long, requires = "misbehave", conflicts_with = "json")]
+    pub(crate) transcript: bool,
+
+    /// With --misbehave: also against a server that is not on this machine, if you may do that
+    #[arg(long, requires = "misbehave")]
+    pub(crate) not_only_loopback: bool,
+
     /// Run on these CPUs only, such as 0 or 0,2 or 0-3
     #[arg(long, value_name = "LIST")]
-    cpus: Option<CpuList>,
+    pub(crate) cpus: Option<CpuList>,
 
     /// Print the results as JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 impl DriveArgs {
@@ -145,25 +168,25 @@ impl DriveArgs {
         Ok(())
     }
 
-    fn page(&self) -> Page {
+    pub(crate) fn page(&self, address: SocketAddr) -> Page {
         let page = Page::default();
         Page {
             path: self.path.clone().unwrap_or(page.path),
-            host: self.address.to_string(),
+            host: address.to_string(),
             content: page.content,
         }
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&self, address: SocketAddr) -> Plan {
         Plan {
-            address: self.address,
+            address,
             protocol: self.protocol,
             connections: self
                 .connections
                 .map_or(self.protocol.usual.connections, NonZero::get),
             size: self.size,
             bulk: self.bulk.bulk(),
-            page: Arc::new(self.page()),
+            page: Arc::new(self.page(address)),
             work: self.work.plan(),
             load: match (self.rate, self.duration) {
                 (Some(rate), duration) => Load::Open {
@@ -258,17 +281,46 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
         output::complain(&format!("error: {why} (see --help)"));
         return Ok(ExitCode::from(2));
     }
-    let plan = args.plan();
-    let descriptors = raise_descriptor_limit();
-    if !descriptors.allow(plan.connections) {
-        output::complain(&format!(
-            "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
-             this process may not raise it; some connects may fail (see ulimit -Hn)",
-            figures::count(plan.connections as u64),
-            descriptors.now.unwrap_or(u64::MAX),
-            Descriptors::SPARE,
-        ));
+    match (args.address, &args.with) {
+        (Some(address), _) => run_at(args, address),
+        (None, Some(outside)) => run_with(args, outside),
+        (None, None) => bail!("there is no server to drive"),
     }
+}
+
+/// Starts the server, and stops it whatever came of the drive. What it complains about is told, and is a failure.
+fn run_with(args: &DriveArgs, outside: &Outside) -> anyhow::Result<ExitCode> {
+    let settings = Settings {
+        max_connections: Some(10_000.max(args.connections.map_or(0, NonZero::get))),
+        ..Settings::default()
+    };
+    server::adopt_orphans();
+    let placement = Placement::none("nobody asked for it".to_string());
+    let server = outside.start(&settings, &placement)?;
+    let driven = run_at(args, server.address);
+    let end = server.stop();
+    // That a signal ends whoever has not learned to stop is no fault that the drive could have found.
+    let problems = if end.by_the_signal() {
+        Vec::new()
+    } else {
+        end.problems
+    };
+    for problem in &problems {
+        output::complain(&format!("error: {}: {problem}", outside.name));
+    }
+    match driven? {
+        ExitCode::SUCCESS if !problems.is_empty() => Ok(ExitCode::FAILURE),
+        status => Ok(status),
+    }
+}
+
+/// Drives whoever listens there.
+fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
+    if let Some(kind) = args.misbehave {
+        return misbehave::run(args, address, kind);
+    }
+    let plan = args.plan(address);
+    make_room(plan.connections);
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
 
@@ -308,6 +360,20 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Raises the limit on open files, and says so if it is still too low.
+pub(crate) fn make_room(connections: usize) {
+    let descriptors = raise_descriptor_limit();
+    if !descriptors.allow(connections) {
+        output::complain(&format!(
+            "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
+             this process may not raise it; some connects may fail (see ulimit -Hn)",
+            figures::count(connections as u64),
+            descriptors.now.unwrap_or(u64::MAX),
+            Descriptors::SPARE,
+        ));
+    }
 }
 
 fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {

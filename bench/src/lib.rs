@@ -1,18 +1,26 @@
 //! Who measures: the `samewire` command, as a library so that benches and tests measure in the same way.
 
+pub mod check;
 pub mod compare;
 pub mod drive;
 pub mod figures;
 pub mod interrupt;
 pub mod list;
+mod misbehave;
 pub mod output;
+mod placement;
+mod process;
 pub mod registry;
+mod server;
+pub mod subject;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use contract::Model;
 use contract::cli::{ServeArgs, one_line};
+use contract::{CpuList, Model, pin};
+use rustix::process::Signal;
 
 /// One protocol, one client, many concurrency models, side by side
 #[derive(Debug, Parser)]
@@ -46,10 +54,15 @@ Ctrl-C stops it gracefully; a second one ends it at once.")]
     Serve(Serve),
     /// Ask a server, and check every reply
     Drive(drive::DriveArgs),
+    /// The contract as a matrix: which model keeps which promise
+    Check(check::CheckArgs),
     /// Run models on workloads, and compare: the main job
     Compare(compare::CompareArgs),
     /// Draw the report of an earlier comparison again
     Report(compare::ReportArgs),
+    /// Become another program, which ends when this one's parent does
+    #[command(hide = true)]
+    Exec(Exec),
     /// Print completions for a shell
     #[command(after_help = "Example:
   samewire completions bash > ~/.local/share/bash-completion/completions/samewire")]
@@ -73,6 +86,23 @@ struct Serve {
     die_with_parent: Option<i32>,
 }
 
+/// How servers that are not ours are started: what can only be set by the process itself is set before it becomes
+/// another.
+#[derive(Debug, Args)]
+struct Exec {
+    /// Stop when this process, which started this one, ends, however it ends
+    #[arg(long, value_name = "PID")]
+    die_with_parent: i32,
+
+    /// Run on these CPUs only
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true)]
+    words: Vec<String>,
+}
+
 /// The command: reads its arguments from the process.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -88,7 +118,9 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::run(&args),
         Command::Serve(args) => serve(&args),
         Command::Drive(args) => drive::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Exec(args) => exec(&args),
         Command::Report(args) => compare::report(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -105,17 +137,31 @@ pub fn main() -> ExitCode {
 
 fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     if let Some(parent) = args.die_with_parent {
-        die_with(parent)?;
+        die_with(parent, Signal::TERM)?;
     }
     contract::cli::serve(args.model, &args.options).map_err(anyhow::Error::msg)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Becomes another program; comes back only if that fails.
+fn exec(args: &Exec) -> anyhow::Result<ExitCode> {
+    // Whoever is not ours may take SIGTERM for a reason to wait.
+    die_with(args.die_with_parent, Signal::KILL)?;
+    if let Some(cpus) = &args.cpus {
+        pin(cpus)?;
+    }
+    let [program, arguments @ ..] = &args.words[..] else {
+        anyhow::bail!("there is no program");
+    };
+    let error = std::process::Command::new(program).args(arguments).exec();
+    Err(anyhow::Error::new(error).context(format!("cannot start {program}")))
+}
+
 /// So that no server outlives a comparison, not even one that was killed.
 #[cfg(target_os = "linux")]
-fn die_with(parent: i32) -> anyhow::Result<()> {
-    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-    set_parent_process_death_signal(Some(Signal::TERM))?;
+fn die_with(parent: i32, signal: Signal) -> anyhow::Result<()> {
+    use rustix::process::{Pid, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(signal))?;
     // If the parent ended before the line above took effect, this process has another one by now.
     if getppid() != Pid::from_raw(parent) {
         anyhow::bail!("process {parent}, which started this server, has ended already");
@@ -124,6 +170,6 @@ fn die_with(parent: i32) -> anyhow::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with(_: i32) -> anyhow::Result<()> {
+fn die_with(_: i32, _: Signal) -> anyhow::Result<()> {
     Ok(())
 }

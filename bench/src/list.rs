@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
-use contract::{Capacity, Model, Offload, Promise};
+use client::misbehave::MISBEHAVIOURS;
+use contract::{Capacity, Model, Offload};
 use protocol::PROTOCOLS;
 use serde_json::json;
 
@@ -18,7 +19,7 @@ pub struct ListArgs {
     json: bool,
 }
 
-/// Prints the models and the protocols.
+/// Prints the models, the protocols and the kinds of clients that misbehave.
 ///
 /// # Errors
 ///
@@ -34,7 +35,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     .map(|deviation| {
                         json!({
                             "promise": deviation.promise as u8,
-                            "name": promise(deviation.promise),
+                            "name": deviation.promise.name(),
                             "reason": deviation.reason,
                         })
                     })
@@ -66,9 +67,13 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|protocol| json!({ "name": protocol.name, "summary": protocol.summary }))
             .collect();
+        let misbehaviours: Vec<_> = MISBEHAVIOURS
+            .iter()
+            .map(|kind| json!({ "name": kind.name, "summary": kind.summary, "clients": kind.clients }))
+            .collect();
         let text = format!(
             "{:#}\n",
-            json!({ "models": models, "protocols": protocols })
+            json!({ "models": models, "protocols": protocols, "misbehaviours": misbehaviours })
         );
         output::print(&text)?;
         return Ok(ExitCode::SUCCESS);
@@ -91,7 +96,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         say("moves", &moves(model));
         for deviation in model.deviations {
             let number = deviation.promise as u8;
-            let name = promise(deviation.promise);
+            let name = deviation.promise.name();
             say("breaks", &format!("{number}, {name}: {}", deviation.reason));
         }
         if let Err(why) = (model.available)() {
@@ -102,6 +107,10 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     text.push_str("\nProtocols (--protocol NAME; the first is the default):\n");
     for protocol in PROTOCOLS {
         let _ = writeln!(text, "  {:<12} {}", protocol.name, protocol.summary);
+    }
+    text.push_str("\nClients that misbehave (samewire drive ADDR --misbehave KIND):\n");
+    for kind in MISBEHAVIOURS {
+        let _ = writeln!(text, "  {:<15} {}", kind.name, kind.summary);
     }
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -143,21 +152,6 @@ fn moves(model: &Model) -> String {
         Offload::To(there) => format!("blocking calls and computations with --offload, to {there}"),
         Offload::Needless(why) => format!("nothing with --offload, which it does not need: {why}"),
         Offload::Nowhere(why) => format!("nothing, and refuses --offload: {why}"),
-    }
-}
-
-fn promise(promise: Promise) -> &'static str {
-    match promise {
-        Promise::ExactReplies => "exact replies",
-        Promise::HalfClose => "half-close",
-        Promise::IdleTimeout => "idle time-out",
-        Promise::ConnectionLimit => "connection limit",
-        Promise::AcceptErrors => "errors of accept(2)",
-        Promise::Backpressure => "backpressure",
-        Promise::BadInput => "bad input",
-        Promise::GracefulStop => "graceful stop",
-        Promise::PanicIsolation => "isolation of panics",
-        Promise::Tally => "tally",
     }
 }
 

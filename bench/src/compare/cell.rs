@@ -13,13 +13,14 @@ use client::{Load, Plan, Report, Snapshot, Watch};
 use protocol::{Bulk, SessionOptions};
 
 use super::judge;
-use super::placement::Placement;
 use super::plan::{Cell, Settings, Turn};
-use super::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
 use super::results::{ClientSide, Launch, Note, ServerSide};
-use super::server::{DRAIN, End, Server};
 use super::workload::Workload;
 use crate::figures;
+use crate::placement::Placement;
+use crate::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
+use crate::server::{DRAIN, End, Server};
+use crate::subject;
 
 /// What all launches of a comparison have in common.
 pub(super) struct Bench<'a> {
@@ -40,18 +41,27 @@ fn timeout(settings: &Settings, workload: Workload) -> Duration {
     longest + Duration::from_secs(15)
 }
 
+/// No load here is about idle clients: none may be closed in the middle of a long comparison.
+const IDLE_TIMEOUT: &str = "1h";
+
+/// The same for a server from outside.
+const IDLE_TIMEOUT_OUTSIDE: Duration = Duration::from_secs(3600);
+
+/// How many peers every server is to have room for. Twice as many as there will be: where each event loop has its share,
+/// the kernel does not deal them out evenly.
+fn most_peers(settings: &Settings) -> usize {
+    (2 * settings.most_connections()).max(10_000)
+}
+
 /// The arguments of every server, after the model's name; beside the number of workers, and what its workload is about.
 pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
-    // Twice as many as there will be: where each event loop has its share, the kernel does not deal them out evenly.
-    let most = (2 * settings.most_connections()).max(10_000);
     let mut arguments: Vec<String> = [
         "--listen",
         "127.0.0.1:0",
         "--max-connections",
-        &most.to_string(),
-        // No load here is about idle clients: none may be closed in the middle of a long comparison.
+        &most_peers(settings).to_string(),
         "--idle-timeout",
-        "1h",
+        IDLE_TIMEOUT,
         "--drain",
         DRAIN,
         "--max-line",
@@ -96,7 +106,8 @@ impl Bench<'_> {
                         let driven = self.drive(cell, beside, pid, address, &mut account);
                         (driven, account)
                     };
-                    let thread = thread::Builder::new().name(format!("drive {}", cell.model.name));
+                    let thread =
+                        thread::Builder::new().name(format!("drive {}", cell.subject.name()));
                     thread.spawn_scoped(scope, drive)
                 }));
             }
@@ -128,19 +139,35 @@ impl Bench<'_> {
     }
 
     fn start(&self, cell: &Cell) -> anyhow::Result<Server> {
-        let workers = self.placement.workers_of(cell.model).to_string();
-        let mut arguments = vec![
-            cell.model.name.to_string(),
-            "--workers".to_string(),
-            workers,
-        ];
+        let Some(model) = cell.subject.model() else {
+            return self.start_outside(cell);
+        };
+        let workers = self.placement.workers_of(model).to_string();
+        let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
         arguments.extend(server_arguments(self.settings, self.placement));
         arguments.extend(self.told(cell));
         Server::start(&arguments)
     }
 
+    /// Somebody else's, which is told of this what its command has placeholders for.
+    fn start_outside(&self, cell: &Cell) -> anyhow::Result<Server> {
+        let settings = subject::Settings {
+            idle_timeout: Some(IDLE_TIMEOUT_OUTSIDE),
+            max_connections: Some(most_peers(self.settings)),
+            ..subject::Settings::default()
+        };
+        let protocol = cell.workload.protocol(self.settings.protocol);
+        let running = cell.subject.start(protocol, &settings, self.placement)?;
+        running
+            .into_server()
+            .context("nobody can measure a server that somebody else has started")
+    }
+
     /// What this server is told beside that.
     fn told(&self, cell: &Cell) -> Vec<String> {
+        if cell.subject.model().is_none() {
+            return Vec::new();
+        }
         let small = self.settings.protocol;
         cell.workload.server_arguments(small, cell.seed)
     }
@@ -195,18 +222,18 @@ impl Bench<'_> {
 
     /// A launch of which nothing is known yet.
     fn empty(&self, turn: &Turn, cell: &Cell, order: usize, started_s: f64) -> Launch {
-        let name = |cell: &Cell| cell.model.name.to_string();
-        let beside = turn.cells.iter().map(name);
+        let name = cell.subject.name();
+        let beside = turn.cells.iter().map(|cell| cell.subject.name());
         Launch {
             order,
             block: turn.block,
-            model: name(cell),
             workload: cell.workload,
             connections: cell.connections,
             requests: cell.requests(),
             reply_bytes: cell.workload.reply_bytes(),
             server_arguments: self.told(cell),
-            beside: beside.filter(|one| *one != cell.model.name).collect(),
+            beside: beside.filter(|one| *one != name).collect(),
+            model: name,
             seed: cell.seed.to_string(),
             started_s,
             problems: Vec::new(),
@@ -228,7 +255,10 @@ fn fill(
     driven: Option<io::Result<(anyhow::Result<Driven>, ServerSide)>>,
 ) -> anyhow::Result<()> {
     let end = ended?;
-    launch.problems.extend(end.problems);
+    // That a signal ends whoever has not learned to stop is no fault of what was measured.
+    if cell.subject.model().is_some() || !end.by_the_signal() {
+        launch.problems.extend(end.problems);
+    }
     let (driven, account) = driven
         .context("nobody drove it")?
         .context("cannot start a thread that drives it")?;
@@ -310,7 +340,7 @@ impl<'a> Watcher<'a> {
         interrupted: &'a AtomicBool,
     ) -> Watcher<'a> {
         let cpus = placement.all();
-        let tree = Tree::new(root, cell.model.needs.own_process);
+        let tree = Tree::new(root, cell.subject.may_fork());
         let before = Look::take(&tree, &cpus, Courtesy::None);
         let idle = cell.workload == Workload::Idle;
         Watcher {

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use procfs::{CpuInfo, Current, LoadAverage};
 
 use super::cell::server_arguments;
-use super::placement::Placement;
 use super::plan::Settings;
 use super::results::Environment;
+use crate::placement::Placement;
 
 /// Looks at this machine. To be called before the first load: afterwards the load average is our own.
 pub(super) fn look(settings: &Settings, placement: &Placement) -> Environment {

@@ -1,11 +1,11 @@
 //! What a launch's raw figures mean, and whether to believe them.
 
 use super::metric::Metric;
-use super::placement::Placement;
 use super::plan::{Cell, Settings};
 use super::results::{ClientSide, Launch, Note, ServerSide};
 use super::workload::Workload;
 use crate::figures;
+use crate::placement::Placement;
 
 /// A side that uses so much of its CPUs has nothing to spare.
 const BUSY: f64 = 0.9;
@@ -421,6 +421,7 @@ mod tests {
     use crate::compare::results::tests::{client_side, launch};
     use crate::compare::tests::settings;
     use crate::registry;
+    use crate::subject::Subject;
 
     fn placement() -> Placement {
         Placement {
@@ -472,7 +473,7 @@ mod tests {
         }
         let settings = settings(&["--rate", "20000", "--patience", "6s"]);
         let cell = Cell {
-            model: registry::find("mio").unwrap(),
+            subject: Subject::Model(registry::find("mio").unwrap()),
             workload,
             connections: settings.connections(workload)[0],
             seed: 1,

@@ -67,7 +67,18 @@ pub(super) fn to_markdown(results: &Results) -> String {
             .obstacle
             .as_ref()
             .map(|why| format!(" (left out: {why})"));
+        if let Some(command) = &model.command {
+            let _ = writeln!(
+                text,
+                "| {} | {}: {} | – | unknown | – | – |",
+                model.name,
+                escape(&model.summary),
+                escape(command),
+            );
+            continue;
+        }
         let holds = model.holds.map(|most| figures::count(most as u64));
+        let workers = model.workers.map(|workers| workers.to_string());
         let _ = writeln!(
             text,
             "| {} | {}{} | {} | {} | {} | `{}` |",
@@ -76,7 +87,7 @@ pub(super) fn to_markdown(results: &Results) -> String {
             escape(&left_out.unwrap_or_default()),
             escape(&model.lineage),
             holds.unwrap_or("all".to_string()),
-            model.workers,
+            workers.unwrap_or("–".to_string()),
             model.source
         );
     }

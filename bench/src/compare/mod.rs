@@ -9,12 +9,9 @@ mod environment;
 mod judge;
 mod markdown;
 pub mod metric;
-mod placement;
 pub mod plan;
-mod process;
 mod progress;
 pub mod results;
-mod server;
 mod stats;
 pub mod summary;
 mod table;
@@ -37,9 +34,10 @@ use contract::{Descriptors, Model, raise_descriptor_limit};
 use protocol::{PROTOCOLS, Protocol};
 
 use crate::drive::{parse_rate, parse_size};
-use crate::{interrupt, list, output, registry};
+use crate::placement::Placement;
+use crate::subject::{Outside, Subject, quoted};
+use crate::{interrupt, list, output, registry, subject};
 use cell::Bench;
-use placement::Placement;
 use plan::{Cell, IDLE_CONNECTIONS, QUICK_MODELS, Settings, Turn};
 use progress::Progress;
 use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
@@ -78,14 +76,22 @@ Examples:
   samewire compare --workloads steady --rate 20000 --duration 10s --out results/steady
   samewire compare --workloads http-13m,bulk --connections 100,1000
   samewire compare --workloads block,block-offload --models threads,tokio,smol
+  samewire compare --models threads,mio --with 'mine=python3 server.py {port}'
   samewire compare --json > results.json
+
+A server of --with is asked to speak the --protocol, on the workloads that need nothing else of it.
 
 Exit status 0 if all was measured, 1 if a launch failed, 2 for wrong usage, 130 if it was interrupted; what was
 measured until then is kept.")]
 pub struct CompareArgs {
-    /// Which models [default: all that can run here]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_model)]
-    models: Vec<&'static Model>,
+    /// Which models [default: all that can run here]; none: only those of --with
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_asked)]
+    models: Vec<Asked>,
+
+    /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
+    /// {idle-timeout}, {drain} (in seconds) and {max-connections} for what else it can be told
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse)]
+    with: Vec<Outside>,
 
     /// Which workloads [default: the first four; max and steady with several numbers of --connections]
     #[arg(
@@ -145,6 +151,21 @@ pub struct CompareArgs {
     /// Print results.json instead of the tables
     #[arg(long)]
     json: bool,
+}
+
+/// One of `--models`.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Model(&'static Model),
+    /// So that servers from outside can be compared with nobody else.
+    Nobody,
+}
+
+fn parse_asked(name: &str) -> Result<Asked, String> {
+    match name {
+        "none" => Ok(Asked::Nobody),
+        name => parse_model(name).map(Asked::Model),
+    }
 }
 
 /// Who names a model wants it: it is not left out with a note.
@@ -219,18 +240,24 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     });
     let descriptors = raise_descriptor_limit();
     enough_descriptors(&settings, descriptors)?;
-    // Before minutes of work, not after.
-    claim(&out)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
 
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     // Everything that this process starts from here on is on the client's CPUs, until it says otherwise.
     let placement = Placement::take();
-    server::adopt_orphans();
-    let (models, infos) = models(args, &placement);
+    crate::server::adopt_orphans();
+    // Both before minutes of work, not after.
+    try_out(&args.with, &placement)?;
+    claim(&out)?;
+    let (models, mut infos) = models(args, &placement);
+    let mut subjects: Vec<Subject> = models.iter().copied().map(Subject::Model).collect();
+    for outside in &args.with {
+        subjects.push(Subject::Outside(outside.clone()));
+        infos.push(ModelInfo::outside(outside));
+    }
     let workers = |model: &Model| placement.workers_of(model);
-    let (turns, skipped) = plan::turns(&models, workers, &settings, seed, descriptors);
+    let (turns, skipped) = plan::turns(&subjects, workers, &settings, seed, descriptors);
     let mut results = Results {
         schema: SCHEMA,
         complete: false,
@@ -298,7 +325,9 @@ fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Ve
         if args.models.is_empty() {
             !args.quick || QUICK_MODELS.contains(&model.name)
         } else {
-            args.models.iter().any(|asked| asked.name == model.name)
+            let named =
+                |asked: &Asked| matches!(asked, Asked::Model(one) if one.name == model.name);
+            args.models.iter().any(named)
         }
     };
     let mut available = Vec::new();
@@ -311,16 +340,26 @@ fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Ve
         let workers = placement.workers_of(model);
         infos.push(ModelInfo {
             name: model.name.to_string(),
+            command: None,
             summary: model.summary.to_string(),
             lineage: model.lineage.to_string(),
             source: model.source.to_string(),
             capacity: list::name_of(model.capacity).to_string(),
-            workers,
+            workers: Some(workers),
             holds: plan::holds(model, workers),
             obstacle,
         });
     }
     (available, infos)
+}
+
+/// Whoever can't be started with that command is told at once.
+fn try_out(with: &[Outside], placement: &Placement) -> anyhow::Result<()> {
+    for outside in with {
+        let server = outside.start(&subject::Settings::default(), placement)?;
+        drop(server.stop());
+    }
+    Ok(())
 }
 
 /// Each connection is one descriptor here and one in the server.
@@ -354,10 +393,18 @@ fn command(
     };
     // What was left open stands for different numbers in different workloads.
     let launches = args.launches.map(|number| format!(" --launches {number}"));
+    let with = args
+        .with
+        .iter()
+        .map(|outside| format!(" --with {}", quoted(&outside.text())));
+    let models = match models {
+        [] => "none".to_string(),
+        models => list(models.iter().map(|model| model.name)),
+    };
     format!(
-        "samewire compare --models {} --workloads {}{} --duration {} --idle-duration {} --connections {} --rate {} \
+        "samewire compare --models {models}{} --workloads {}{} --duration {} --idle-duration {} --connections {} --rate {} \
          --patience {} --protocol {} --size {} --seed {seed}",
-        list(models.iter().map(|model| model.name)),
+        with.collect::<String>(),
         list(&settings.workloads),
         launches.unwrap_or_default(),
         time(settings.duration),
@@ -399,7 +446,7 @@ fn measure(
     let mut progress = Progress::start(turns);
     let mut block = 0;
     // By model: so many connections could not be opened. To try again would take as long, and tell the same.
-    let mut full: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut full: BTreeMap<String, usize> = BTreeMap::new();
     for turn in turns {
         // However this program may end, what was measured in earlier blocks is kept.
         if turn.block != block {
@@ -409,7 +456,7 @@ fn measure(
             }
         }
         let is_full = |cell: &Cell| {
-            let most = full.get(cell.model.name);
+            let most = full.get(&cell.subject.name());
             cell.opening().is_some() && most.is_some_and(|most| cell.connections >= *most)
         };
         if turn.cells.iter().all(is_full) {
@@ -428,7 +475,7 @@ fn measure(
         };
         for (cell, launch) in turn.cells.iter().zip(launches) {
             if launch.notes.contains(&Note::NotAllOpened) {
-                let most = full.entry(cell.model.name).or_insert(cell.connections);
+                let most = full.entry(cell.subject.name()).or_insert(cell.connections);
                 *most = cell.connections.min(*most);
             }
             progress.measured(&launch);
@@ -501,14 +548,22 @@ mod tests {
             &["--launches", "2", "--connections", "5,7"],
             &["--workloads", "idle", "--idle-duration", "1s500ms"],
             &["--workloads", "all"],
+            &[
+                "--with",
+                "mine=run 'my server' it\\'s {port}",
+                "--with",
+                "b=b {port}",
+            ],
         ] {
             let given = args(words);
             let settings = Settings::of(&given).unwrap();
             let models: Vec<_> = registry::models().take(2).collect();
             let command = command(&given, &settings, &models, 42);
-            let words: Vec<_> = command.split(' ').skip(2).collect();
+            let words = shlex::split(&command).unwrap();
+            let words: Vec<_> = words.iter().skip(2).map(String::as_str).collect();
             let again = args(&words);
             assert_eq!(again.models.len(), 2);
+            assert_eq!(again.with, given.with);
             assert_eq!(again.seed, Some(42));
             let again = Settings::of(&again).unwrap();
             assert_eq!(format!("{again:?}"), format!("{settings:?}"));

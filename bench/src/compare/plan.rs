@@ -6,9 +6,10 @@ use client::{Arrivals, Load};
 use contract::{Capacity, Descriptors, Deviation, Model, Offload, Promise};
 use protocol::Protocol;
 
-use super::CompareArgs;
 use super::results::Skipped;
 use super::workload::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
+use super::{Asked, CompareArgs};
+use crate::subject::{Outside, Subject};
 
 /// How much is measured, if nobody says otherwise. Three launches show a spread. All of them together take what the
 /// help promises, and a window holds requests enough for its percentiles.
@@ -112,6 +113,10 @@ impl Settings {
     ///
     /// Wrong usage: what is asked for does not go together.
     pub(super) fn of(args: &CompareArgs) -> Result<Settings, String> {
+        Outside::distinct(&args.with)?;
+        if args.with.is_empty() && args.models.iter().any(|one| matches!(one, Asked::Nobody)) {
+            return Err("--models none goes with --with: there is nobody to compare".to_string());
+        }
         let extent = if args.quick { QUICK } else { FULL };
         let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
         connections.sort_unstable();
@@ -228,7 +233,8 @@ pub(super) fn holds(model: &Model, workers: usize) -> Option<usize> {
 /// One launch to come: a fresh server process under one load.
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
-    pub(super) model: &'static Model,
+    /// Who serves: a model, or a command from outside.
+    pub(super) subject: Subject,
     pub(super) workload: Workload,
     pub(super) connections: usize,
     /// Of the client's requests.
@@ -243,11 +249,23 @@ impl Cell {
         self.holds.is_some_and(|most| most < self.connections)
     }
 
-    /// Why its model can't do this at all, if it can't.
-    fn obstacle(&self) -> Option<&'static str> {
-        match self.model.offload {
-            Offload::Nowhere(why) if self.workload.offloads() => Some(why),
-            _ => None,
+    /// Why it can't do this at all, if it can't; `small` is what is said where that is open.
+    fn obstacle(&self, small: &Protocol) -> Option<String> {
+        match self.subject.model().map(|model| model.offload) {
+            Some(Offload::Nowhere(why)) if self.workload.offloads() => {
+                Some(format!("there is nowhere to move work to: {why}"))
+            }
+            Some(_) => None,
+            // Whoever started it chose its protocol, and it can't be told another.
+            None if self.workload.protocol_differs(small) => Some(format!(
+                "{} is over another protocol than --protocol {}, and it comes from outside",
+                self.workload, small.name
+            )),
+            None if self.workload.works() => Some(format!(
+                "before the replies of {} there is work to do, and only our own models can be told to",
+                self.workload
+            )),
+            None => None,
         }
     }
 
@@ -379,7 +397,7 @@ impl Turn {
 /// In a sweep, a model is not asked with more connections than it holds by design: what it costs to let the others wait
 /// is not the cost of more connections. What is left out for that is told.
 pub(super) fn turns(
-    models: &[&'static Model],
+    subjects: &[Subject],
     workers: impl Fn(&Model) -> usize,
     settings: &Settings,
     seed: u64,
@@ -396,19 +414,22 @@ pub(super) fn turns(
             for &connections in settings.connections(workload) {
                 // The same requests for all models.
                 let seed = random.u64(..);
-                let cell = |&model: &&'static Model| Cell {
-                    model,
+                let cell = |subject: &Subject| Cell {
+                    subject: subject.clone(),
                     workload,
                     connections,
                     seed,
-                    holds: holds(model, workers(model)),
+                    holds: subject
+                        .model()
+                        .and_then(|model| holds(model, workers(model))),
                 };
-                let mut cells: Vec<Cell> = models.iter().map(cell).collect();
-                let obstacle = |cell: &Cell| Some(Skipped::nowhere(cell, cell.obstacle()?));
+                let mut cells: Vec<Cell> = subjects.iter().map(cell).collect();
+                let obstacle = |cell: &Cell| cell.obstacle(settings.protocol);
                 if block == 1 {
-                    skipped.extend(cells.iter().filter_map(obstacle));
+                    let cannot = |cell: &Cell| Some(Skipped::because(cell, obstacle(cell)?));
+                    skipped.extend(cells.iter().filter_map(cannot));
                 }
-                cells.retain(|cell| cell.obstacle().is_none());
+                cells.retain(|cell| obstacle(cell).is_none());
                 if settings.sweep() {
                     if block == 1 {
                         let short = cells.iter().filter(|cell| cell.is_short());
@@ -422,8 +443,9 @@ pub(super) fn turns(
                     Workload::Idle => idle_together(descriptors),
                     _ => 1,
                 };
-                let (restless, quiet): (Vec<Cell>, Vec<Cell>) =
-                    cells.into_iter().partition(|cell| never_sleeps(cell.model));
+                let (restless, quiet): (Vec<Cell>, Vec<Cell>) = cells
+                    .into_iter()
+                    .partition(|cell| may_not_sleep(&cell.subject));
                 let groups = quiet.len().div_ceil(most).max(1);
                 let size = quiet.len().div_ceil(groups).max(1);
                 let together = quiet.chunks(size).chain(restless.chunks(1));
@@ -435,11 +457,13 @@ pub(super) fn turns(
     (turns, skipped)
 }
 
-/// Whether it would take the CPU from those who are idle beside it: it does not keep the promise that a server never
-/// spins.
-fn never_sleeps(model: &Model) -> bool {
+/// Whether it would, or might, take the CPU from those who are idle beside it: it does not keep the promise that a
+/// server never spins, or has not given it.
+fn may_not_sleep(subject: &Subject) -> bool {
     let spins = |deviation: &Deviation| deviation.promise == Promise::AcceptErrors;
-    model.deviations.iter().any(spins)
+    subject
+        .model()
+        .is_none_or(|model| model.deviations.iter().any(spins))
 }
 
 /// How many servers of `idle` the client has descriptors for at a time.
@@ -467,8 +491,11 @@ mod tests {
     };
 
     fn all(settings: &Settings, seed: u64) -> Vec<Turn> {
-        let models: Vec<_> = registry::models().collect();
-        turns(&models, |_| 1, settings, seed, PLENTY).0
+        turns(&everybody(), |_| 1, settings, seed, PLENTY).0
+    }
+
+    fn everybody() -> Vec<Subject> {
+        registry::models().map(Subject::Model).collect()
     }
 
     #[test]
@@ -478,7 +505,7 @@ mod tests {
             all(&settings, seed)
                 .iter()
                 .flat_map(|turn| turn.cells.iter().map(|cell| (turn.block, cell.clone())))
-                .map(|(block, cell)| (block, cell.model.name, cell.workload, cell.seed))
+                .map(|(block, cell)| (block, cell.subject.name(), cell.workload, cell.seed))
                 .collect()
         };
         let first = order(7);
@@ -487,12 +514,12 @@ mod tests {
         let size = registry::models().count() * Workload::DEFAULT.len();
         let blocks: Vec<Vec<_>> = first
             .chunks(size)
-            .map(|block| block.iter().map(|cell| (cell.1, cell.2)).collect())
+            .map(|block| block.iter().map(|cell| (cell.1.clone(), cell.2)).collect())
             .collect();
         assert_eq!(blocks.len(), 4);
         for (block, cells) in first.chunks(size).zip(1..) {
             assert!(block.iter().all(|cell| cell.0 == cells));
-            let different: BTreeSet<_> = block.iter().map(|cell| (cell.1, cell.2)).collect();
+            let different: BTreeSet<_> = block.iter().map(|cell| (&cell.1, cell.2)).collect();
             assert_eq!(different.len(), size);
             for &workload in Workload::DEFAULT {
                 let seeds: BTreeSet<_> = block
@@ -514,7 +541,7 @@ mod tests {
         let settings = settings(&["--workloads", "idle"]);
         for turn in all(&settings, 7) {
             assert!(turn.cells.len() <= IDLE_TOGETHER);
-            assert!(turn.cells.len() == 1 || !turn.cells.iter().any(|c| never_sleeps(c.model)));
+            assert!(turn.cells.len() == 1 || !turn.cells.iter().any(|c| may_not_sleep(&c.subject)));
         }
         let limited = |now| {
             idle_together(Descriptors {
@@ -558,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_sweep_leaves_out_whom_a_model_cannot_hold_and_says_so_once() {
-        let models: Vec<_> = registry::models().collect();
+        let models = everybody();
         let sweep = settings(&["--connections", "1,10", "--workloads", "max"]);
         let (planned, skipped) = turns(&models, |_| 5, &sweep, 7, PLENTY);
         let short = |cell: &&Cell| cell.is_short();
@@ -578,16 +605,16 @@ mod tests {
     /// What the help promises for all models on a machine like the ones it was measured on, with something to spare.
     #[test]
     fn the_plan_keeps_to_its_time() {
-        let sum = |settings: &Settings, models: &[&'static Model]| -> Duration {
+        let sum = |settings: &Settings, models: &[Subject]| -> Duration {
             let workers = |model: &Model| model.capacity.workers().get();
             let turns = turns(models, workers, settings, 7, PLENTY).0;
             turns.iter().map(|turn| turn.estimate).sum()
         };
-        let models: Vec<_> = registry::models().collect();
+        let models = everybody();
         let full = sum(&settings(&[]), &models);
         assert!(full < Duration::from_secs(220), "{full:?}");
-        let quick: Vec<_> = (models.iter().copied())
-            .filter(|model| QUICK_MODELS.contains(&model.name))
+        let quick: Vec<_> = (models.into_iter())
+            .filter(|model| QUICK_MODELS.contains(&model.name().as_str()))
             .collect();
         assert_eq!(quick.len(), QUICK_MODELS.len(), "one is not there");
         let quick = sum(&settings(&["--quick"]), &quick);
@@ -639,14 +666,13 @@ mod tests {
 
     #[test]
     fn who_has_nowhere_to_move_work_to_is_left_out_and_told() {
-        let models: Vec<_> = registry::models().collect();
         let settings = settings(&["--workloads", "block,block-offload"]);
-        let (planned, skipped) = turns(&models, |_| 5, &settings, 7, PLENTY);
+        let (planned, skipped) = turns(&everybody(), |_| 5, &settings, 7, PLENTY);
         let planned = |name: &str, workload| {
             let mut cells = planned.iter().flat_map(|turn| &turn.cells);
-            cells.any(|cell| cell.model.name == name && cell.workload == workload)
+            cells.any(|cell| cell.subject.name() == name && cell.workload == workload)
         };
-        for model in models {
+        for model in registry::models() {
             let nowhere = matches!(model.offload, Offload::Nowhere(_));
             let told: Vec<_> = skipped
                 .iter()
@@ -660,5 +686,24 @@ mod tests {
             assert!(planned(model.name, Workload::Block));
             assert_eq!(planned(model.name, Workload::BlockOffload), !nowhere);
         }
+    }
+
+    #[test]
+    fn who_comes_from_outside_is_asked_for_what_it_speaks() {
+        let outside = Outside::parse("mine=serve {port}").unwrap();
+        let subjects = [Subject::Outside(outside)];
+        let planned = |words: &[&str]| {
+            let settings = settings(words);
+            let (planned, skipped) = turns(&subjects, |_| 5, &settings, 7, PLENTY);
+            let asked: BTreeSet<_> = planned.iter().map(|turn| turn.cells[0].workload).collect();
+            let told: BTreeSet<_> = skipped.iter().map(|one| one.workload).collect();
+            assert_eq!(asked.len() + told.len(), settings.workloads.len());
+            assert!(asked.is_disjoint(&told));
+            asked
+        };
+        let usual: BTreeSet<_> = Workload::DEFAULT.iter().copied().collect();
+        assert_eq!(planned(&["--workloads", "all"]), usual);
+        let http = ["--protocol", "http", "--workloads", "http-13b,bulk"];
+        assert_eq!(planned(&http), BTreeSet::from([Workload::Http13b]));
     }
 }

@@ -41,7 +41,7 @@ impl Progress {
     /// A turn begins.
     pub(super) fn begin(&self, turn: &Turn) {
         let what = match &turn.cells[..] {
-            [cell] => format!("{} {}", cell.model.name, cell.workload),
+            [cell] => format!("{} {}", cell.subject.name(), cell.workload),
             [cell, ..] => format!("{} of {} models", cell.workload, turn.cells.len()),
             [] => String::new(),
         };

@@ -22,6 +22,7 @@ use super::plan::Cell;
 use super::summary::Summary;
 use super::workload::Workload;
 use crate::figures;
+use crate::subject::Outside;
 
 /// What is written here, and the only one that is read. It grows by one when a field changes its meaning or goes; new
 /// fields leave it as it is.
@@ -135,26 +136,48 @@ pub struct Options {
     pub seed: String,
 }
 
-/// A model that was asked for.
+/// A model that was asked for, or a server from outside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// As on the command line.
     pub name: String,
+    /// Of a server from outside, the command that starts it, with its placeholders; `null`: a model of ours. Files that
+    /// were written before there were any have no such field.
+    pub command: Option<String>,
     /// Who answers, in one line.
     pub summary: String,
-    /// Where the idea comes from.
+    /// Where the idea comes from; empty of a server from outside.
     pub lineage: String,
-    /// The file that tells its story.
+    /// The file that tells its story; empty of a server from outside.
     pub source: String,
-    /// What bounds the peers that it converses with at a time: `limit`, `descriptors`, `shares`, `workers` or `one`.
+    /// What bounds the peers that it converses with at a time: `limit`, `descriptors`, `shares`, `workers` or `one`;
+    /// `unknown` of a server from outside.
     pub capacity: String,
-    /// `--workers` that it was started with. Not all models have a use for it.
-    pub workers: usize,
+    /// `--workers` that it was started with. Not all models have a use for it; a server from outside is told none, and
+    /// has `null`.
+    pub workers: Option<usize>,
     /// How many peers it converses with at a time, by design (with `descriptors`: at least); `null`: as many as it is
-    /// allowed.
+    /// allowed, or unknown.
     pub holds: Option<usize>,
     /// Why it cannot run here; `null`: it can.
     pub obstacle: Option<String>,
+}
+
+impl ModelInfo {
+    /// Of it nothing else is known than how to start it.
+    pub(super) fn outside(outside: &Outside) -> ModelInfo {
+        ModelInfo {
+            name: outside.name.clone(),
+            command: Some(outside.command().to_string()),
+            summary: "a server from outside".to_string(),
+            lineage: String::new(),
+            source: String::new(),
+            capacity: "unknown".to_string(),
+            workers: None,
+            holds: None,
+            obstacle: None,
+        }
+    }
 }
 
 /// What was planned, and was not measured.
@@ -186,14 +209,10 @@ impl Skipped {
         )
     }
 
-    /// Its model has nowhere to move work to.
-    pub(super) fn nowhere(cell: &Cell, why: &str) -> Skipped {
-        Skipped::because(cell, format!("there is nowhere to move work to: {why}"))
-    }
-
-    fn because(cell: &Cell, reason: String) -> Skipped {
+    /// It can't do that at all.
+    pub(super) fn because(cell: &Cell, reason: String) -> Skipped {
         Skipped {
-            model: cell.model.name.to_string(),
+            model: cell.subject.name(),
             workload: cell.workload,
             connections: cell.connections,
             reason,
@@ -218,7 +237,8 @@ pub struct Launch {
     pub requests: Option<u64>,
     /// Content of each reply, in bytes; `null` where it is a line or two.
     pub reply_bytes: Option<u64>,
-    /// What the server was told beside the arguments of all.
+    /// What the server was told beside the arguments of all; empty of a server from outside, which was told what its
+    /// command says.
     pub server_arguments: Vec<String>,
     /// The models whose launches were measured at the same time.
     pub beside: Vec<String>,
@@ -611,11 +631,12 @@ pub(super) mod tests {
             },
             models: vec![ModelInfo {
                 name: "mio".to_string(),
+                command: None,
                 summary: "one thread".to_string(),
                 lineage: "nginx".to_string(),
                 source: "servers/mio/src/lib.rs".to_string(),
                 capacity: "limit".to_string(),
-                workers: 1,
+                workers: Some(1),
                 holds: None,
                 obstacle: None,
             }],

@@ -499,11 +499,20 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
             notes.push(format!("{} was left out: {obstacle}", model.name));
         }
     }
+    for model in &results.models {
+        if let Some(command) = &model.command {
+            notes.push(format!(
+                "{} is a server from outside: {command}",
+                model.name
+            ));
+        }
+    }
     // By number of workers.
     let mut held: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for model in &results.models {
         if model.obstacle.is_none() && model.capacity == list::name_of(Capacity::Workers) {
-            held.entry(model.workers).or_default().push(&model.name);
+            let workers = model.workers.unwrap_or_default();
+            held.entry(workers).or_default().push(&model.name);
         }
     }
     for (workers, models) in held {
@@ -988,7 +997,7 @@ mod tests {
     fn how_many_workers_are_held_is_told() {
         let mut results = full();
         results.models[0].capacity = "workers".to_string();
-        results.models[0].workers = 200;
+        results.models[0].workers = Some(200);
         let told = notes(&results).join("\n");
         assert!(told.contains("mio had 200 workers"), "{told}");
     }

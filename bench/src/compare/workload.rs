@@ -156,6 +156,11 @@ impl Workload {
             .unwrap_or(small)
     }
 
+    /// Whether that is another one than `small`.
+    pub(super) fn protocol_differs(self, small: &Protocol) -> bool {
+        self.own_protocol().is_some_and(|own| own != small.name)
+    }
+
     fn file(self) -> Option<BuiltIn> {
         let (path, lines) = match self {
             Workload::Http13b => ("/files/13b", 1),
@@ -201,6 +206,11 @@ impl Workload {
             Workload::Compute => Some("compute:200us"),
             _ => None,
         }
+    }
+
+    /// Whether they have any.
+    pub(super) fn works(self) -> bool {
+        self.work().is_some()
     }
 
     /// The same for the client, which must draw it as the server does.

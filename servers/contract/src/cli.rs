@@ -71,6 +71,10 @@ pub struct ServeArgs {
     #[arg(long, requires = "work")]
     pub offload: bool,
 
+    /// For checks: sessions panic when they are sent this
+    #[arg(long, value_name = "TEXT", hide = true)]
+    pub panic_on: Option<String>,
+
     /// Run on these CPUs only, such as 0 or 0,2 or 0-3
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
@@ -366,7 +370,10 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
         .local_addr()
         .map_err(|error| format!("cannot tell where it listens: {error}"))?;
     print_line(&format!("listening on {address}"));
-    let service = Service::of(args.protocol, options);
+    let mut service = Service::of(args.protocol, options);
+    if let Some(text) = &args.panic_on {
+        service = service.that_panics_on(text);
+    }
     let tally = (model.serve)(listener, service, limits, stop)
         .map_err(|error| format!("{} stopped serving: {error}", model.name))?;
     print_line(&if args.json {

@@ -133,6 +133,50 @@ pub enum Promise {
     PanicIsolation = 9,
     /// 10. The tally adds up.
     Tally = 10,
+    /// 11. Peers that misbehave, in whatever way, do not keep the others from being served.
+    Isolation = 11,
+    /// 12. Nothing leaks: after thousands of connections the server has what it had before.
+    NoLeaks = 12,
+    /// 13. After its end it can be started again on the same port at once.
+    Restart = 13,
+}
+
+impl Promise {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Promise; 13] = [
+        Promise::ExactReplies,
+        Promise::HalfClose,
+        Promise::IdleTimeout,
+        Promise::ConnectionLimit,
+        Promise::AcceptErrors,
+        Promise::Backpressure,
+        Promise::BadInput,
+        Promise::GracefulStop,
+        Promise::PanicIsolation,
+        Promise::Tally,
+        Promise::Isolation,
+        Promise::NoLeaks,
+        Promise::Restart,
+    ];
+
+    /// What tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Promise::ExactReplies => "exact replies",
+            Promise::HalfClose => "half-close",
+            Promise::IdleTimeout => "idle time-out",
+            Promise::ConnectionLimit => "connection limit",
+            Promise::AcceptErrors => "errors of accept(2)",
+            Promise::Backpressure => "backpressure",
+            Promise::BadInput => "bad input",
+            Promise::GracefulStop => "graceful stop",
+            Promise::PanicIsolation => "isolation of panics",
+            Promise::Tally => "tally",
+            Promise::Isolation => "isolation",
+            Promise::NoLeaks => "no leaks",
+            Promise::Restart => "restart",
+        }
+    }
 }
 
 /// For models that run wherever this workspace builds.

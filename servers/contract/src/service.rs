@@ -1,7 +1,7 @@
 //! What is served, seen from a server: something that opens sessions.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use protocol::{Farewell, Protocol, Session, SessionOptions, Step, WorkPlan};
@@ -26,6 +26,22 @@ impl Service {
         Service {
             open: Arc::new(open),
             work: None,
+        }
+    }
+
+    /// The same, with a fault: a session that is sent this text panics. So whoever checks what a panic does to the others
+    /// checks the very program that is measured and used, and no build of its own.
+    pub fn that_panics_on(&self, text: &str) -> Service {
+        let (open, text) = (Arc::clone(&self.open), Arc::<[u8]>::from(text.as_bytes()));
+        let open = move || -> Box<dyn Session> {
+            Box::new(Faulty {
+                session: open(),
+                text: Arc::clone(&text),
+            })
+        };
+        Service {
+            open: Arc::new(open),
+            work: self.work.clone(),
         }
     }
 
@@ -60,6 +76,42 @@ impl Service {
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Service")
+    }
+}
+
+/// A session that panics when it is told to.
+struct Faulty {
+    session: Box<dyn Session>,
+    text: Arc<[u8]>,
+}
+
+impl Session for Faulty {
+    fn receive(&mut self, input: &[u8]) {
+        if memchr::memmem::find(input, &self.text).is_some() {
+            // The hook is not called: nobody needs to be told of a panic that was asked for.
+            resume_unwind(Box::new("told to panic"));
+        }
+        self.session.receive(input);
+    }
+
+    fn end_of_input(&mut self) {
+        self.session.end_of_input();
+    }
+
+    fn step(&mut self) -> Step<'_> {
+        self.session.step()
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.session.sent(count);
+    }
+
+    fn worked(&mut self) {
+        self.session.worked();
+    }
+
+    fn mid_request(&self) -> bool {
+        self.session.mid_request()
     }
 }
 

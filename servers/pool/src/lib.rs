@@ -40,6 +40,10 @@ pub const MODELS: &[Model] = &[Model {
             promise: Promise::Backpressure,
             reason: "peers that never read delay all others, if there are as many of them as --workers: each has a worker that waits for it",
         },
+        Deviation {
+            promise: Promise::Isolation,
+            reason: "peers that stay without asking, such as 250 that begin a request and never go on, keep all workers, and whoever comes later waits",
+        },
     ],
 }];
 

@@ -52,6 +52,10 @@ pub const MODELS: &[Model] = &[Model {
             promise: Promise::ConnectionLimit,
             reason: "no more are served at a time than there are processes (--workers), even if all they do is to be silent",
         },
+        Deviation {
+            promise: Promise::Isolation,
+            reason: "peers that stay without asking, such as 250 that begin a request and never go on, keep all processes, and whoever comes later waits",
+        },
     ],
 }];
 

@@ -36,6 +36,10 @@ pub const MODELS: &[Model] = &[Model {
             promise: Promise::ConnectionLimit,
             reason: "--max-connections has no effect: one is served at a time, and all others wait in the backlog",
         },
+        Deviation {
+            promise: Promise::Isolation,
+            reason: "one is served at a time, so whoever misbehaves and stays keeps all others waiting, and so does whoever behaves",
+        },
     ],
 }];
 

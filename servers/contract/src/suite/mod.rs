@@ -144,7 +144,12 @@ impl Subject {
             Capacity::Descriptors(_) => &[&[Promise::ConnectionLimit]],
             Capacity::Shares => &[&[Promise::ConnectionLimit]],
             Capacity::Workers | Capacity::One => {
-                &[&[Promise::ConnectionLimit, Promise::Backpressure]]
+                &[&[
+                    Promise::ConnectionLimit,
+                    Promise::Backpressure,
+                    // (This one is checked by `samewire check`.)
+                    Promise::Isolation,
+                ]]
             }
         };
         assert!(known.contains(&&declared[..]), "nothing here checks that");

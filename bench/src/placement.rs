@@ -6,21 +6,21 @@ use contract::{Capacity, CpuList, Model, pin};
 
 /// The CPUs of both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placement {
+pub(crate) struct Placement {
     /// Empty: not pinned.
-    pub(super) client: Vec<usize>,
-    pub(super) server: Vec<usize>,
+    pub(crate) client: Vec<usize>,
+    pub(crate) server: Vec<usize>,
     /// Whether nobody shares a CPU.
-    pub(super) apart: bool,
+    pub(crate) apart: bool,
     /// Whether a CPU of the client and one of the server are threads of one core.
-    pub(super) share_a_core: Option<bool>,
+    pub(crate) share_a_core: Option<bool>,
     /// Why it is not as it should be.
-    pub(super) warning: Option<String>,
+    pub(crate) warning: Option<String>,
 }
 
 impl Placement {
     /// Divides the CPUs that this process may use, and binds this process to the client's half.
-    pub(super) fn take() -> Placement {
+    pub(crate) fn take() -> Placement {
         let allowed = match allowed() {
             Ok(allowed) => allowed,
             Err(why) => return Placement::none(format!("not pinned: {why}")),
@@ -32,7 +32,8 @@ impl Placement {
         }
     }
 
-    fn none(warning: String) -> Placement {
+    /// Nobody is pinned; why.
+    pub(crate) fn none(warning: String) -> Placement {
         Placement {
             client: Vec::new(),
             server: Vec::new(),
@@ -79,7 +80,7 @@ impl Placement {
     }
 
     /// All CPUs in use; of a shared one once. Without pinning all that this process may use.
-    pub(super) fn all(&self) -> Vec<usize> {
+    pub(crate) fn all(&self) -> Vec<usize> {
         let mut all = [&self.client[..], &self.server[..]].concat();
         if all.is_empty() {
             all = allowed().unwrap_or_default();
@@ -90,7 +91,7 @@ impl Placement {
     }
 
     /// CPUs that a server may run on.
-    pub(super) fn server_cpus(&self) -> usize {
+    pub(crate) fn server_cpus(&self) -> usize {
         match self.server.len() {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             cpus => cpus,
@@ -99,7 +100,7 @@ impl Placement {
 
     /// What a server of this model is told with `--workers`: one for each CPU; where each is held by one peer, as many
     /// as the model has by default.
-    pub(super) fn workers_of(&self, model: &Model) -> usize {
+    pub(crate) fn workers_of(&self, model: &Model) -> usize {
         match model.capacity {
             Capacity::Workers => model.capacity.workers().get(),
             _ => self.server_cpus(),
@@ -107,7 +108,7 @@ impl Placement {
     }
 
     /// Event loops of the client: one keeps up with a server of one or two CPUs.
-    pub(super) fn client_threads(&self) -> usize {
+    pub(crate) fn client_threads(&self) -> usize {
         match self.client.len() {
             0..=2 => 1,
             cpus => cpus,

@@ -15,7 +15,7 @@ use procfs::{CpuTime, CurrentSI, KernelStats};
 
 /// A server and what it forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     root: i32,
     forks: bool,
     forked: Vec<i32>,
@@ -23,14 +23,14 @@ pub(super) struct Tree {
 
 /// CPU time used until a moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CpuReading {
-    pub(super) at: Instant,
-    pub(super) used: Option<Duration>,
+pub(crate) struct CpuReading {
+    pub(crate) at: Instant,
+    pub(crate) used: Option<Duration>,
 }
 
 /// How long some CPUs had nothing to do, and how long this process ran, until a moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct HostReading {
+pub(crate) struct HostReading {
     at: Instant,
     idle: Duration,
     own: Duration,
@@ -38,7 +38,7 @@ pub(super) struct HostReading {
 
 impl HostReading {
     /// Of these CPUs; of all, if none are named.
-    pub(super) fn take(cpus: &[usize]) -> Option<HostReading> {
+    pub(crate) fn take(cpus: &[usize]) -> Option<HostReading> {
         let at = Instant::now();
         let kernel = KernelStats::current().ok()?;
         let idle = |cpu: &CpuTime| Some(cpu.idle_duration() + cpu.iowait_duration()?);
@@ -62,7 +62,7 @@ impl HostReading {
 
     /// The share of the CPUs' time since `before` that went neither to this process nor to the server (which took
     /// `server`) nor was idle: to other programs, to interrupts, or to a virtual machine's neighbours.
-    pub(super) fn others(
+    pub(crate) fn others(
         &self,
         before: &HostReading,
         server: Duration,
@@ -86,21 +86,29 @@ fn online() -> Option<Vec<usize>> {
 
 /// Everything else, at a moment. `None`: it could not be read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Counters {
-    pub(super) at: Instant,
-    pub(super) processes: u64,
-    pub(super) threads: Option<u64>,
-    pub(super) user: Option<Duration>,
-    pub(super) system: Option<Duration>,
-    pub(super) voluntary_switches: Option<u64>,
-    pub(super) involuntary_switches: Option<u64>,
+pub(crate) struct Counters {
+    pub(crate) at: Instant,
+    pub(crate) processes: u64,
+    pub(crate) threads: Option<u64>,
+    pub(crate) user: Option<Duration>,
+    pub(crate) system: Option<Duration>,
+    pub(crate) voluntary_switches: Option<u64>,
+    pub(crate) involuntary_switches: Option<u64>,
     /// The most that was resident, in bytes; only of a server that does not fork.
-    pub(super) peak_rss: Option<u64>,
+    pub(crate) peak_rss: Option<u64>,
+}
+
+/// How long the threads of a server ran, and how long they ran or waited for a CPU, until a moment. A thread that never
+/// sleeps has all the time in the second, on a busy machine too; one that sleeps has next to nothing in the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) ran: Duration,
+    pub(crate) wanted: Duration,
 }
 
 /// Towards the client's threads on the same CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Courtesy {
+pub(crate) enum Courtesy {
     /// They have little to do, and what they have counts.
     Yield,
     /// They would not give the CPU back for milliseconds, or nothing that they do counts.
@@ -109,7 +117,7 @@ pub(super) enum Courtesy {
 
 impl Tree {
     /// A server that leads its process group. If it `forks`, [`look`](Tree::look) finds what it has forked.
-    pub(super) fn new(root: i32, forks: bool) -> Tree {
+    pub(crate) fn new(root: i32, forks: bool) -> Tree {
         let mut tree = Tree {
             root,
             forks,
@@ -123,7 +131,7 @@ impl Tree {
     /// something.
     ///
     /// By the group and not by the parent: what has lost its parent is still its work.
-    pub(super) fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         if self.forks {
             self.forked = all_processes()
                 .into_iter()
@@ -142,7 +150,7 @@ impl Tree {
     /// The CPU time used until now: of processes that run, by their CPU clocks, ended threads included; of those that
     /// the server has waited for, by its account of them, which the kernel tells in ticks. So where processes come and
     /// go, the difference of two readings may be off by two ticks (20 ms).
-    pub(super) fn cpu(&self) -> CpuReading {
+    pub(crate) fn cpu(&self) -> CpuReading {
         let at = Instant::now();
         let mut used = cpu_clock(self.root);
         if self.forks {
@@ -161,7 +169,7 @@ impl Tree {
     /// The same at the end of a window, with those that were forked since the last look: where the CPU has more to do than
     /// it can, the last of them come late. They are looked for after the clocks that are known have been read, because
     /// that takes milliseconds.
-    pub(super) fn cpu_with_newcomers(&mut self) -> CpuReading {
+    pub(crate) fn cpu_with_newcomers(&mut self) -> CpuReading {
         let reading = self.cpu();
         let known = self.forked.clone();
         self.look();
@@ -173,12 +181,61 @@ impl Tree {
         }
     }
 
+    /// How much of the CPU its threads have wanted until now. Of a thread that has ended nothing is known any more, so this
+    /// is for a time in which none does. `None`: the kernel does not tell.
+    pub(crate) fn demand(&self) -> Option<Demand> {
+        let mut sum = Demand {
+            ran: Duration::ZERO,
+            wanted: Duration::ZERO,
+        };
+        for process in self.processes() {
+            let tasks = match Process::new(process).and_then(|process| process.tasks()) {
+                Ok(tasks) => tasks,
+                // It has ended meanwhile, and wants nothing.
+                Err(_) if process != self.root => continue,
+                Err(_) => return None,
+            };
+            for times in tasks.flatten().filter_map(|task| task.schedstat().ok()) {
+                let ran = Duration::from_nanos(times.sum_exec_runtime);
+                sum.ran += ran;
+                sum.wanted += ran + Duration::from_nanos(times.run_delay);
+            }
+        }
+        Some(sum)
+    }
+
+    /// Whether the first of them is there and has not ended. (One that nobody has waited for yet can be read, and has
+    /// nothing open.)
+    pub(crate) fn lives(&self) -> bool {
+        let stat = Process::new(self.root).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+    }
+
+    /// The numbers of all its processes, the first one first.
+    pub(crate) fn numbers(&self) -> Vec<i32> {
+        self.processes().collect()
+    }
+
+    /// How many descriptors are open, in all its processes; `None`: that can't be read.
+    pub(crate) fn descriptors(&self) -> Option<usize> {
+        let mut sum = 0;
+        for process in self.processes() {
+            match open_descriptors(process) {
+                Some(open) => sum += open.len(),
+                // It has ended meanwhile, and has none.
+                None if process != self.root => {}
+                None => return None,
+            }
+        }
+        Some(sum)
+    }
+
     /// Memory of its own, in bytes: anonymous and shared pages that are resident, each counted once however many of
     /// these processes have it (Pss_Anon and Pss_Shmem). Not the pages of the program's file, which the kernel has
     /// once for all servers and the client.
     ///
     /// The kernel walks through all page tables for this: not to be called while anybody is measured.
-    pub(super) fn memory(&self) -> Option<u64> {
+    pub(crate) fn memory(&self) -> Option<u64> {
         let mut sum = 0;
         for process in self.processes() {
             let rollup = Process::new(process).and_then(|process| process.smaps_rollup());
@@ -196,7 +253,7 @@ impl Tree {
     }
 
     /// Reads the counters; between two threads it lets others have the CPU if they want it.
-    pub(super) fn counters(&self, courtesy: Courtesy) -> Counters {
+    pub(crate) fn counters(&self, courtesy: Courtesy) -> Counters {
         let mut sum = Counters {
             at: Instant::now(),
             processes: 0,
@@ -220,6 +277,13 @@ impl Tree {
         sum.peak_rss = sum.peak_rss.filter(|_| !self.forks);
         sum
     }
+}
+
+/// The numbers of the descriptors that a process has open; `None`: that can't be read.
+pub(crate) fn open_descriptors(process: i32) -> Option<Vec<u64>> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    let numbers = entries.map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    numbers.collect()
 }
 
 impl Counters {
@@ -453,6 +517,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_process_has_open_and_wants_is_seen() {
+        let mut shell = Shell::start(
+            "exec 3</dev/null; echo open; read _; (while :; do :; done) & echo works; read _",
+        );
+        assert_eq!(shell.line(), "open");
+        let mut tree = Tree::new(shell.pid(), true);
+        let open = open_descriptors(shell.pid()).unwrap();
+        assert!(open.contains(&3), "{open:?}");
+        assert_eq!(tree.descriptors(), Some(open.len()));
+        let idle = tree.demand().unwrap();
+        shell.input.as_mut().unwrap().write_all(b"1\n").unwrap();
+        assert_eq!(shell.line(), "works");
+        tree.look();
+        assert_eq!(tree.numbers().len(), 2);
+        assert!(tree.descriptors() > Some(open.len()));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while tree.demand().unwrap().ran < idle.ran + Duration::from_millis(50) {
+            assert!(Instant::now() < deadline, "it is not counted");
+        }
+        let demand = tree.demand().unwrap();
+        assert!(demand.wanted >= demand.ran);
+    }
+
+    #[test]
     fn time_that_nobody_accounts_for_went_to_others() {
         let before = HostReading {
             at: Instant::now(),
@@ -478,6 +566,7 @@ mod tests {
         let nobody = Tree::new(number, true);
         assert_eq!(nobody.cpu().used, None);
         assert_eq!(nobody.memory(), None);
+        assert_eq!((nobody.demand(), nobody.descriptors()), (None, None));
         let counters = nobody.counters(Courtesy::None);
         assert_eq!((counters.threads, counters.peak_rss), (None, None));
         assert_eq!(counters.voluntary_switches, None);

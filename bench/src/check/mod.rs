@@ -1,0 +1,438 @@
+//! `samewire check`: the contract as a matrix.
+
+mod case;
+mod matrix;
+mod progress;
+mod promises;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::Args;
+use client::misbehave::Asked;
+use contract::cli::{parse_address, parse_protocol, parse_threads};
+use contract::{Model, raise_descriptor_limit};
+use protocol::http::Page;
+use protocol::{Bulk, PROTOCOLS, Protocol};
+
+use crate::placement::Placement;
+use crate::server::adopt_orphans;
+use crate::subject::{Outside, Subject, quoted};
+use crate::{interrupt, output, registry};
+use case::{Case, Kept, Miss};
+use matrix::{Cell, Column, Matrix, Status};
+use progress::Progress;
+use promises::{CHECKS, Check, Company};
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  samewire check                                  all models, all promises
+  samewire check --quick                          the same, in less time and less thoroughly
+  samewire check mio tokio --promises stop,leaks  two models, two promises
+  samewire check --protocol http --markdown       as a table for a decision record
+  samewire check --with 'mine=python3 server.py {port}'
+  samewire check --at 127.0.0.1:7000              a server that runs already
+
+Exit status 0 if every promise is kept, or broken by design as the model declares; 1 if not; 2 for wrong usage; 130 after
+Ctrl-C, with what had been checked until then.")]
+pub struct CheckArgs {
+    /// Which models [default: all that can run here; with --with or --at: none]
+    #[arg(value_name = "MODEL", value_parser = registry::find)]
+    models: Vec<&'static Model>,
+
+    /// Which promises, by the heads of their columns [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_check)]
+    promises: Vec<&'static Check>,
+
+    /// What to say (see `samewire list`)
+    #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
+    protocol: &'static Protocol,
+
+    /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
+    /// {idle-timeout}, {drain} (in seconds), {max-connections} and {panic} for what else it can be told
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse)]
+    with: Vec<Outside>,
+
+    /// A server that runs already; may be repeated
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    at: Vec<SocketAddr>,
+
+    /// With --at: also a server that is not on this machine, if you may do that to it
+    #[arg(long, requires = "at")]
+    not_only_loopback: bool,
+
+    /// As much as can be seen in 40 seconds
+    #[arg(long)]
+    quick: bool,
+
+    /// Servers that are checked at the same time, where nothing is timed
+    #[arg(long, value_name = "N", default_value = "8", value_parser = parse_threads)]
+    jobs: NonZero<usize>,
+
+    /// The same seed says the same [default: random]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Print all that was measured, too
+    #[arg(short, long, conflicts_with_all = ["json", "markdown"])]
+    verbose: bool,
+
+    /// Print the results as JSON
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+
+    /// Print the matrix as Markdown
+    #[arg(long)]
+    markdown: bool,
+}
+
+fn parse_check(name: &str) -> Result<&'static Check, String> {
+    CHECKS
+        .iter()
+        .find(|check| check.name == name)
+        .ok_or_else(|| {
+            let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+            format!("no such promise; there are {}", names.join(", "))
+        })
+}
+
+/// What `bulk` sends here: small, since there will be thousands.
+pub(crate) const BULK: Bulk = Bulk {
+    size: 64 * 1024,
+    count: 3,
+};
+
+/// Checks, and prints what came of it.
+///
+/// # Errors
+///
+/// Nothing could be checked at all.
+pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    if let Err(why) = sensible(args) {
+        output::complain(&format!("error: {why} (see --help)"));
+        return Ok(ExitCode::from(2));
+    }
+    let subjects = subjects(args);
+    if subjects.is_empty() {
+        bail!("none of these models can run here, so there is nothing to check");
+    }
+    let placement = Placement::take();
+    let at_a_time = jobs(args)?;
+    adopt_orphans();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    interrupt::catch(&interrupted)?;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    let began = Instant::now();
+    let asked = Asked {
+        protocol: args.protocol,
+        seed,
+        bulk: BULK,
+        page: Arc::new(Page::default()),
+    };
+    let checks: Vec<&Check> = if args.promises.is_empty() {
+        CHECKS.iter().collect()
+    } else {
+        CHECKS
+            .iter()
+            .filter(|check| args.promises.iter().any(|asked| asked.name == check.name))
+            .collect()
+    };
+    let hall = Hall {
+        args,
+        placement: &placement,
+        asked: &asked,
+        interrupted: &interrupted,
+        seed,
+        progress: Progress::start(subjects.len(), checks.len()),
+    };
+    let mut cells = Vec::new();
+    for company in Company::ALL {
+        let jobs = subjects.iter().flat_map(|subject| {
+            let checks = checks.iter().filter(|check| check.company == company);
+            checks.map(move |check| (subject, *check))
+        });
+        let threads = match company {
+            Company::Any | Company::Quiet => at_a_time,
+            Company::None => 1,
+        };
+        cells.extend(hall.carry_out(jobs.collect(), threads));
+    }
+    hall.progress.finish();
+    let interrupted = interrupted.load(Ordering::Relaxed);
+    let mut matrix = Matrix {
+        schema: Matrix::SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        command: hall.command(&subjects, &checks),
+        conditions: conditions(&subjects, &checks, args, &placement),
+        protocol: args.protocol.name,
+        quick: args.quick,
+        seed: seed.to_string(),
+        seconds: began.elapsed().as_secs_f64(),
+        interrupted,
+        promises: checks.iter().map(|check| column(check)).collect(),
+        subjects: subjects.iter().map(Subject::name).collect(),
+        cells,
+    };
+    matrix.sort();
+    output::print(&if args.json {
+        matrix.json()?
+    } else if args.markdown {
+        matrix.markdown()
+    } else {
+        matrix.text(args.verbose)
+    })?;
+    if interrupted {
+        output::complain("interrupted: what is not in the matrix was not checked");
+        return Ok(ExitCode::from(interrupt::STATUS));
+    }
+    Ok(if matrix.good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What is asked for must not be what nobody may want.
+fn sensible(args: &CheckArgs) -> Result<(), String> {
+    Outside::distinct(&args.with)?;
+    for (place, address) in args.at.iter().enumerate() {
+        if args.at[..place].contains(address) {
+            return Err(format!("--at {address} is there twice"));
+        }
+        if !address.ip().is_loopback() && !args.not_only_loopback {
+            return Err(format!(
+                "{address} is not on this machine, and these checks are attacks: if it is yours, add --not-only-loopback"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// So many descriptors the largest check needs, for its peers.
+const MOST_PEERS: u64 = 2_500;
+
+/// How many checks run at the same time: as many as were asked for, and as there are descriptors for.
+fn jobs(args: &CheckArgs) -> anyhow::Result<usize> {
+    let limit = raise_descriptor_limit().now.unwrap_or(u64::MAX);
+    if limit < MOST_PEERS {
+        bail!(
+            "this process may have {limit} files open, and some checks have {MOST_PEERS} peers: raise the limit (ulimit -n)"
+        );
+    }
+    let fit = usize::try_from(limit / MOST_PEERS).unwrap_or(usize::MAX);
+    Ok(args.jobs.get().min(fit))
+}
+
+fn column(check: &Check) -> Column {
+    Column {
+        number: check.promise as u8,
+        name: check.name,
+        summary: check.summary,
+    }
+}
+
+/// Where and how it was checked, in a sentence or two.
+fn conditions(
+    subjects: &[Subject],
+    checks: &[&Check],
+    args: &CheckArgs,
+    placement: &Placement,
+) -> String {
+    let count = |count: usize, one: &str| match count {
+        1 => format!("1 {one}"),
+        more => format!("{more} {one}s"),
+    };
+    let mut text = format!(
+        "{} × {}, over {}; samewire {} ({} build)",
+        count(subjects.len(), "server"),
+        count(checks.len(), "promise"),
+        args.protocol.name,
+        env!("CARGO_PKG_VERSION"),
+        if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        },
+    );
+    match &placement.warning {
+        Some(warning) => text.push_str(&format!(". Note: {warning}.")),
+        None => text.push_str(&format!(
+            ", servers on CPU {}, clients on CPU {}.",
+            list(&placement.server),
+            list(&placement.client)
+        )),
+    }
+    if args.quick {
+        text.push_str(" Quick: fewer connections, and fewer kinds of misbehaving clients.");
+    }
+    text
+}
+
+fn list(cpus: &[usize]) -> String {
+    let cpus: Vec<_> = cpus.iter().map(ToString::to_string).collect();
+    cpus.join(",")
+}
+
+fn subjects(args: &CheckArgs) -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    let others = !args.with.is_empty() || !args.at.is_empty();
+    for model in registry::models() {
+        let named = args.models.iter().any(|asked| asked.name == model.name);
+        if !named && (others || !args.models.is_empty()) {
+            continue;
+        }
+        match (model.available)() {
+            Ok(()) => subjects.push(Subject::Model(model)),
+            Err(why) => output::complain(&format!("note: {} is left out: {why}", model.name)),
+        }
+    }
+    subjects.extend(args.with.iter().cloned().map(Subject::Outside));
+    subjects.extend(args.at.iter().copied().map(Subject::At));
+    subjects
+}
+
+/// Where everything is checked.
+struct Hall<'a> {
+    args: &'a CheckArgs,
+    placement: &'a Placement,
+    asked: &'a Asked,
+    interrupted: &'a Arc<AtomicBool>,
+    seed: u64,
+    progress: Progress,
+}
+
+impl Hall<'_> {
+    /// Carries out jobs, so many at a time.
+    fn carry_out(&self, jobs: VecDeque<(&Subject, &'static Check)>, threads: usize) -> Vec<Cell> {
+        let jobs = Mutex::new(jobs);
+        let cells = Mutex::new(Vec::new());
+        let take = || {
+            jobs.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front()
+        };
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                // Each lives longer than the servers that it starts.
+                scope.spawn(|| {
+                    while let Some((subject, check)) = take() {
+                        if self.interrupted.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let cell = self.check(subject, check);
+                        cells
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .extend(cell);
+                    }
+                });
+            }
+        });
+        cells.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self, subject: &Subject, check: &'static Check) -> Option<Cell> {
+        let began = Instant::now();
+        self.progress.begin(&subject.name(), check.name);
+        // What a page has is learned from the first reply: of each server by itself.
+        let asked = Asked {
+            page: Arc::new(Page::default()),
+            ..self.asked.clone()
+        };
+        let case = Case {
+            subject,
+            promise: check.promise,
+            asked: &asked,
+            placement: self.placement,
+            quick: self.args.quick,
+            interrupted: self.interrupted,
+        };
+        let status = match (check.check)(&case) {
+            Ok(kept) => self.status(&case, check, kept),
+            Err(Miss::NotApplicable(why)) => Status::NotApplicable { why },
+            Err(Miss::Broken(broken)) => Status::Broken {
+                expected: broken.expected,
+                seen: broken.seen,
+                transcript: broken.transcript,
+                reproduce: self.reproduce(subject, check),
+            },
+            Err(Miss::Trouble(error)) => Status::Unchecked {
+                why: format!("{error:#}"),
+            },
+            Err(Miss::Interrupted) => return None,
+        };
+        let cell = Cell {
+            subject: subject.name(),
+            promise: check.name,
+            status,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        self.progress.done(&cell);
+        Some(cell)
+    }
+
+    /// What is declared must be seen, and what is seen declared.
+    fn status(&self, case: &Case<'_>, check: &'static Check, kept: Kept) -> Status {
+        match (kept.by_design, case.deviation()) {
+            (None, None) => Status::Keeps {
+                figure: kept.figure,
+                details: kept.details,
+            },
+            (Some(seen), Some(deviation)) => Status::ByDesign {
+                reason: deviation.reason.to_string(),
+                seen,
+                figure: kept.figure,
+                details: kept.details,
+            },
+            (None, Some(deviation)) => Status::Broken {
+                expected: format!("what the model declares: {}", deviation.reason),
+                seen: "that it keeps the promise".to_string(),
+                transcript: None,
+                reproduce: self.reproduce(case.subject, check),
+            },
+            (Some(seen), None) => Status::Broken {
+                expected: "the promise, since nothing else is declared".to_string(),
+                seen,
+                transcript: None,
+                reproduce: self.reproduce(case.subject, check),
+            },
+        }
+    }
+
+    /// The command that does this check again.
+    fn reproduce(&self, subject: &Subject, check: &'static Check) -> String {
+        self.command(std::slice::from_ref(subject), &[check])
+    }
+
+    /// The command that does these checks again.
+    fn command(&self, subjects: &[Subject], checks: &[&Check]) -> String {
+        let mut words = vec!["samewire".to_string(), "check".to_string()];
+        for subject in subjects {
+            match subject {
+                Subject::Model(model) => words.push(model.name.to_string()),
+                Subject::Outside(outside) => words.extend(["--with".to_string(), outside.text()]),
+                Subject::At(address) => words.extend(["--at".to_string(), address.to_string()]),
+            }
+        }
+        words.push("--protocol".to_string());
+        words.push(self.asked.protocol.name.to_string());
+        if checks.len() < CHECKS.len() {
+            let names: Vec<_> = checks.iter().map(|check| check.name).collect();
+            words.extend(["--promises".to_string(), names.join(",")]);
+        }
+        words.extend(["--seed".to_string(), self.seed.to_string()]);
+        if self.args.quick {
+            words.push("--quick".to_string());
+        }
+        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+        words.join(" ")
+    }
+}

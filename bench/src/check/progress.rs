@@ -1,0 +1,69 @@
+//! How far the checks have come: a bar on a terminal, a line per subject elsewhere; on standard error.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::matrix::{Cell, Status};
+use crate::output;
+
+pub(super) struct Progress {
+    bar: ProgressBar,
+    /// How many checks of each subject are done.
+    done: Mutex<HashMap<String, usize>>,
+    checks: usize,
+}
+
+impl Progress {
+    /// Of so many subjects, and checks of each.
+    pub(super) fn start(subjects: usize, checks: usize) -> Progress {
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed}  {msg}");
+        let all = Some((subjects * checks) as u64);
+        let bar = ProgressBar::with_draw_target(all, ProgressDrawTarget::stderr());
+        Progress {
+            bar: bar.with_style(style.unwrap_or(ProgressStyle::default_bar())),
+            done: Mutex::default(),
+            checks,
+        }
+    }
+
+    /// A check begins. Drawn now, and not while it runs: what draws takes time on a CPU of the client's.
+    pub(super) fn begin(&self, subject: &str, check: &str) {
+        self.bar.set_message(format!("{subject}, {check}"));
+        self.bar.tick();
+    }
+
+    /// A check is done. What is broken is told at once.
+    pub(super) fn done(&self, cell: &Cell) {
+        let bad = match &cell.status {
+            Status::Broken { expected, seen, .. } => Some(format!(
+                "BROKEN: {}, {}: expected {expected}, saw {seen}",
+                cell.subject, cell.promise
+            )),
+            Status::Unchecked { why } => Some(format!(
+                "not checked: {}, {}: {why}",
+                cell.subject, cell.promise
+            )),
+            _ => None,
+        };
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_it = done.entry(cell.subject.clone()).or_default();
+        *of_it += 1;
+        if self.bar.is_hidden() {
+            if let Some(bad) = bad {
+                output::complain(&bad);
+            }
+            if *of_it == self.checks {
+                output::complain(&format!("{}: {of_it} checks done", cell.subject));
+            }
+        } else if let Some(bad) = bad {
+            self.bar.println(bad);
+        }
+        self.bar.inc(1);
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,534 @@
+//! 8. Stop: what was asked is finished, idle peers are closed, the rest is cut at the drain deadline.
+//!
+//! Every part has a server of its own, which ends with it.
+
+use std::time::{Duration, Instant};
+
+use client::{Act, Cast, Cut, FaultKind, Role, Seen, Stage};
+use nix::sys::signal::Signal;
+
+use super::super::case::{
+    Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, kind, not_applicable, reaches,
+};
+use crate::server::{End, Server};
+use crate::subject::{Need, Running, Settings};
+
+/// Later than this after the drain is wrong, however busy the machine.
+const LATEST: Duration = Duration::from_secs(3);
+
+/// A drain that nobody sees the end of.
+const LONG: Duration = Duration::from_secs(30);
+
+pub(super) fn check(case: &Case<'_>) -> Verdict {
+    case.needs(Need::Process)?;
+    idle_peers(case)?;
+    if case.can(Need::Wait) {
+        work_under_way(case)?;
+    }
+    reply_under_way(case)?;
+    let cut = the_deadline(case)?;
+    connect_storm(case)?;
+    let second = two_signals(case)?;
+    Ok(Kept {
+        details: [cut, second].into_iter().flatten().collect(),
+        ..Kept::default()
+    })
+}
+
+/// Tells a server to stop, and gives what is left of it, and when it was told.
+fn tell(running: Running) -> Result<(Server, Instant), Miss> {
+    let Some(server) = running.into_server() else {
+        return not_applicable("it is not a process of ours");
+    };
+    let told = Instant::now();
+    if let Err(error) = server.signal(Signal::SIGTERM) {
+        return broken(
+            "a server that runs until it is told to stop",
+            error.to_string(),
+        );
+    }
+    Ok((server, told))
+}
+
+/// It ends by itself, in order. (That a drain is over in time is another part's question.)
+fn ends_well(case: &Case<'_>, server: Server, limit: Duration) -> Result<End, Miss> {
+    let end = server.end(limit);
+    case.ended_well(&end)?;
+    Ok(end)
+}
+
+/// Where something must be so that this side can't be certain of, such as that a peer was accepted, another try tells
+/// whether it was that. What is broken is broken every time.
+fn in_some_try<T>(
+    case: &Case<'_>,
+    mut part: impl FnMut(u32) -> Result<T, Miss>,
+) -> Result<T, Miss> {
+    const TRIES: u32 = 3;
+    for number in 1..TRIES {
+        let began = Instant::now();
+        match part(number) {
+            // What took seconds is no question of moments.
+            Err(Miss::Broken(_)) if began.elapsed() < PATIENCE / 2 => case.go_on()?,
+            other => return other,
+        }
+    }
+    part(TRIES)
+}
+
+/// One request and its reply, before which the server has accepted the peer for certain. `hello` has only one, and the
+/// conversation is over with it.
+fn first(case: &Case<'_>, client: usize) -> Option<Act> {
+    let asked = case.asked;
+    (asked.protocol.requests_per_connection != Some(1)).then(|| Act::Converse {
+        script: asked.scripts(client),
+        requests: 1,
+        cut: Cut::Whole,
+    })
+}
+
+/// A second request, for after the first, by itself: of what a conversation remembers, the reply is foretold.
+fn second(case: &Case<'_>, client: usize) -> Act {
+    let asked = case.asked;
+    if matches!(asked.protocol.name, "http" | "bulk" | "hello") {
+        return Act::Converse {
+            script: asked.scripts(client),
+            requests: 1,
+            cut: Cut::Whole,
+        };
+    }
+    let one = asked.request(client);
+    let (both, _) = asked.all_at_once(client, None, 2);
+    let known = asked.replies(&one, false).bytes.len();
+    let reply = asked.replies(&both, false).bytes.split_off(known);
+    Act::ask(&both[one.len()..], reply)
+}
+
+fn idle_peers(case: &Case<'_>) -> Result<(), Miss> {
+    let settings = Settings {
+        drain: Some(LONG),
+        ..Settings::default()
+    };
+    let peers = case.places(&settings).min(10);
+    let running = case.start(&settings)?;
+    let stage = case.stage(&running)?;
+    let roles = (0..peers).map(|client| {
+        Role::new(match first(case, client) {
+            Some(first) => vec![first, Act::Await, Act::HearEnd],
+            // Whether it was accepted, nobody knows.
+            None => vec![Act::Await, Act::HearOut],
+        })
+    });
+    let idle = stage.enter(roles.collect());
+    if !reaches(case, &idle, |seen| seen.waiting + seen.ended == seen.peers)? {
+        return broken("that idle peers are served first", "no reply");
+    }
+    let (server, _) = tell(running)?;
+    idle.cue_all();
+    let outcomes = idle.finish(2 * PATIENCE);
+    case.all_done(&outcomes, "idle peers, after SIGTERM")?;
+    let end = ends_well(case, server, PATIENCE)?;
+    match end.tally {
+        Some(tally) if tally.cut > 0 => broken(
+            "that idle peers are owed nothing, and none is counted as cut",
+            tally.to_string(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The server is at work for a request when it is told to stop.
+fn work_under_way(case: &Case<'_>) -> Result<(), Miss> {
+    let wait = match (case.asked.protocol.name, case.quick) {
+        // Once for each message.
+        ("bulk", _) => 60,
+        (_, true) => 100,
+        (_, false) => 250,
+    };
+    let settings = Settings {
+        drain: Some(LONG),
+        wait: Some(Duration::from_millis(wait)),
+        ..Settings::default()
+    };
+    let peers = case.places(&settings).min(5);
+    in_some_try(case, |number| {
+        let running = case.start(&settings)?;
+        let stage = case.stage(&running)?;
+        let casts: Vec<Cast> = (0..peers)
+            .map(|client| {
+                let mut acts = Vec::from_iter(first(case, client));
+                // A receipt that comes after the server's end is answered by a reset, and all is heard by then.
+                let end = match case.asked.protocol.name {
+                    "bulk" => Act::HearOut,
+                    _ => Act::HearEnd,
+                };
+                acts.extend([Act::Await, second(case, client), end]);
+                stage.enter(vec![Role::new(acts)])
+            })
+            .collect();
+        for cast in &casts {
+            if !reaches(case, cast, |seen| seen.waiting + seen.ended == 1)? {
+                return broken(
+                    "that the peers are served before the stop",
+                    "no reply for 10 s",
+                );
+            }
+        }
+        for cast in &casts {
+            let before = cast.seen().sent;
+            cast.cue_all();
+            reaches(case, cast, |seen| seen.sent > before || seen.ended == 1)?;
+        }
+        if case.asked.protocol.requests_per_connection == Some(1) {
+            // That these were accepted, nobody has heard.
+            case.pause(Duration::from_millis(20) * number)?;
+        }
+        let (server, _) = tell(running)?;
+        let outcomes: Vec<_> = casts
+            .into_iter()
+            .flat_map(|cast| cast.finish(2 * PATIENCE))
+            .collect();
+        case.all_done(&outcomes, "a request that was under way when SIGTERM came")?;
+        let end = ends_well(case, server, PATIENCE)?;
+        match end.tally {
+            Some(tally) if tally.cut > 0 || tally.served != peers as u64 => broken(
+                format!("{peers} peers that are served in full after SIGTERM, and none cut"),
+                tally.to_string(),
+            ),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// A long reply is on its way to a peer that reads on only after the stop.
+fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
+    // The longest line is 64 KiB.
+    const LINE: usize = 60_000;
+    let asked = case.asked;
+    let Some(begin) = first(case, 0) else {
+        return Ok(());
+    };
+    let acts = match asked.protocol.name {
+        // As it comes it is answered: how much of a long one has arrived can't be told.
+        "upper" | "http" => vec![begin, Act::Await, second(case, 0), Act::HearEnd],
+        _ => {
+            let mut bytes = asked.request(0);
+            let known = asked.replies(&bytes, false).bytes.len();
+            let one = bytes.len();
+            let mut script = asked.script(0, 1, Some(LINE));
+            script.ask(&mut bytes);
+            let reply = asked.replies(&bytes, false).bytes.split_off(known);
+            vec![
+                begin,
+                Act::send(&bytes[one..]),
+                // Somebody who answers has all of the question.
+                Act::Take(1),
+                Act::Await,
+                Act::hear(&reply[1..]),
+                Act::HearEnd,
+            ]
+        }
+    };
+    let settings = Settings {
+        drain: Some(LONG),
+        ..Settings::default()
+    };
+    let running = case.start(&settings)?;
+    let stage = case.stage(&running)?;
+    let cast = stage.enter(vec![Role {
+        small_buffers: true,
+        ..Role::new(acts)
+    }]);
+    reaches(case, &cast, |seen| seen.waiting + seen.ended == 1)?;
+    let server = if matches!(asked.protocol.name, "upper" | "http") {
+        let before = cast.seen().sent;
+        cast.cue_all();
+        reaches(case, &cast, |seen| seen.sent > before || seen.ended == 1)?;
+        tell(running)?.0
+    } else {
+        let (server, _) = tell(running)?;
+        cast.cue_all();
+        server
+    };
+    let outcomes = cast.finish(2 * PATIENCE);
+    case.all_done(&outcomes, "a reply that was under way when SIGTERM came")?;
+    ends_well(case, server, PATIENCE)?;
+    Ok(())
+}
+
+/// Peers that keep a server from its end, and some that do not.
+struct Slow {
+    /// Where they are.
+    _stage: Stage,
+    /// Those that do nothing for good: so many of them are owed replies,
+    _held: Cast,
+    owed: usize,
+    /// and so many have sent half a request.
+    halves: usize,
+    /// Those that are idle, and hear the end on their cue.
+    idle: Cast,
+}
+
+/// Lets slow peers come, so many at most: those that never read first, and with them some that have sent half a request
+/// and some that are idle. If the server is told to be slow itself, there are only those that it owes a reply.
+fn slow_peers(
+    case: &Case<'_>,
+    settings: &Settings,
+    running: &Running,
+    most: usize,
+) -> Result<Slow, Miss> {
+    // Long ones: what the kernel keeps is soon full of them.
+    const LINE: usize = 20_000;
+    let stage = case.stage(running)?;
+    let asked = case.asked;
+    let places = case.places(settings).min(most);
+    let owed = places.min(if most > 1 { 4 } else { 1 });
+    let (mut held, mut idle) = (Vec::new(), Vec::new());
+    for client in 0..owed {
+        held.push(Role::new(
+            match first(case, client).filter(|_| settings.wait.is_none()) {
+                Some(first) => {
+                    let (requests, _) = asked.all_at_once(client, Some(LINE), 20);
+                    let flood = Act::Flood {
+                        bytes: requests.into(),
+                        most: 64 << 20,
+                        stuck: Duration::from_millis(300),
+                    };
+                    vec![first, flood, Act::Await]
+                }
+                None => vec![Act::send(asked.request(client)), Act::Await],
+            },
+        ));
+    }
+    for client in owed..places {
+        let Some(first) = first(case, client).filter(|_| settings.wait.is_none()) else {
+            break;
+        };
+        let loris = (kind("slowloris").role)(asked, client).filter(|_| client % 2 == 0);
+        match loris {
+            Some(mut role) => {
+                // Instead of the last: so it is known when they have come so far.
+                role.acts.pop();
+                role.acts.insert(0, first);
+                role.acts.push(Act::Await);
+                held.push(role);
+            }
+            None => idle.push(Role::new(vec![first, Act::Await, Act::HearEnd])),
+        }
+    }
+    let halves = held.len() - owed;
+    let (idle, held) = (stage.enter(idle), stage.enter(held));
+    let settled = |seen: &Seen| seen.waiting == seen.peers || seen.failed > 0;
+    for cast in [&idle, &held] {
+        // Some servers take their time until they have nothing more to do.
+        let _ = reaches(case, cast, settled)? || reaches(case, cast, settled)?;
+    }
+    if [&idle, &held]
+        .iter()
+        .any(|cast| cast.seen().waiting < cast.seen().peers)
+    {
+        let mut outcomes = held.leave();
+        outcomes.extend(idle.leave());
+        outcomes.retain(|outcome| outcome.fault.is_some());
+        case.all_done(&outcomes, "slow peers, before the stop")?;
+        return broken(
+            "that slow peers are served at first",
+            "nothing for some of them",
+        );
+    }
+    Ok(Slow {
+        _stage: stage,
+        _held: held,
+        owed,
+        halves,
+        idle,
+    })
+}
+
+/// What is not finished is cut when the drain is over; not before, and not seconds after.
+fn the_deadline(case: &Case<'_>) -> Result<Option<String>, Miss> {
+    let mut settings = Settings {
+        wait: holds_by_work(case).then_some(LONG),
+        ..Settings::default()
+    };
+    if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
+        return Ok(None);
+    }
+    in_some_try(case, |number| {
+        // On a machine that is busy a server may not even get to those that are idle in a short one.
+        let drain = Duration::from_millis(if case.quick { 200 } else { 400 }) * (number * number);
+        settings.drain = Some(drain);
+        let running = case.start(&settings)?;
+        let slow = slow_peers(case, &settings, &running, 100)?;
+        if settings.wait.is_some() {
+            case.pause(Duration::from_millis(30) * number)?;
+        }
+        let (server, told) = tell(running)?;
+        slow.idle.cue_all();
+        let end = server.end(drain + PATIENCE);
+        let took = told.elapsed();
+        let idle = slow.idle.finish(PATIENCE);
+        let who = format!(
+            "{} peers never read, {} had sent half a request, {} were idle",
+            slow.owed,
+            slow.halves,
+            idle.len()
+        );
+        case.ended_well(&end)?;
+        if case.can(Need::Drain) && took < drain {
+            return broken(
+                format!("that replies have {drain:?} (--drain) to be taken; {who}"),
+                format!("the end {took:.1?} after SIGTERM"),
+            );
+        }
+        if case.can(Need::Drain) && took > drain + LATEST {
+            return broken(
+                format!("that what is not taken is cut after {drain:?} (--drain); {who}"),
+                format!("the end {took:.1?} after SIGTERM"),
+            );
+        }
+        case.all_done(&idle, "idle peers beside slow ones, after SIGTERM")?;
+        if let Some(tally) = end.tally {
+            let cut = match settings.wait {
+                None => (slow.owed + slow.halves) as u64,
+                // How many were accepted, nobody has heard.
+                Some(_) => tally.accepted.max(1),
+            };
+            if tally.cut != cut {
+                return broken(
+                    format!("{cut} peers counted as cut; {who}"),
+                    tally.to_string(),
+                );
+            }
+        }
+        Ok(Some(format!(
+            "{who}: the end {} ms after SIGTERM, with a drain of {} ms",
+            took.as_millis(),
+            drain.as_millis(),
+        )))
+    })
+}
+
+/// Where no reply is long enough not to be taken, it has to take long enough.
+fn holds_by_work(case: &Case<'_>) -> bool {
+    case.asked.protocol.requests_per_connection == Some(1) && case.can(Need::Wait)
+}
+
+/// Many are about to connect, to ask and to leave when the stop comes.
+fn connect_storm(case: &Case<'_>) -> Result<(), Miss> {
+    let settings = Settings {
+        drain: Some(Duration::from_secs(5)),
+        ..Settings::default()
+    };
+    let running = case.start(&settings)?;
+    let stage = case.stage(&running)?;
+    let storm = kind("storm");
+    let clients = if case.quick { 500 } else { storm.clients };
+    let Some(roles) = case.misbehave(storm, clients) else {
+        return Ok(());
+    };
+    let cast = stage.enter(roles);
+    reaches(case, &cast, |seen| {
+        seen.times_done >= 20 || seen.ended == seen.peers
+    })?;
+    let (server, _) = tell(running)?;
+    let end = server.end(2 * PATIENCE);
+    let outcomes = cast.finish(2 * PATIENCE);
+    case.go_on()?;
+    let bad = outcomes.iter().find(|outcome| match &outcome.fault {
+        Some(fault) => matches!(fault.kind, FaultKind::WrongBytes | FaultKind::Silence),
+        None => !outcome.done,
+    });
+    if let Some(outcome) = bad {
+        let seen = outcome.fault.as_ref();
+        return broken_by(
+            "that who comes in a connect storm and a stop is answered, or hears an end",
+            seen.map_or("neither".to_string(), |fault| fault.seen.clone()),
+            outcome,
+        );
+    }
+    case.ended_well(&end)?;
+    let answered = outcomes.iter().filter(|outcome| outcome.done).count() as u64;
+    match end.tally {
+        Some(tally) if tally.accepted < answered => broken(
+            format!("{answered} peers counted as accepted at least: so many were answered"),
+            tally.to_string(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The first signal lets it wait for a peer that is owed a reply and takes nothing: who has ended has not waited, though
+/// the kernel may hold enough for short replies to look whole. The second signal ends at once what waits for the drain.
+fn two_signals(case: &Case<'_>) -> Result<Option<String>, Miss> {
+    let settings = Settings {
+        drain: Some(LONG),
+        // Where it can be told to be slow, that is the quickest way to have something under way.
+        wait: case.can(Need::Wait).then_some(2 * LONG),
+        ..Settings::default()
+    };
+    if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
+        return Ok(None);
+    }
+    in_some_try(case, |number| {
+        let running = case.start(&settings)?;
+        let _slow = slow_peers(case, &settings, &running, 1)?;
+        if settings.wait.is_some() {
+            case.pause(Duration::from_millis(30) * number)?;
+        }
+        let (server, told) = tell(running)?;
+        // Of two that are pending the kernel makes one.
+        if !case.eventually(|| server.has_ended() || !signal_is_pending(&server))? {
+            return broken("a server that hears SIGTERM", "that it does not, for 10 s");
+        }
+        // How long it waits by itself nobody knows; but who does not wait at all is gone by then.
+        let known = case.can(Need::Drain);
+        case.pause(Duration::from_millis(if known { 20 } else { 100 }) * number)?;
+        if server.has_ended() {
+            let took = told.elapsed();
+            return broken(
+                match known {
+                    true => {
+                        format!("a server that waits for the reply that is under way, for {LONG:?}")
+                    }
+                    false => {
+                        "a server that waits for the reply that is under way, for a while at least"
+                            .to_string()
+                    }
+                },
+                format!("the end after {took:.1?}"),
+            );
+        }
+        let _ = server.signal(Signal::SIGTERM);
+        let told = Instant::now();
+        let limit = PATIENCE * 2 / 5;
+        let end = server.end(limit);
+        if end.status.is_none() {
+            return broken(
+                "that the second SIGTERM ends it at once",
+                format!("that it goes on for {limit:?}; the drain is {LONG:?}"),
+            );
+        }
+        Ok(Some(format!(
+            "the second signal ended it in {} ms ({}){}",
+            told.elapsed().as_millis(),
+            end.exit,
+            match known {
+                true => "",
+                false => "; or its own drain did, which nobody was told",
+            }
+        )))
+    })
+}
+
+/// Whether a signal that was sent to the whole process is still to be taken by one of its threads.
+#[cfg(target_os = "linux")]
+fn signal_is_pending(server: &Server) -> bool {
+    let status = procfs::process::Process::new(server.pid()).and_then(|process| process.status());
+    status.is_ok_and(|status| status.shdpnd & (1 << (Signal::SIGTERM as u64 - 1)) != 0)
+}
+
+/// Nobody can tell.
+#[cfg(not(target_os = "linux"))]
+fn signal_is_pending(_: &Server) -> bool {
+    false
+}

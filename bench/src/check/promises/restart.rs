@@ -1,0 +1,75 @@
+//! 13. After its end it can be started again on the same port at once.
+//!
+//! Who closes a connection first has it in TIME_WAIT for a minute, and nobody may listen on its port meanwhile who does
+//! not say that it is all the same to him (SO_REUSEADDR). So the server is stopped while peers are connected: then it is
+//! the one.
+
+use client::Role;
+
+use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable, reaches};
+use super::sitters::two_requests;
+use crate::subject::{Need, Settings, free_port};
+
+/// Those who are connected when it is stopped.
+const PEERS: usize = 5;
+
+pub(super) fn check(case: &Case<'_>) -> Verdict {
+    case.needs(Need::Process)?;
+    let settings = Settings {
+        port: Some(free_port()?),
+        ..Settings::default()
+    };
+    let times = if case.quick { 2 } else { 4 };
+    for time in 0..=times {
+        let running = match case.start(&settings) {
+            Err(Miss::Trouble(why)) if time > 0 => {
+                return broken(
+                    format!("that it can be started on the same port at once, {time} times"),
+                    format!("{why:#}"),
+                );
+            }
+            started => started?,
+        };
+        let stage = case.stage(&running)?;
+        case.serves(&stage, 3, &format!("started {} times", time + 1))?;
+        let peer = |client| {
+            let mut acts = Vec::new();
+            if case.asked.protocol.requests_per_connection.is_none() {
+                let [first, _] = two_requests(case, client);
+                acts.push(first);
+            }
+            // Until it is cut.
+            acts.extend([client::Act::Await, client::Act::HearOut]);
+            Role::new(acts)
+        };
+        let peers = stage.enter((0..PEERS).map(peer).collect());
+        let served = case.places(&settings).min(PEERS);
+        let here = reaches(case, &peers, |seen| {
+            seen.waiting >= served || seen.failed > 0
+        })?;
+        if !here || peers.seen().failed > 0 {
+            case.all_done(&peers.leave(), "one of those who were connected")?;
+            continue;
+        }
+        peers.cue_all();
+        // How it stops is judged elsewhere. But who leaves a process behind leaves its port, too.
+        let end = running.stop();
+        if end.as_ref().is_some_and(|end| end.status.is_none()) {
+            return not_applicable("it did not stop, and had to be killed: see stop");
+        }
+        if let Some(left) = end.map(|end| end.left_behind).filter(|left| *left > 0) {
+            return broken(
+                "that its port is free when it has ended",
+                format!("{left} of its processes that were still there"),
+            );
+        }
+        // (Those who were in the backlog hear nothing but a reset, whatever they were doing.)
+        peers.finish(PATIENCE);
+    }
+    Ok(Kept {
+        details: vec![format!(
+            "stopped {times} times with {PEERS} peers connected, and started again on the same port at once"
+        )],
+        ..Kept::default()
+    })
+}
