@@ -385,7 +385,8 @@ fn arguments(
     arguments
 }
 
-fn list(cpus: &[usize]) -> String {
+/// As --cpus takes them.
+pub(crate) fn list(cpus: &[usize]) -> String {
     let cpus: Vec<_> = cpus.iter().map(ToString::to_string).collect();
     cpus.join(",")
 }

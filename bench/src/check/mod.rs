@@ -24,7 +24,7 @@ use protocol::{Bulk, PROTOCOLS, Protocol};
 
 use crate::placement::Placement;
 use crate::server::adopt_orphans;
-use crate::subject::{Outside, Subject, quoted};
+use crate::subject::{Outside, Subject, list, quoted};
 use crate::{interrupt, output, registry};
 use case::{Case, Kept, Miss};
 use matrix::{Cell, Column, Matrix, Status};
@@ -274,11 +274,6 @@ fn conditions(
         text.push_str(" Quick: fewer connections, and fewer kinds of misbehaving clients.");
     }
     text
-}
-
-fn list(cpus: &[usize]) -> String {
-    let cpus: Vec<_> = cpus.iter().map(ToString::to_string).collect();
-    cpus.join(",")
 }
 
 fn subjects(args: &CheckArgs) -> Vec<Subject> {
