@@ -14,7 +14,7 @@ use client::{Load, Plan};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use launch::Server;
-use protocol::{AskOptions, Heard, PROTOCOLS, Protocol, SessionOptions, Step};
+use protocol::{PROTOCOLS, Protocol, ReplyStatus, ScriptOptions, SessionOptions, Step};
 use samewire::registry;
 
 const SIZE: usize = 64;
@@ -52,26 +52,26 @@ fn protocols(criterion: &mut Criterion) {
 /// A whole conversation, with every reply checked.
 fn converse(protocol: &Protocol, client: u64, requests: u64) {
     let mut session = (protocol.open)(&SessionOptions::default());
-    let mut script = (protocol.ask)(&AskOptions {
+    let mut script = (protocol.ask)(&ScriptOptions {
         size: Some(SIZE),
         seed: 1,
         client,
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     });
     let mut request = Vec::with_capacity(SIZE);
     for _ in 0..requests {
         request.clear();
         script.ask(&mut request);
         session.receive(black_box(&request));
-        let mut heard = Heard::Partial;
+        let mut heard = ReplyStatus::Partial;
         while let Step::Write(reply) = session.step() {
             heard = script
-                .hear(black_box(reply))
+                .receive(black_box(reply))
                 .expect("the session says what the script expects");
             let count = reply.len();
             session.sent(count);
         }
-        assert_ne!(heard, Heard::Partial);
+        assert_ne!(heard, ReplyStatus::Partial);
     }
 }
 

@@ -183,7 +183,7 @@ impl DriveArgs {
             protocol: self.protocol,
             connections: self
                 .connections
-                .map_or(self.protocol.usual.connections, NonZero::get),
+                .map_or(self.protocol.default_load.connections, NonZero::get),
             size: self.size,
             bulk: self.bulk.bulk(),
             page: Arc::new(self.page(address)),
@@ -207,7 +207,7 @@ impl DriveArgs {
                 (None, None) => Load::Messages {
                     messages: self
                         .messages
-                        .map_or(self.protocol.usual.messages, NonZero::get),
+                        .map_or(self.protocol.default_load.messages, NonZero::get),
                     think: self.think,
                     rounds: self.rounds.get(),
                     limit: None,

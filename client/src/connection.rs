@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use protocol::{AskOptions, Script, WrongReply};
+use protocol::{Script, ScriptOptions, WrongReply};
 use rustix::io::Errno;
 
 use crate::plan::Plan;
@@ -260,8 +260,8 @@ impl Client {
         }
     }
 
-    pub(crate) fn hear(&mut self, input: &[u8]) -> Result<protocol::Heard, WrongReply> {
-        self.script.hear(input)
+    pub(crate) fn receive(&mut self, input: &[u8]) -> Result<protocol::ReplyStatus, WrongReply> {
+        self.script.receive(input)
     }
 
     /// Closes the connection; says whether one was established. All that came was read, so this sends FIN and not
@@ -276,7 +276,7 @@ impl Client {
 /// The script of a client's next conversation. No two of them say the same, so that bytes from an earlier connection
 /// are seen as wrong.
 fn converse(plan: &Plan, number: usize, conversation: u64) -> Box<dyn Script> {
-    (plan.protocol.ask)(&AskOptions {
+    (plan.protocol.ask)(&ScriptOptions {
         size: plan.size,
         seed: plan
             .seed

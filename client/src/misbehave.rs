@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use protocol::http::Page;
 use protocol::{
-    AskOptions, Bulk, Farewell, Heard, Protocol, Script, SessionOptions, Step, WrongReply,
+    Bulk, CloseReason, Protocol, ReplyStatus, Script, ScriptOptions, SessionOptions, Step,
+    WrongReply,
 };
 
 use crate::acts::{Act, Cut, Opens, Role};
@@ -55,13 +56,13 @@ pub struct Said {
     /// All of it.
     pub bytes: Vec<u8>,
     /// How the conversation ended, if it did.
-    pub over: Option<Farewell>,
+    pub over: Option<CloseReason>,
 }
 
 impl Asked {
     /// The script of one client's conversation; no two clients and no two conversations of one say the same.
     pub fn script(&self, client: usize, conversation: u64, size: Option<usize>) -> Box<dyn Script> {
-        (self.protocol.ask)(&AskOptions {
+        (self.protocol.ask)(&ScriptOptions {
             size,
             seed: self
                 .seed
@@ -157,7 +158,7 @@ impl Asked {
         if self.protocol.name == "bulk" {
             let (mut script, mut request) = (self.script(client, 0, None), Vec::new());
             script.ask(&mut request);
-            if script.hear(&self.replies(&request, false).bytes).is_ok() {
+            if script.receive(&self.replies(&request, false).bytes).is_ok() {
                 script.interject(&mut receipts);
             }
         }
@@ -229,7 +230,7 @@ impl Script for Foretold {
         self.heard = 0;
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         let owed = &self.reply[self.heard..];
         if !owed.starts_with(input) {
             let right = owed.iter().zip(input).take_while(|(a, b)| a == b).count();
@@ -243,9 +244,9 @@ impl Script for Foretold {
         }
         self.heard += input.len();
         Ok(if self.heard == self.reply.len() {
-            Heard::Complete
+            ReplyStatus::Complete
         } else {
-            Heard::Partial
+            ReplyStatus::Partial
         })
     }
 }
@@ -280,7 +281,7 @@ impl Script for OneByOne {
         self.next();
     }
 
-    fn hear(&mut self, mut input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, mut input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         while !input.is_empty() {
             let count = match self.line {
                 Some(_) => input
@@ -293,7 +294,7 @@ impl Script for OneByOne {
             };
             let (piece, rest) = input.split_at(count);
             input = rest;
-            let heard = self.script.hear(piece)?;
+            let heard = self.script.receive(piece)?;
             match &mut self.line {
                 Some(length) if !piece.ends_with(b"\n") => *length += count,
                 Some(length) if *length + count > 2 => *length = 0,
@@ -303,7 +304,7 @@ impl Script for OneByOne {
                 }
                 None => self.body_left = self.body_left.saturating_sub(count as u64),
             }
-            if heard == Heard::Partial {
+            if heard == ReplyStatus::Partial {
                 continue;
             }
             self.left = self.left.saturating_sub(1);
@@ -311,7 +312,7 @@ impl Script for OneByOne {
                 0 if input.is_empty() => return Ok(heard),
                 // The script says what is wrong with more.
                 0 => {}
-                _ if heard == Heard::Over => {
+                _ if heard == ReplyStatus::Last => {
                     return Err(WrongReply {
                         offset: 0,
                         expected: Vec::new(),
@@ -325,7 +326,7 @@ impl Script for OneByOne {
                 _ => self.next(),
             }
         }
-        Ok(Heard::Partial)
+        Ok(ReplyStatus::Partial)
     }
 }
 

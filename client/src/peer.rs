@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use protocol::{Heard, Script};
+use protocol::{ReplyStatus, Script};
 use rustix::io::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -770,34 +770,36 @@ impl Peer {
                 Some(count) => count,
             };
             self.come += count as u64;
-            let heard = script.hear(&buffer[..count]).map_err(|wrong| PeerFault {
-                kind: FaultKind::WrongBytes,
-                expected: match &wrong.words {
-                    None if wrong.expected.is_empty() => "nothing more".to_string(),
-                    None => format!(
-                        "{} at byte {} of reply {}",
-                        excerpt(&wrong.expected),
-                        wrong.offset,
-                        self.asked
-                    ),
-                    Some(_) => format!("a right reply {}", self.asked),
-                },
-                seen: match &wrong.words {
-                    None => excerpt(&wrong.got),
-                    Some(words) => words.clone(),
-                },
-            })?;
+            let heard = script
+                .receive(&buffer[..count])
+                .map_err(|wrong| PeerFault {
+                    kind: FaultKind::WrongBytes,
+                    expected: match &wrong.words {
+                        None if wrong.expected.is_empty() => "nothing more".to_string(),
+                        None => format!(
+                            "{} at byte {} of reply {}",
+                            excerpt(&wrong.expected),
+                            wrong.offset,
+                            self.asked
+                        ),
+                        Some(_) => format!("a right reply {}", self.asked),
+                    },
+                    seen: match &wrong.words {
+                        None => excerpt(&wrong.got),
+                        Some(words) => words.clone(),
+                    },
+                })?;
             script.interject(&mut self.output);
             match heard {
-                Heard::Partial => {}
-                Heard::Over if self.asked < requests => {
+                ReplyStatus::Partial => {}
+                ReplyStatus::Last if self.asked < requests => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
                         expected: format!("{requests} requests in one conversation"),
                         seen: format!("that it is over after {}", self.asked),
                     });
                 }
-                Heard::Complete | Heard::Over => {
+                ReplyStatus::Complete | ReplyStatus::Last => {
                     self.asked += 1;
                     self.come = 0;
                     if self.asked <= requests {

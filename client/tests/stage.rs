@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use client::misbehave::{Asked, MISBEHAVIOURS};
 use client::{Act, Cast, Cut, FaultKind, Opens, Outcome, Role, Stage, StageOptions};
-use protocol::{Bulk, Heard, PROTOCOLS, Protocol, Script, WrongReply};
+use protocol::{Bulk, PROTOCOLS, Protocol, ReplyStatus, Script, WrongReply};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -103,14 +103,14 @@ fn ms(count: u64) -> Duration {
 }
 
 /// Says `a`, and believes what it is told to.
-struct Believer(&'static [u8], Heard);
+struct Believer(&'static [u8], ReplyStatus);
 
 impl Script for Believer {
     fn ask(&mut self, request: &mut Vec<u8>) {
         request.push(b'a');
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         if input == self.0 {
             return Ok(self.1);
         }
@@ -123,7 +123,7 @@ impl Script for Believer {
     }
 }
 
-fn believer(expects: &'static [u8], heard: Heard) -> Opens {
+fn believer(expects: &'static [u8], heard: ReplyStatus) -> Opens {
     Arc::new(move |_| Box::new(Believer(expects, heard)))
 }
 
@@ -171,7 +171,7 @@ fn of_protocol(protocol: &'static Protocol) -> SocketAddr {
                     }
                     session.sent(count);
                 }
-                protocol::Step::Close(protocol::Farewell::Refused) => {
+                protocol::Step::Close(protocol::CloseReason::Refused) => {
                     let _ = stream.shutdown(std::net::Shutdown::Write);
                     let _ = std::io::copy(&mut stream, &mut std::io::sink());
                     return;
@@ -255,7 +255,7 @@ fn wrong_bytes_are_told_with_their_place() {
 
     let outcome = act(
         &stage(echo()),
-        vec![converse(believer(b"b", Heard::Complete), 1)],
+        vec![converse(believer(b"b", ReplyStatus::Complete), 1)],
     );
     let told = (FaultKind::WrongBytes, "\"b\" at byte 0 of reply 1", "\"a\"");
     assert_eq!(fault(&outcome), told);
@@ -290,18 +290,24 @@ fn an_end_that_comes_too_early_is_told() {
     let outcome = act(&stage, vec![Act::HearReset]);
     let told = (FaultKind::End, "a reset", "the end of the connection");
     assert_eq!(fault(&outcome), told);
-    let outcome = act(&stage, vec![converse(believer(b"ab", Heard::Partial), 1)]);
+    let outcome = act(
+        &stage,
+        vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
+    );
     let told = (
         FaultKind::End,
         "the rest of reply 1",
         "the end of the connection",
     );
     assert_eq!(fault(&outcome), told);
-    let outcome = act(&stage, vec![converse(believer(b"ab", Heard::Over), 2)]);
+    let outcome = act(
+        &stage,
+        vec![converse(believer(b"ab", ReplyStatus::Last), 2)],
+    );
     assert_eq!(fault(&outcome).0, FaultKind::End);
     assert_done(&act(
         &stage,
-        vec![converse(believer(b"ab", Heard::Over), 1)],
+        vec![converse(believer(b"ab", ReplyStatus::Last), 1)],
     ));
 }
 
@@ -346,7 +352,7 @@ fn silence_is_told_when_patience_is_over() {
         (vec![Act::HearReset], "a reset"),
         (vec![Act::Take(5)], "3 bytes more"),
         (
-            vec![converse(believer(b"ab", Heard::Partial), 1)],
+            vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
             "the rest of reply 1 (2 bytes of it came)",
         ),
     ];
@@ -396,7 +402,7 @@ fn who_acts_after_its_own_close_is_told_so_and_nobody_else_notices() {
             Act::Sip(ms(1)),
             Act::Close,
             Act::Reset,
-            converse(believer(b"a", Heard::Complete), 1),
+            converse(believer(b"a", ReplyStatus::Complete), 1),
         ] {
             let outcome = act(&stage, vec![close.clone(), after]);
             assert_eq!(fault(&outcome).0, FaultKind::Local);
@@ -608,7 +614,7 @@ fn each_round_of_a_conversation_has_a_number() {
         let rounds = Arc::clone(&rounds);
         Arc::new(move |round| {
             assert_eq!(rounds.fetch_add(1, Ordering::Relaxed) as u64, round);
-            Box::new(Believer(b"a", Heard::Complete))
+            Box::new(Believer(b"a", ReplyStatus::Complete))
         })
     };
     let stage = stage(echo());
@@ -857,10 +863,10 @@ fn replies_are_foretold() {
     assert_eq!(say("upper", b"a\nb", false).bytes, b"A\nB");
     assert_eq!(
         say("hello", b"a", false).over,
-        Some(protocol::Farewell::Done)
+        Some(protocol::CloseReason::Done)
     );
     let refused = say("echo", &[b'x'; 70_000], false);
-    assert_eq!(refused.over, Some(protocol::Farewell::Refused));
+    assert_eq!(refused.over, Some(protocol::CloseReason::Refused));
     assert!(refused.bytes.starts_with(b"error: "));
     assert_eq!(say("echo", b"", false), Default::default());
 }
@@ -870,30 +876,47 @@ fn replies_are_foretold() {
 fn replies_to_pipelined_requests_are_heard_one_by_one() {
     const ONE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\r\nb";
     let asked = asked(Protocol::find("http").unwrap());
-    let hear = |input: &[u8], size: usize| {
+    let receive = |input: &[u8], size: usize| {
         let mut script = asked.pipeline(1, None, 3)(0);
         let mut request = Vec::new();
         script.ask(&mut request);
         assert_eq!(request, asked.all_at_once(1, None, 3).0);
-        let mut last = Ok(Heard::Partial);
+        let mut last = Ok(ReplyStatus::Partial);
         for piece in input.chunks(size) {
-            last = script.hear(piece);
+            last = script.receive(piece);
             last.as_ref().map_err(Clone::clone)?;
         }
         last
     };
     for size in [1, 2, 7, 1000] {
-        assert_eq!(hear(&ONE.repeat(3), size), Ok(Heard::Complete), "{size}");
-        assert_eq!(hear(&ONE.repeat(2), size), Ok(Heard::Partial), "{size}");
-        assert!(hear(&ONE.repeat(4), size).is_err(), "{size}");
+        assert_eq!(
+            receive(&ONE.repeat(3), size),
+            Ok(ReplyStatus::Complete),
+            "{size}"
+        );
+        assert_eq!(
+            receive(&ONE.repeat(2), size),
+            Ok(ReplyStatus::Partial),
+            "{size}"
+        );
+        assert!(receive(&ONE.repeat(4), size).is_err(), "{size}");
         assert!(
-            hear(&[ONE, b"x", ONE, ONE].concat(), size).is_err(),
+            receive(&[ONE, b"x", ONE, ONE].concat(), size).is_err(),
             "{size}"
         );
         let other = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\r\nc";
-        assert!(hear(&[ONE, ONE, other].concat(), size).is_err(), "{size}");
+        assert!(
+            receive(&[ONE, ONE, other].concat(), size).is_err(),
+            "{size}"
+        );
         let closes = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\na\r\nb";
-        assert_eq!(hear(&[ONE, ONE, closes].concat(), size), Ok(Heard::Over));
-        assert!(hear(&[ONE, closes, ONE].concat(), size).is_err(), "{size}");
+        assert_eq!(
+            receive(&[ONE, ONE, closes].concat(), size),
+            Ok(ReplyStatus::Last)
+        );
+        assert!(
+            receive(&[ONE, closes, ONE].concat(), size).is_err(),
+            "{size}"
+        );
     }
 }

@@ -3,10 +3,10 @@
 
 use memchr::memmem;
 
-use crate::script::{AskOptions, Heard, Script, WrongReply};
-use crate::session::{Farewell, Session, SessionOptions, Step};
-use crate::work::Chores;
-use crate::{Protocol, Usual};
+use crate::script::{ReplyStatus, Script, ScriptOptions, WrongReply};
+use crate::session::{CloseReason, Session, SessionOptions, Step};
+use crate::work::PendingWork;
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "bulk",
@@ -15,7 +15,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(Receiver::new(options)),
     requests_per_connection: None,
     requests_differ: false,
-    usual: Usual {
+    default_load: DefaultLoad {
         connections: 3,
         messages: 1,
     },
@@ -104,9 +104,9 @@ struct Sender {
     /// Messages that are still to be sent, and how much of the first is.
     owed: u64,
     taken: u64,
-    chores: Chores,
+    pending_work: PendingWork,
     complaint: Vec<u8>,
-    ended: Option<Farewell>,
+    ended: Option<CloseReason>,
 }
 
 impl Sender {
@@ -119,7 +119,7 @@ impl Sender {
             scanned: 0,
             owed: 0,
             taken: 0,
-            chores: Chores::of(options.work.as_ref()),
+            pending_work: PendingWork::of(options.work.as_ref()),
             complaint: Vec::new(),
             ended: None,
         }
@@ -155,7 +155,7 @@ impl Sender {
         self.complaint = format!("error: a message may have {} bytes", self.max_message).into();
         self.complaint.extend_from_slice(TERMINATOR);
         self.forget();
-        self.ended = Some(Farewell::Refused);
+        self.ended = Some(CloseReason::Refused);
     }
 
     fn forget(&mut self) {
@@ -177,7 +177,7 @@ impl Session for Sender {
     }
 
     fn end_of_input(&mut self) {
-        self.ended.get_or_insert(Farewell::Done);
+        self.ended.get_or_insert(CloseReason::Done);
     }
 
     fn step(&mut self) -> Step<'_> {
@@ -186,7 +186,7 @@ impl Session for Sender {
         }
         if self.owed > 0 {
             if self.taken == 0
-                && let Some(work) = self.chores.due(&which(self.owed))
+                && let Some(work) = self.pending_work.due(&which(self.owed))
             {
                 return Step::Work(work);
             }
@@ -213,12 +213,12 @@ impl Session for Sender {
         if self.taken >= self.bulk.whole() {
             self.taken = 0;
             self.owed -= 1;
-            self.chores.replied();
+            self.pending_work.replied();
         }
     }
 
     fn worked(&mut self) {
-        self.chores.worked();
+        self.pending_work.worked();
     }
 
     fn mid_request(&self) -> bool {
@@ -239,7 +239,7 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn new(options: &AskOptions) -> Self {
+    fn new(options: &ScriptOptions) -> Self {
         Receiver {
             bulk: options.bulk,
             // Nothing is owed before it is asked for.
@@ -259,7 +259,7 @@ impl Script for Receiver {
         request.extend_from_slice(TERMINATOR);
     }
 
-    fn hear(&mut self, mut input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, mut input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         while !input.is_empty() {
             let owed = match self.messages < self.bulk.count {
                 true => self.bulk.from(self.heard),
@@ -281,8 +281,8 @@ impl Script for Receiver {
             }
         }
         Ok(match self.messages < self.bulk.count {
-            true => Heard::Partial,
-            false => Heard::Complete,
+            true => ReplyStatus::Partial,
+            false => ReplyStatus::Complete,
         })
     }
 

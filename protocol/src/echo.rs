@@ -1,8 +1,8 @@
 //! `echo`: a line in, the same line out.
 
 use crate::lines::{Answer, Lines};
-use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::{Protocol, Usual};
+use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "echo",
@@ -11,7 +11,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(EchoScript::new(options)),
     requests_per_connection: None,
     requests_differ: true,
-    usual: Usual::CROWD,
+    default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
 /// The server's side: nothing to remember.
@@ -30,7 +30,7 @@ struct EchoScript {
 }
 
 impl EchoScript {
-    fn new(options: &AskOptions) -> Self {
+    fn new(options: &ScriptOptions) -> Self {
         EchoScript {
             lines: LineMaker::new(options),
             expected: Expected::default(),
@@ -45,7 +45,7 @@ impl Script for EchoScript {
         self.expected.begin().extend_from_slice(&request[start..]);
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
-        self.expected.hear(input)
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
+        self.expected.receive(input)
     }
 }

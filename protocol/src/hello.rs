@@ -1,9 +1,9 @@
 //! `hello`: any first bytes in, a greeting out, and the server closes.
 
-use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::session::{Farewell, Session, SessionOptions, Step};
-use crate::work::Chores;
-use crate::{Protocol, Usual};
+use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
+use crate::session::{CloseReason, Session, SessionOptions, Step};
+use crate::work::PendingWork;
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "hello",
@@ -12,18 +12,18 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(HelloScript::new(options)),
     requests_per_connection: Some(1),
     requests_differ: true,
-    usual: Usual::CROWD,
+    default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
 const GREETING: &[u8] = b"Hello from server!";
 
 /// The server's side.
 struct Hello {
-    stage: Stage,
-    chores: Chores,
+    stage: HelloState,
+    pending_work: PendingWork,
 }
 
-enum Stage {
+enum HelloState {
     Listening,
     Greeting { taken: usize },
     Ended,
@@ -32,50 +32,52 @@ enum Stage {
 impl Hello {
     fn new(options: &SessionOptions) -> Self {
         Hello {
-            stage: Stage::Listening,
-            chores: Chores::of(options.work.as_ref()),
+            stage: HelloState::Listening,
+            pending_work: PendingWork::of(options.work.as_ref()),
         }
     }
 }
 
 impl Session for Hello {
     fn receive(&mut self, input: &[u8]) {
-        if matches!(self.stage, Stage::Listening) && !input.is_empty() {
-            self.stage = Stage::Greeting { taken: 0 };
-            self.chores.due(input);
+        if matches!(self.stage, HelloState::Listening) && !input.is_empty() {
+            self.stage = HelloState::Greeting { taken: 0 };
+            self.pending_work.due(input);
         }
     }
 
     fn end_of_input(&mut self) {
-        if matches!(self.stage, Stage::Listening) {
-            self.stage = Stage::Ended;
+        if matches!(self.stage, HelloState::Listening) {
+            self.stage = HelloState::Ended;
         }
     }
 
     fn step(&mut self) -> Step<'_> {
-        if let Some(work) = self.chores.pending() {
+        if let Some(work) = self.pending_work.pending() {
             return Step::Work(work);
         }
         match self.stage {
-            Stage::Listening => Step::Read,
-            Stage::Greeting { taken } if taken < GREETING.len() => Step::Write(&GREETING[taken..]),
-            Stage::Greeting { .. } | Stage::Ended => Step::Close(Farewell::Done),
+            HelloState::Listening => Step::Read,
+            HelloState::Greeting { taken } if taken < GREETING.len() => {
+                Step::Write(&GREETING[taken..])
+            }
+            HelloState::Greeting { .. } | HelloState::Ended => Step::Close(CloseReason::Done),
         }
     }
 
     fn sent(&mut self, count: usize) {
-        if let Stage::Greeting { taken } = &mut self.stage {
+        if let HelloState::Greeting { taken } = &mut self.stage {
             *taken += count;
             debug_assert!(*taken <= GREETING.len(), "more sent than offered");
         }
     }
 
     fn worked(&mut self) {
-        self.chores.worked();
+        self.pending_work.worked();
     }
 
     fn mid_request(&self) -> bool {
-        matches!(self.stage, Stage::Greeting { taken } if taken < GREETING.len())
+        matches!(self.stage, HelloState::Greeting { taken } if taken < GREETING.len())
     }
 }
 
@@ -86,7 +88,7 @@ struct HelloScript {
 }
 
 impl HelloScript {
-    fn new(options: &AskOptions) -> Self {
+    fn new(options: &ScriptOptions) -> Self {
         HelloScript {
             lines: LineMaker::new(options),
             expected: Expected::default(),
@@ -100,12 +102,12 @@ impl Script for HelloScript {
         self.expected.begin().extend_from_slice(GREETING);
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         // The conversation is over at the greeting's last byte. Servers exist that repeat it for as long as the
         // client stays (one of the originals does); what they say to a client that has left concerns nobody.
         let owed = input.len().min(self.expected.owed());
-        match self.expected.hear(&input[..owed])? {
-            Heard::Complete => Ok(Heard::Over),
+        match self.expected.receive(&input[..owed])? {
+            ReplyStatus::Complete => Ok(ReplyStatus::Last),
             other => Ok(other),
         }
     }

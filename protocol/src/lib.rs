@@ -25,8 +25,8 @@ mod work;
 
 pub use bulk::Bulk;
 pub use file::FileSlice;
-pub use script::{AskOptions, Heard, Script, WrongReply};
-pub use session::{Farewell, Session, SessionOptions, Step};
+pub use script::{ReplyStatus, Script, ScriptOptions, WrongReply};
+pub use session::{CloseReason, Session, SessionOptions, Step};
 pub use work::{Work, WorkKind, WorkPlan};
 
 /// A conversation that every server can hold and the client can ask for.
@@ -39,28 +39,28 @@ pub struct Protocol {
     /// Opens the server's side of one conversation.
     pub open: fn(&SessionOptions) -> Box<dyn Session>,
     /// Opens the client's side of one conversation.
-    pub ask: fn(&AskOptions) -> Box<dyn Script>,
+    pub ask: fn(&ScriptOptions) -> Box<dyn Script>,
     /// How many requests one conversation holds at most; `None` where the client decides.
     pub requests_per_connection: Option<u64>,
     /// Whether each request of a client has bytes of its own. Where all are the same, no share of them can be told by
     /// their bytes: see [`WorkPlan::chooses`].
     pub requests_differ: bool,
     /// The original's load: so many clients, and so many requests of each.
-    pub usual: Usual,
+    pub default_load: DefaultLoad,
 }
 
 /// How a protocol is asked if nobody says otherwise.
 #[derive(Debug, Clone, Copy)]
-pub struct Usual {
+pub struct DefaultLoad {
     /// Clients that ask at the same time.
     pub connections: usize,
     /// Requests of each.
     pub messages: u64,
 }
 
-impl Usual {
+impl DefaultLoad {
     /// Of the protocols with small messages.
-    const CROWD: Usual = Usual {
+    const SMALL_MESSAGES: DefaultLoad = DefaultLoad {
         connections: 100,
         messages: 10,
     };

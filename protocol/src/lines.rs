@@ -1,7 +1,7 @@
 //! Conversations in lines: the framing that `pair` and `echo` share.
 
-use crate::session::{Farewell, Session, SessionOptions, Step};
-use crate::work::Chores;
+use crate::session::{CloseReason, Session, SessionOptions, Step};
+use crate::work::PendingWork;
 
 /// Replies are gathered until they are this long, so that a pipelining client costs one write for many lines.
 /// It also bounds what a session holds to be sent: at most this, and the reply that crossed it. (To be answered, it
@@ -28,8 +28,8 @@ pub(crate) struct Lines<A> {
     /// What is to be sent; the part before `taken` was taken by the socket.
     output: Vec<u8>,
     taken: usize,
-    chores: Chores,
-    ended: Option<Farewell>,
+    pending_work: PendingWork,
+    ended: Option<CloseReason>,
 }
 
 impl<A: Answer> Lines<A> {
@@ -42,7 +42,7 @@ impl<A: Answer> Lines<A> {
             scanned: 0,
             output: Vec::new(),
             taken: 0,
-            chores: Chores::of(options.work.as_ref()),
+            pending_work: PendingWork::of(options.work.as_ref()),
             ended: None,
         }
     }
@@ -70,11 +70,11 @@ impl<A: Answer> Lines<A> {
                 return self.refuse();
             }
             // What was answered before goes out first: it need not wait for this line's work.
-            if self.chores.due(line).is_some() {
+            if self.pending_work.due(line).is_some() {
                 return;
             }
             self.answer.answer(line, &mut self.output);
-            self.chores.replied();
+            self.pending_work.replied();
             self.answered = end;
             self.scanned = end;
         }
@@ -86,7 +86,7 @@ impl<A: Answer> Lines<A> {
         self.input = Vec::new();
         self.answered = 0;
         self.scanned = 0;
-        self.ended = Some(Farewell::Refused);
+        self.ended = Some(CloseReason::Refused);
     }
 }
 
@@ -104,7 +104,7 @@ impl<A: Answer> Session for Lines<A> {
     }
 
     fn end_of_input(&mut self) {
-        self.ended.get_or_insert(Farewell::Done);
+        self.ended.get_or_insert(CloseReason::Done);
     }
 
     fn step(&mut self) -> Step<'_> {
@@ -116,7 +116,7 @@ impl<A: Answer> Session for Lines<A> {
         if self.taken < self.output.len() {
             return Step::Write(&self.output[self.taken..]);
         }
-        if let Some(work) = self.chores.pending() {
+        if let Some(work) = self.pending_work.pending() {
             return Step::Work(work);
         }
         if self.answered == self.input.len() {
@@ -138,7 +138,7 @@ impl<A: Answer> Session for Lines<A> {
     }
 
     fn worked(&mut self) {
-        self.chores.worked();
+        self.pending_work.worked();
     }
 
     fn mid_request(&self) -> bool {

@@ -2,8 +2,8 @@
 //! that mixes up two connections is found out at once.
 
 use crate::lines::{Answer, Lines};
-use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::{Protocol, Usual};
+use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "pair",
@@ -12,7 +12,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(PairScript::new(options)),
     requests_per_connection: None,
     requests_differ: true,
-    usual: Usual::CROWD,
+    default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
 /// The server's side: what the previous line was.
@@ -38,7 +38,7 @@ struct PairScript {
 }
 
 impl PairScript {
-    fn new(options: &AskOptions) -> Self {
+    fn new(options: &ScriptOptions) -> Self {
         PairScript {
             lines: LineMaker::new(options),
             previous: Vec::new(),
@@ -59,7 +59,7 @@ impl Script for PairScript {
         self.previous.extend_from_slice(line);
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
-        self.expected.hear(input)
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
+        self.expected.receive(input)
     }
 }

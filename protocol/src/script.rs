@@ -8,7 +8,7 @@ use crate::http::Page;
 
 /// What to ask, and whether the answer was right.
 ///
-/// The order is fixed: [`ask`](Script::ask) once, then [`hear`](Script::hear) until it says that the reply is
+/// The order is fixed: [`ask`](Script::ask) once, then [`receive`](Script::receive) until it says that the reply is
 /// complete, then ask again.
 pub trait Script: Send {
     /// Appends the next request.
@@ -19,10 +19,10 @@ pub trait Script: Send {
     /// # Errors
     ///
     /// The first byte that should not have been there. The conversation can't go on after that.
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply>;
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply>;
 
     /// Appends what is to be said beside the requests (the receipts of `bulk`). To be asked after each
-    /// [`hear`](Script::hear), the one that completes a reply too, and to be sent before anything else is.
+    /// [`receive`](Script::receive), the one that completes a reply too, and to be sent before anything else is.
     fn interject(&mut self, output: &mut Vec<u8>) {
         let _ = output;
     }
@@ -30,18 +30,18 @@ pub trait Script: Send {
 
 /// How far a reply has come.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub enum Heard {
+pub enum ReplyStatus {
     /// All right so far, and more is owed.
     Partial,
     /// The reply is complete and right; the next request may go out.
     Complete,
     /// The reply is complete and right, and the conversation is over: the next request needs a new connection.
-    Over,
+    Last,
 }
 
 /// What a client must be told when it opens a conversation.
 #[derive(Debug, Clone, Default)]
-pub struct AskOptions {
+pub struct ScriptOptions {
     /// Bytes per request, with the line's end. `None` gives the original's lines, `Hello World!:0` and so on; client 0
     /// says exactly them, every other adds its number. A size too small for that is not padded.
     pub size: Option<usize>,
@@ -137,7 +137,7 @@ impl Expected {
         self.reply.len() - self.heard
     }
 
-    pub(crate) fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
+    pub(crate) fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         let owed = &self.reply[self.heard..];
         if !owed.starts_with(input) {
             let wrong = owed.iter().zip(input).take_while(|(a, b)| a == b).count();
@@ -149,9 +149,9 @@ impl Expected {
         }
         self.heard += input.len();
         Ok(if self.owed() == 0 {
-            Heard::Complete
+            ReplyStatus::Complete
         } else {
-            Heard::Partial
+            ReplyStatus::Partial
         })
     }
 }
@@ -165,7 +165,7 @@ pub(crate) struct LineMaker {
 }
 
 impl LineMaker {
-    pub(crate) fn new(options: &AskOptions) -> Self {
+    pub(crate) fn new(options: &ScriptOptions) -> Self {
         // Clients with neighbouring numbers get seeds that have nothing in common.
         let seed = options
             .seed

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::bulk::Bulk;
 use crate::file::FileSlice;
-use crate::http::{NoSite, Site};
+use crate::http::{EmptyFileStore, FileStore};
 use crate::work::{Work, WorkPlan};
 
 /// One connection's side of a conversation: bytes in, steps out.
@@ -13,7 +13,7 @@ use crate::work::{Work, WorkPlan};
 /// came of it.*
 ///
 /// ```
-/// # use protocol::{Farewell, Protocol, SessionOptions, Step};
+/// # use protocol::{CloseReason, Protocol, SessionOptions, Step};
 /// let pair = Protocol::find("pair").unwrap();
 /// let mut session = (pair.open)(&SessionOptions::default());
 /// session.receive(b"one\ntw"); // bytes arrive cut anywhere
@@ -24,7 +24,7 @@ use crate::work::{Work, WorkPlan};
 /// assert_eq!(session.step(), Step::Write(b"one\ntwo\n"));
 /// session.sent(8);
 /// session.end_of_input();
-/// assert_eq!(session.step(), Step::Close(Farewell::Done));
+/// assert_eq!(session.step(), Step::Close(CloseReason::Done));
 /// ```
 ///
 /// What a driver may rely on:
@@ -73,12 +73,12 @@ pub enum Step<'s> {
     /// Do this, and report it by [`Session::worked`]. Nothing is read or sent meanwhile.
     Work(Work),
     /// Everything is sent: say goodbye.
-    Close(Farewell),
+    Close(CloseReason),
 }
 
 /// How a conversation ends from the session's point of view.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub enum Farewell {
+pub enum CloseReason {
     /// All was said. The connection can be closed at once.
     Done,
     /// The peer broke a limit and was told so. It may still be sending: closing on unread input would make the kernel
@@ -101,7 +101,7 @@ pub struct SessionOptions {
     /// What `bulk` sends.
     pub bulk: Bulk,
     /// What `http` serves.
-    pub site: Arc<dyn Site>,
+    pub file_store: Arc<dyn FileStore>,
 }
 
 impl Default for SessionOptions {
@@ -110,7 +110,7 @@ impl Default for SessionOptions {
             max_line: 64 * 1024,
             work: None,
             bulk: Bulk::default(),
-            site: Arc::new(NoSite),
+            file_store: Arc::new(EmptyFileStore),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! `upper`: bytes in, the same bytes out with ASCII letters in upper case. No framing at all: what arrives is
 //! answered as it arrives.
 
-use crate::script::{AskOptions, Expected, Heard, LineMaker, Script, WrongReply};
-use crate::session::{Farewell, Session, SessionOptions, Step};
-use crate::work::Chores;
-use crate::{Protocol, Usual};
+use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
+use crate::session::{CloseReason, Session, SessionOptions, Step};
+use crate::work::PendingWork;
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "upper",
@@ -13,7 +13,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(UpperScript::new(options)),
     requests_per_connection: None,
     requests_differ: true,
-    usual: Usual::CROWD,
+    default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
 /// The server's side. What a driver read at once is answered at once, so `output` is never longer than its buffer.
@@ -21,14 +21,14 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
 struct Upper {
     output: Vec<u8>,
     taken: usize,
-    chores: Chores,
+    pending_work: PendingWork,
     ended: bool,
 }
 
 impl Upper {
     fn new(options: &SessionOptions) -> Self {
         Upper {
-            chores: Chores::of(options.work.as_ref()),
+            pending_work: PendingWork::of(options.work.as_ref()),
             ..Upper::default()
         }
     }
@@ -44,7 +44,7 @@ impl Session for Upper {
         let start = self.output.len();
         // There are no requests to tell apart: what came together costs work together. The client knows it as it was sent.
         if start == 0 && !input.is_empty() {
-            self.chores.due(input);
+            self.pending_work.due(input);
         }
         self.output.extend_from_slice(input);
         self.output[start..].make_ascii_uppercase();
@@ -56,12 +56,12 @@ impl Session for Upper {
 
     fn step(&mut self) -> Step<'_> {
         if self.taken < self.output.len() {
-            match self.chores.pending() {
+            match self.pending_work.pending() {
                 Some(work) => Step::Work(work),
                 None => Step::Write(&self.output[self.taken..]),
             }
         } else if self.ended {
-            Step::Close(Farewell::Done)
+            Step::Close(CloseReason::Done)
         } else {
             Step::Read
         }
@@ -71,12 +71,12 @@ impl Session for Upper {
         self.taken += count;
         debug_assert!(self.taken <= self.output.len(), "more sent than offered");
         if self.taken == self.output.len() {
-            self.chores.replied();
+            self.pending_work.replied();
         }
     }
 
     fn worked(&mut self) {
-        self.chores.worked();
+        self.pending_work.worked();
     }
 
     fn mid_request(&self) -> bool {
@@ -91,7 +91,7 @@ struct UpperScript {
 }
 
 impl UpperScript {
-    fn new(options: &AskOptions) -> Self {
+    fn new(options: &ScriptOptions) -> Self {
         UpperScript {
             lines: LineMaker::new(options),
             expected: Expected::default(),
@@ -108,7 +108,7 @@ impl Script for UpperScript {
         expected.make_ascii_uppercase();
     }
 
-    fn hear(&mut self, input: &[u8]) -> Result<Heard, WrongReply> {
-        self.expected.hear(input)
+    fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
+        self.expected.receive(input)
     }
 }

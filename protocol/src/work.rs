@@ -111,7 +111,7 @@ impl WorkPlan {
 
 /// One session's share of a [`WorkPlan`]: what is to be done before its next reply.
 #[derive(Debug, Default)]
-pub(crate) struct Chores {
+pub(crate) struct PendingWork {
     plan: Option<(WorkPlan, fastrand::Rng)>,
     next: Next,
 }
@@ -125,9 +125,9 @@ enum Next {
     Done,
 }
 
-impl Chores {
-    pub(crate) fn of(plan: Option<&WorkPlan>) -> Chores {
-        Chores {
+impl PendingWork {
+    pub(crate) fn of(plan: Option<&WorkPlan>) -> PendingWork {
+        PendingWork {
             plan: plan.map(|plan| {
                 let number = plan.next.fetch_add(1, Ordering::Relaxed);
                 // Neighbouring numbers get seeds that have nothing in common.
@@ -193,9 +193,9 @@ mod tests {
         let count = chosen.count();
         assert!((900..1100).contains(&count), "{count} of 10,000");
         for request in &requests {
-            let mut chores = Chores::of(Some(&server));
+            let mut pending_work = PendingWork::of(Some(&server));
             assert_eq!(
-                chores.due(request.as_bytes()).is_some(),
+                pending_work.due(request.as_bytes()).is_some(),
                 client.chooses(request.as_bytes())
             );
         }
@@ -210,27 +210,27 @@ mod tests {
     #[test]
     fn each_request_is_asked_about_once() {
         let plan = plan(100);
-        let mut chores = Chores::of(Some(&plan));
-        let first = chores.due(b"a").unwrap();
-        assert_eq!(chores.due(b"a"), Some(first));
-        chores.worked();
-        assert_eq!(chores.due(b"a"), None);
-        chores.replied();
-        assert!(chores.due(b"b").is_some());
+        let mut pending_work = PendingWork::of(Some(&plan));
+        let first = pending_work.due(b"a").unwrap();
+        assert_eq!(pending_work.due(b"a"), Some(first));
+        pending_work.worked();
+        assert_eq!(pending_work.due(b"a"), None);
+        pending_work.replied();
+        assert!(pending_work.due(b"b").is_some());
     }
 
     #[test]
     fn times_are_drawn_evenly_and_each_session_draws_others() {
         let plan = plan(100);
         let draw = |plan: &WorkPlan| {
-            let mut chores = Chores::of(Some(plan));
+            let mut pending_work = PendingWork::of(Some(plan));
             (0..500)
                 .map(|_| {
-                    let Some(Work::Wait(time)) = chores.due(b"x") else {
+                    let Some(Work::Wait(time)) = pending_work.due(b"x") else {
                         panic!("no wait")
                     };
-                    chores.worked();
-                    chores.replied();
+                    pending_work.worked();
+                    pending_work.replied();
                     time
                 })
                 .collect::<Vec<_>>()
@@ -249,9 +249,9 @@ mod tests {
 
     #[test]
     fn without_a_plan_nothing_is_due() {
-        let mut chores = Chores::of(None);
-        assert_eq!(chores.due(b"x"), None);
-        chores.replied();
-        assert_eq!(chores.due(b"x"), None);
+        let mut pending_work = PendingWork::of(None);
+        assert_eq!(pending_work.due(b"x"), None);
+        pending_work.replied();
+        assert_eq!(pending_work.due(b"x"), None);
     }
 }

@@ -6,7 +6,7 @@ use common::{
     BULK, MESSAGE, START, Said, TERMINATOR, all, converse, cut, find, open, oracle, same_step_again,
 };
 use protocol::{
-    AskOptions, Bulk, Farewell, Heard, Protocol, Script, Session, SessionOptions, Step,
+    Bulk, CloseReason, Protocol, ReplyStatus, Script, ScriptOptions, Session, SessionOptions, Step,
 };
 
 fn bulk() -> &'static Protocol {
@@ -22,9 +22,9 @@ fn sender(bulk: Bulk) -> Box<dyn Session> {
 
 /// A script that has asked.
 fn receiver(bulk: Bulk) -> Box<dyn Script> {
-    let mut script = (find("bulk").ask)(&AskOptions {
+    let mut script = (find("bulk").ask)(&ScriptOptions {
         bulk,
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     });
     script.ask(&mut Vec::new());
     script
@@ -39,7 +39,7 @@ fn message(size: usize) -> Vec<u8> {
     message
 }
 
-fn said(output: Vec<u8>, farewell: Farewell) -> Said {
+fn said(output: Vec<u8>, farewell: CloseReason) -> Said {
     Said { output, farewell }
 }
 
@@ -85,13 +85,13 @@ fn no_cut_of_what_is_said_can_be_seen() {
 #[test]
 fn each_start_has_its_messages_and_a_receipt_has_none() {
     let twice = converse(open(bulk(), 100), [&START.repeat(2)[..]], all);
-    assert_eq!(twice, said(MESSAGE.repeat(4), Farewell::Done));
+    assert_eq!(twice, said(MESSAGE.repeat(4), CloseReason::Done));
     let receipt = [b"received 7", TERMINATOR].concat();
     let none = converse(open(bulk(), 100), [&receipt[..]], all);
-    assert_eq!(none, said(Vec::new(), Farewell::Done));
+    assert_eq!(none, said(Vec::new(), CloseReason::Done));
     // FIN ends no message: who did not say all of it has not asked.
     let unfinished = converse(open(bulk(), 100), [&b"start"[..]], all);
-    assert_eq!(unfinished, said(Vec::new(), Farewell::Done));
+    assert_eq!(unfinished, said(Vec::new(), CloseReason::Done));
 }
 
 /// Around every size at which a message is cut into other pieces.
@@ -122,8 +122,8 @@ fn messages_of_every_size_are_right() {
             assert_eq!(offset, 2 * whole.len(), "{size}");
         }
         assert_eq!(
-            receiver(options).hear(&whole.repeat(2)),
-            Ok(Heard::Complete)
+            receiver(options).receive(&whole.repeat(2)),
+            Ok(ReplyStatus::Complete)
         );
     }
 }
@@ -160,8 +160,8 @@ fn all_messages_are_sent_from_one_place() {
 
 #[test]
 fn a_message_of_the_limit_is_heard_and_one_byte_more_is_refused() {
-    let refused = |before: &[u8]| said([before, &complaint(8)].concat(), Farewell::Refused);
-    let heard = |output: &[u8]| said(output.to_vec(), Farewell::Done);
+    let refused = |before: &[u8]| said([before, &complaint(8)].concat(), CloseReason::Refused);
+    let heard = |output: &[u8]| said(output.to_vec(), CloseReason::Done);
     let reply = MESSAGE.repeat(2);
     let with_end = |text: &[u8]| [text, TERMINATOR].concat();
     for (input, expected) in [
@@ -207,7 +207,7 @@ fn an_endless_message_is_refused_and_nothing_moves_it_afterwards() {
     session.sent(complaint(100).len() - 5);
     assert!(!session.mid_request());
     session.receive(START);
-    assert_eq!(session.step(), Step::Close(Farewell::Refused));
+    assert_eq!(session.step(), Step::Close(CloseReason::Refused));
     assert!(!session.mid_request());
 }
 
@@ -257,7 +257,7 @@ fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
     assert!(!session.mid_request(), "and is heard");
     session.receive(b"rec");
     session.end_of_input();
-    assert_eq!(session.step(), Step::Close(Farewell::Done));
+    assert_eq!(session.step(), Step::Close(CloseReason::Done));
     assert!(!session.mid_request());
 }
 
@@ -267,23 +267,23 @@ fn the_client_accepts_exactly_the_right_bytes_however_they_are_cut() {
     for second in 0..=right.len() {
         for first in 0..=second {
             let mut script = receiver(BULK);
-            let mut heard = Heard::Partial;
+            let mut heard = ReplyStatus::Partial;
             for piece in [&right[..first], &right[first..second], &right[second..]] {
                 if !piece.is_empty() {
-                    assert_eq!(heard, Heard::Partial);
-                    heard = script.hear(piece).unwrap();
+                    assert_eq!(heard, ReplyStatus::Partial);
+                    heard = script.receive(piece).unwrap();
                 }
             }
-            assert_eq!(heard, Heard::Complete);
+            assert_eq!(heard, ReplyStatus::Complete);
         }
     }
     // Too little is not complete, and too much is wrong, at once or afterwards.
     let (last, all_but_last) = right.split_last().unwrap();
     let mut script = receiver(BULK);
-    assert_eq!(script.hear(all_but_last), Ok(Heard::Partial));
-    assert_eq!(script.hear(&[*last]), Ok(Heard::Complete));
-    assert_eq!(script.hear(b"h").unwrap_err().offset, right.len());
-    let wrong = receiver(BULK).hear(&MESSAGE.repeat(3)).unwrap_err();
+    assert_eq!(script.receive(all_but_last), Ok(ReplyStatus::Partial));
+    assert_eq!(script.receive(&[*last]), Ok(ReplyStatus::Complete));
+    assert_eq!(script.receive(b"h").unwrap_err().offset, right.len());
+    let wrong = receiver(BULK).receive(&MESSAGE.repeat(3)).unwrap_err();
     assert_eq!(
         (wrong.offset, wrong.expected.len(), &wrong.got[..]),
         (right.len(), 0, MESSAGE)
@@ -301,15 +301,18 @@ fn receipts_come_once_per_message() {
     let receipt = |number| format!("received {number}\r<--EOM-->\r");
     let mut script = receiver(BULK);
     assert_eq!(said(&mut *script), "");
-    script.hear(&MESSAGE[..19]).unwrap();
+    script.receive(&MESSAGE[..19]).unwrap();
     assert_eq!(said(&mut *script), "", "one byte is missing");
-    script.hear(&[&MESSAGE[19..], b"he"].concat()).unwrap();
+    script.receive(&[&MESSAGE[19..], b"he"].concat()).unwrap();
     assert_eq!(said(&mut *script), receipt(1));
     assert_eq!(said(&mut *script), "", "given");
-    assert_eq!(script.hear(&MESSAGE[2..]), Ok(Heard::Complete));
+    assert_eq!(script.receive(&MESSAGE[2..]), Ok(ReplyStatus::Complete));
     assert_eq!(said(&mut *script), receipt(2));
     script.ask(&mut Vec::new());
     assert_eq!(said(&mut *script), "");
-    assert_eq!(script.hear(&MESSAGE.repeat(2)), Ok(Heard::Complete));
+    assert_eq!(
+        script.receive(&MESSAGE.repeat(2)),
+        Ok(ReplyStatus::Complete)
+    );
     assert_eq!(said(&mut *script), receipt(3) + &receipt(4));
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use protocol::http::{Content, Hashing, Page};
-use protocol::{AskOptions, Heard, Protocol, Script, WrongReply};
+use protocol::{Protocol, ReplyStatus, Script, ScriptOptions, WrongReply};
 
 const BODY: &[u8] = b"Hello, world!";
 
@@ -24,21 +24,21 @@ fn page(content: Option<Content>) -> Arc<Page> {
 /// A script that has asked.
 fn asked(page: &Arc<Page>) -> Box<dyn Script> {
     let http = Protocol::find("http").unwrap();
-    let mut script = (http.ask)(&AskOptions {
+    let mut script = (http.ask)(&ScriptOptions {
         page: Arc::clone(page),
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     });
     script.ask(&mut Vec::new());
     script
 }
 
-fn hear(reply: &[u8]) -> Result<Heard, WrongReply> {
-    asked(&page(Some(Content::of(BODY)))).hear(reply)
+fn receive(reply: &[u8]) -> Result<ReplyStatus, WrongReply> {
+    asked(&page(Some(Content::of(BODY)))).receive(reply)
 }
 
 #[track_caller]
 fn assert_wrong(reply: &[u8], words: &[&str]) {
-    let wrong = hear(reply).expect_err("wrong").to_string();
+    let wrong = receive(reply).expect_err("wrong").to_string();
     assert!(wrong.starts_with("wrong reply at byte "), "{wrong}");
     assert!(!wrong.contains(char::is_control), "{wrong:?}");
     for word in words {
@@ -53,9 +53,9 @@ fn with_head(head: &str) -> Vec<u8> {
 #[test]
 fn it_asks_for_the_page_and_stays() {
     let http = Protocol::find("http").unwrap();
-    let options = AskOptions {
+    let options = ScriptOptions {
         page: page(None),
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     };
     let mut script = (http.ask)(&options);
     for _ in 0..3 {
@@ -65,9 +65,9 @@ fn it_asks_for_the_page_and_stays() {
             request,
             b"beforeGET /files/13b HTTP/1.1\r\nHost: example:7000\r\nUser-Agent: samewire\r\n\r\n"
         );
-        assert_eq!(script.hear(REPLY), Ok(Heard::Complete));
-        assert_eq!(script.hear(b""), Ok(Heard::Complete));
-        assert!(script.hear(b"x").is_err(), "nobody asked");
+        assert_eq!(script.receive(REPLY), Ok(ReplyStatus::Complete));
+        assert_eq!(script.receive(b""), Ok(ReplyStatus::Complete));
+        assert!(script.receive(b"x").is_err(), "nobody asked");
         script = (http.ask)(&options);
     }
 }
@@ -77,7 +77,7 @@ fn a_conversation_goes_on_from_reply_to_reply() {
     let page = page(None);
     let mut script = asked(&page);
     for reply in [REPLY, CHUNKED, REPLY, CHUNKED] {
-        assert_eq!(script.hear(reply), Ok(Heard::Complete));
+        assert_eq!(script.receive(reply), Ok(ReplyStatus::Complete));
         script.ask(&mut Vec::new());
     }
     assert_eq!(page.content.get(), Some(&Content::of(BODY)));
@@ -91,22 +91,22 @@ fn replies_may_be_cut_anywhere() {
         for second in 0..=reply.len() {
             for first in 0..=second {
                 let mut script = asked(&page(Some(Content::of(BODY))));
-                let mut heard = Heard::Partial;
+                let mut heard = ReplyStatus::Partial;
                 for piece in [&reply[..first], &reply[first..second], &reply[second..]] {
                     if !piece.is_empty() {
-                        assert_eq!(heard, Heard::Partial);
-                        heard = script.hear(piece).unwrap();
+                        assert_eq!(heard, ReplyStatus::Partial);
+                        heard = script.receive(piece).unwrap();
                     }
                 }
-                assert_eq!(heard, Heard::Complete, "cut at {first} and {second}");
+                assert_eq!(heard, ReplyStatus::Complete, "cut at {first} and {second}");
             }
         }
         let mut script = asked(&page(None));
         let (last, all_but_last) = reply.split_last().unwrap();
         for byte in all_but_last {
-            assert_eq!(script.hear(&[*byte]), Ok(Heard::Partial));
+            assert_eq!(script.receive(&[*byte]), Ok(ReplyStatus::Partial));
         }
-        assert_eq!(script.hear(&[*last]), Ok(Heard::Complete));
+        assert_eq!(script.receive(&[*last]), Ok(ReplyStatus::Complete));
     }
 }
 
@@ -129,13 +129,13 @@ fn every_flipped_byte_of_a_body_is_found() {
 fn the_first_body_tells_what_all_must_be() {
     let page = page(None);
     let (mut first, mut second, mut third) = (asked(&page), asked(&page), asked(&page));
-    assert_eq!(first.hear(REPLY), Ok(Heard::Complete));
+    assert_eq!(first.receive(REPLY), Ok(ReplyStatus::Complete));
     assert_eq!(page.content.get(), Some(&Content::of(BODY)));
     let other = String::from_utf8_lossy(REPLY).replace("world", "World");
-    let wrong = second.hear(other.as_bytes()).unwrap_err();
+    let wrong = second.receive(other.as_bytes()).unwrap_err();
     assert!(wrong.to_string().contains("13 bytes with XXH3"), "{wrong}");
     let shorter = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n";
-    let wrong = third.hear(shorter).unwrap_err();
+    let wrong = third.receive(shorter).unwrap_err();
     assert!(
         wrong
             .to_string()
@@ -149,28 +149,28 @@ fn a_server_that_closes_is_left() {
     for (head, heard) in [
         (
             "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 13",
-            Heard::Over,
+            ReplyStatus::Last,
         ),
         (
             "HTTP/1.1 200 OK\r\nconnection: x, CLOSE\r\nContent-Length: 13",
-            Heard::Over,
+            ReplyStatus::Last,
         ),
         (
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 13",
-            Heard::Complete,
+            ReplyStatus::Complete,
         ),
-        ("HTTP/1.0 200 OK\r\nContent-Length: 13", Heard::Over),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 13", ReplyStatus::Last),
         (
             "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 13",
-            Heard::Complete,
+            ReplyStatus::Complete,
         ),
         // What is said twice and is the same is no contradiction.
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nContent-Length: 13",
-            Heard::Complete,
+            ReplyStatus::Complete,
         ),
     ] {
-        assert_eq!(hear(&with_head(head)), Ok(heard), "{head}");
+        assert_eq!(receive(&with_head(head)), Ok(heard), "{head}");
     }
 }
 
@@ -181,7 +181,7 @@ fn an_empty_body_is_a_body() {
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
         let page = page(None);
-        assert_eq!(asked(&page).hear(reply), Ok(Heard::Complete));
+        assert_eq!(asked(&page).receive(reply), Ok(ReplyStatus::Complete));
         assert_eq!(page.content.get(), Some(&Content::of(b"")));
     }
 }
@@ -189,8 +189,8 @@ fn an_empty_body_is_a_body() {
 #[test]
 fn what_is_wrong_is_said_in_words() {
     assert_wrong(
-        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
-        &["expected status 200, got 404 Not Found"],
+        b"HTTP/1.1 404 Not Lookup\r\nContent-Length: 0\r\n\r\n",
+        &["expected status 200, got 404 Not Lookup"],
     );
     assert_wrong(
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
@@ -241,12 +241,12 @@ fn what_is_wrong_is_said_in_words() {
 #[test]
 fn a_head_without_an_end_is_refused_at_its_limit() {
     let mut script = asked(&page(None));
-    let mut heard = script.hear(b"HTTP/1.1 200 OK\r\nX: ");
+    let mut heard = script.receive(b"HTTP/1.1 200 OK\r\nX: ");
     let mut count = 0;
-    while heard == Ok(Heard::Partial) {
+    while heard == Ok(ReplyStatus::Partial) {
         assert!(count < 100, "no limit");
         count += 1;
-        heard = script.hear(&[b'x'; 1024]);
+        heard = script.receive(&[b'x'; 1024]);
     }
     assert_eq!(count, 64);
     let wrong = heard.unwrap_err().to_string();

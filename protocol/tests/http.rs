@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use protocol::http::{Found, Listed, Site, SiteFile};
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan};
+use protocol::http::{DirectoryEntry, FileStore, Lookup, StoredFile};
+use protocol::{CloseReason, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan};
 
 /// Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples; the files were changed then.
 const CHANGED: Duration = Duration::from_secs(784_111_777);
@@ -23,7 +23,7 @@ const MAX_LINE: usize = 600;
 /// Files in one temporary file each. `big` is never held in memory, so it goes out as a file.
 #[derive(Debug)]
 struct Shelf {
-    files: Vec<(&'static [u8], Arc<SiteFile>)>,
+    files: Vec<(&'static [u8], Arc<StoredFile>)>,
 }
 
 /// When a file of that name was changed.
@@ -57,7 +57,7 @@ impl Shelf {
             let mut file = tempfile::tempfile().unwrap();
             // What is sent must be found by its offset, not by where the file happens to stand.
             file.write_all(content).unwrap();
-            let file = SiteFile {
+            let file = StoredFile {
                 file: Arc::new(file),
                 length: content.len() as u64,
                 modified: changed(name),
@@ -71,26 +71,26 @@ impl Shelf {
     }
 }
 
-impl Site for Shelf {
+impl FileStore for Shelf {
     fn now(&self) -> SystemTime {
         UNIX_EPOCH + CHANGED + Duration::from_secs(24 * 60 * 60)
     }
 
-    fn look_up(&self, path: &[u8]) -> io::Result<Found> {
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
         let plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
         let kept = path.is_empty() || path.split(|byte| *byte == b'/').all(plain);
         assert!(kept, "asked for {:?}", path.escape_ascii().to_string());
-        let listed = |name: &[u8], directory, length| Listed {
+        let listed = |name: &[u8], directory, length| DirectoryEntry {
             name: name.to_vec(),
             directory,
             length,
         };
         Ok(match path {
-            b"" => Found::Directory {
+            b"" => Lookup::Directory {
                 entries: vec![listed(b"dir", true, 0), listed(b"hi.txt", false, 13)],
                 more: false,
             },
-            b"dir" => Found::Directory {
+            b"dir" => Lookup::Directory {
                 entries: vec![
                     listed(b"<sub>", true, 0),
                     listed(b"a b&<\xc3\xa9.css", false, 1),
@@ -98,14 +98,14 @@ impl Site for Shelf {
                 ],
                 more: true,
             },
-            b"dir/<sub>" => Found::Directory {
+            b"dir/<sub>" => Lookup::Directory {
                 entries: Vec::new(),
                 more: false,
             },
             b"trouble" => return Err(io::ErrorKind::Other.into()),
             _ => match self.files.iter().find(|(name, _)| *name == path) {
-                Some((_, file)) => Found::File(Arc::clone(file)),
-                None => Found::Nothing,
+                Some((_, file)) => Lookup::File(Arc::clone(file)),
+                None => Lookup::Nothing,
             },
         })
     }
@@ -114,7 +114,7 @@ impl Site for Shelf {
 fn options() -> SessionOptions {
     SessionOptions {
         max_line: MAX_LINE,
-        site: Arc::new(Shelf::new()),
+        file_store: Arc::new(Shelf::new()),
         ..SessionOptions::default()
     }
 }
@@ -126,7 +126,7 @@ fn open(options: &SessionOptions) -> Box<dyn Session> {
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
     output: Vec<u8>,
-    farewell: Farewell,
+    farewell: CloseReason,
 }
 
 /// Holds a conversation: pieces come in as they are asked for, then FIN, and the socket takes `take` bytes at a time.
@@ -262,7 +262,7 @@ fn ask(request: &str) -> Response {
         b"GET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n",
     ]
     .concat());
-    assert_eq!(said.farewell, Farewell::Done, "{request:?}");
+    assert_eq!(said.farewell, CloseReason::Done, "{request:?}");
     assert!(
         again.output.len() > said.output.len(),
         "closed after {request:?}"
@@ -289,7 +289,7 @@ fn refused(input: &[u8]) -> Response {
     let mut input = input.to_vec();
     let text = input.escape_ascii().to_string();
     let said = say(&input);
-    assert_eq!(said.farewell, Farewell::Refused, "{text}");
+    assert_eq!(said.farewell, CloseReason::Refused, "{text}");
     let mut found = responses(&said.output, &[input.starts_with(b"HEAD ")]);
     assert_eq!(found.len(), 1, "{text}");
     let response = found.remove(0);
@@ -308,7 +308,7 @@ fn a_file_is_answered_with_all_that_is_known_of_it() {
          Accept-Ranges: bytes\r\n\r\nHello World!\n"
     );
     assert_eq!(str::from_utf8(&said.output), Ok(expected.as_str()));
-    assert_eq!(said.farewell, Farewell::Done);
+    assert_eq!(said.farewell, CloseReason::Done);
 }
 
 #[test]
@@ -704,7 +704,7 @@ fn a_connection_is_kept_or_closed_as_the_peer_asks() {
         for target in ["/files/13b", "/files/big", "/", "/none"] {
             let request = format!("GET {target} HTTP/{version}\r\nHost: x\r\n{fields}\r\n");
             let said = say(format!("{request}{request}").as_bytes());
-            assert_eq!(said.farewell, Farewell::Done);
+            assert_eq!(said.farewell, CloseReason::Done);
             let found = responses(&said.output, &[]);
             assert_eq!(found.len(), if closes { 1 } else { 2 }, "{request:?}");
             assert_eq!(found[0].field("Connection"), told, "{request:?}");
@@ -712,7 +712,7 @@ fn a_connection_is_kept_or_closed_as_the_peer_asks() {
     }
     assert_eq!(
         say(b"GET / HTTP/1.0\r\n\r\n").farewell,
-        Farewell::Done,
+        CloseReason::Done,
         "needs no Host"
     );
 }
@@ -769,7 +769,7 @@ fn bodies_are_thrown_away() {
             said,
             Said {
                 output: Vec::new(),
-                farewell: Farewell::Done
+                farewell: CloseReason::Done
             },
             "{end} bytes"
         );
@@ -1064,7 +1064,7 @@ fn what_is_strange_but_clear_is_understood() {
         "GET http://other/ HTTP/1.1|Host: x||",
     ] {
         let said = say(&in_full(text));
-        assert_eq!(said.farewell, Farewell::Done, "{text:?}");
+        assert_eq!(said.farewell, CloseReason::Done, "{text:?}");
         assert_eq!(responses(&said.output, &[])[0].status, 200, "{text:?}");
     }
 }
@@ -1116,7 +1116,7 @@ fn heads_have_limits_of_three_kinds() {
     let said = converse(open(&none), [&b"GET / HTTP/1.1\r\n\r\n"[..]], usize::MAX);
     assert_eq!(
         (responses(&said.output, &[])[0].status, said.farewell),
-        (414, Farewell::Refused)
+        (414, CloseReason::Refused)
     );
 }
 
@@ -1132,14 +1132,14 @@ fn what_is_not_whole_at_the_end_is_owed_nothing() {
         say(b""),
         Said {
             output: Vec::new(),
-            farewell: Farewell::Done
+            farewell: CloseReason::Done
         }
     );
     assert_eq!(
         say(b"\r\n\r\n\r"),
         Said {
             output: Vec::new(),
-            farewell: Farewell::Done
+            farewell: CloseReason::Done
         }
     );
 }
@@ -1403,7 +1403,7 @@ proptest! {
         prop_assert_eq!(&converse(open(&options), pieces, take), &whole, "{}", input.escape_ascii());
         // A refusal says so; and only what was said to be the last is.
         let closed = whole.output.windows(19).any(|bytes| bytes == b"Connection: close\r\n");
-        prop_assert!(whole.farewell == Farewell::Done || closed);
+        prop_assert!(whole.farewell == CloseReason::Done || closed);
     }
 
     /// Bytes of no kind.

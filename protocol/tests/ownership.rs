@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Said, converse, find, generic, open, oracle};
 use protocol::{
-    Farewell, FileSlice, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan,
+    CloseReason, FileSlice, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan,
 };
 
 const BODY: usize = 3 * 1024 * 1024;
@@ -56,7 +56,7 @@ impl Session for Shared {
                 Some(taken) => &self.body[taken..],
             })
         } else if self.ended {
-            Step::Close(Farewell::Done)
+            Step::Close(CloseReason::Done)
         } else {
             Step::Read
         }
@@ -119,7 +119,7 @@ fn a_large_reply_arrives_whole() {
     });
     let reply = [b"3145728\n", &body[..]].concat();
     assert!(said.output == reply.repeat(2), "not what was shared");
-    assert_eq!(said.farewell, Farewell::Done);
+    assert_eq!(said.farewell, CloseReason::Done);
 }
 
 /// What a completion model gives to the kernel: everything that the operation needs, owned until it is given back.
@@ -226,7 +226,7 @@ fn submit(
     mut session: Box<dyn Session>,
     spare: &mut Option<Vec<u8>>,
     wire: &mut Wire,
-) -> Result<Operation, Farewell> {
+) -> Result<Operation, CloseReason> {
     match session.step() {
         Step::Read => {
             let buffer = spare.take().unwrap_or_else(|| vec![0; 64]);
@@ -396,7 +396,7 @@ impl Session for FromFile {
         if self.lines > 0 {
             Step::SendFile(&self.left)
         } else if self.ended {
-            Step::Close(Farewell::Done)
+            Step::Close(CloseReason::Done)
         } else {
             Step::Read
         }
@@ -430,7 +430,7 @@ fn a_file_is_sent_by_the_operation_that_owns_the_session() {
     for (number, (said, _)) in held.into_iter().enumerate() {
         let expected = Said {
             output: b"0123456789".repeat(2 * number),
-            farewell: Farewell::Done,
+            farewell: CloseReason::Done,
         };
         assert_eq!(said, expected);
     }

@@ -5,17 +5,17 @@ mod common;
 use std::collections::HashSet;
 
 use common::{BULK, GREETING, START, find, generic, open, oracle};
-use protocol::{AskOptions, Heard, Protocol, Script, Session, Step, WrongReply};
+use protocol::{Protocol, ReplyStatus, Script, ScriptOptions, Session, Step, WrongReply};
 
 const MAX_LINE: usize = 64 * 1024;
 
-fn options(size: Option<usize>, client: u64) -> AskOptions {
-    AskOptions {
+fn options(size: Option<usize>, client: u64) -> ScriptOptions {
+    ScriptOptions {
         size,
         seed: 7,
         client,
         bulk: BULK,
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     }
 }
 
@@ -32,14 +32,18 @@ fn ask(script: &mut dyn Script) -> Vec<u8> {
 
 /// A script that has asked and heard `before` times and has just asked once more, and the reply it must now accept.
 /// The replies come from the oracle, not from a session.
-fn waiting(protocol: &Protocol, options: &AskOptions, before: usize) -> (Box<dyn Script>, Vec<u8>) {
+fn waiting(
+    protocol: &Protocol,
+    options: &ScriptOptions,
+    before: usize,
+) -> (Box<dyn Script>, Vec<u8>) {
     let mut script = (protocol.ask)(options);
     let mut asked = Vec::new();
     let mut heard = 0;
     for _ in 0..before {
         script.ask(&mut asked);
         let replies = oracle(protocol.name, &asked, MAX_LINE).output;
-        assert_eq!(script.hear(&replies[heard..]), Ok(Heard::Complete));
+        assert_eq!(script.receive(&replies[heard..]), Ok(ReplyStatus::Complete));
         heard = replies.len();
     }
     script.ask(&mut asked);
@@ -58,10 +62,10 @@ fn rounds(protocol: &Protocol) -> &'static [usize] {
 }
 
 /// What a script says in the end to a reply that comes in these pieces.
-fn hear(script: &mut dyn Script, pieces: &[&[u8]]) -> Result<Heard, WrongReply> {
-    let mut heard = Heard::Partial;
+fn receive(script: &mut dyn Script, pieces: &[&[u8]]) -> Result<ReplyStatus, WrongReply> {
+    let mut heard = ReplyStatus::Partial;
     for piece in pieces {
-        heard = script.hear(piece)?;
+        heard = script.receive(piece)?;
     }
     Ok(heard)
 }
@@ -75,11 +79,11 @@ struct Connection<'r> {
 
 impl Connection<'_> {
     /// One request and its reply. The script must accept every byte, and be content at the last one and not before.
-    fn exchange(&mut self) -> Heard {
+    fn exchange(&mut self) -> ReplyStatus {
         let request = ask(&mut *self.script);
         let mut to_server = request;
         let mut to_client = Vec::new();
-        let mut heard = Heard::Partial;
+        let mut heard = ReplyStatus::Partial;
         loop {
             let said_all = match self.session.step() {
                 Step::Read if to_server.is_empty() => true,
@@ -103,9 +107,9 @@ impl Connection<'_> {
                 }
             };
             while !to_client.is_empty() && (said_all || self.random.bool()) {
-                assert_eq!(heard, Heard::Partial, "content before the last byte");
+                assert_eq!(heard, ReplyStatus::Partial, "content before the last byte");
                 let count = self.random.usize(1..=to_client.len());
-                let hear = self.script.hear(&to_client[..count]);
+                let hear = self.script.receive(&to_client[..count]);
                 heard = hear.expect("the session's reply is right");
                 to_client.drain(..count);
                 self.script.interject(&mut to_server);
@@ -132,8 +136,8 @@ fn every_script_accepts_its_session_however_the_bytes_are_cut() {
                 };
                 for request in 1..=per_connection {
                     let end = match protocol.requests_per_connection {
-                        Some(last) if request == last => Heard::Over,
-                        _ => Heard::Complete,
+                        Some(last) if request == last => ReplyStatus::Last,
+                        _ => ReplyStatus::Complete,
                     };
                     assert_eq!(connection.exchange(), end, "{}", protocol.name);
                 }
@@ -154,7 +158,7 @@ fn without_a_size_the_first_client_says_the_originals_lines() {
     for number in 0..1001 {
         let line = format!("Hello World!:{number}\n").into_bytes();
         assert_eq!(ask(&mut *script), line);
-        assert_eq!(script.hear(&line), Ok(Heard::Complete));
+        assert_eq!(script.receive(&line), Ok(ReplyStatus::Complete));
     }
 }
 
@@ -169,23 +173,23 @@ fn asking_leaves_alone_what_is_there() {
             script.ask(&mut buffer);
             assert_eq!(buffer, [b"before", &alone[..]].concat());
             let reply = oracle(protocol.name, &alone, MAX_LINE).output;
-            assert!(script.hear(&reply).is_ok(), "{}", protocol.name);
+            assert!(script.receive(&reply).is_ok(), "{}", protocol.name);
         }
     }
 }
 
 /// The line of request `number`, with all before it answered.
 fn lines(size: Option<usize>, client: u64, seed: u64, count: usize) -> Vec<Vec<u8>> {
-    let mut script = (find("echo").ask)(&AskOptions {
+    let mut script = (find("echo").ask)(&ScriptOptions {
         size,
         seed,
         client,
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     });
     (0..count)
         .map(|_| {
             let line = ask(&mut *script);
-            assert_eq!(script.hear(&line), Ok(Heard::Complete));
+            assert_eq!(script.receive(&line), Ok(ReplyStatus::Complete));
             line
         })
         .collect()
@@ -219,11 +223,11 @@ fn the_same_seed_gives_the_same_requests_and_another_gives_others() {
         let requests = |seed| {
             let size = Some(64);
             let (client, mut asked) = (3, Vec::new());
-            let mut script = (protocol.ask)(&AskOptions {
+            let mut script = (protocol.ask)(&ScriptOptions {
                 size,
                 seed,
                 client,
-                ..AskOptions::default()
+                ..ScriptOptions::default()
             });
             script.ask(&mut asked);
             asked
@@ -278,7 +282,7 @@ fn a_flipped_byte_is_found_where_it_is() {
                     // Cut in the middle, at the wrong byte, or one byte before the end of the whole.
                     let cut = [0, at, wrong.len() - 1][flip as usize % 3];
                     let (first, second) = wrong.split_at(cut);
-                    let error = hear(&mut *script, &[first, second]).expect_err("wrong");
+                    let error = receive(&mut *script, &[first, second]).expect_err("wrong");
                     assert_eq!(error.offset, at, "{} ^ {flip}", protocol.name);
                     assert_eq!(error.expected[0], right[at]);
                     assert_eq!(error.got[0], wrong[at]);
@@ -298,10 +302,10 @@ fn a_dropped_byte_never_makes_a_complete_reply() {
                     let (mut script, mut wrong) = waiting(protocol, &options(Some(40), 2), before);
                     wrong.remove(at);
                     let (first, second) = wrong.split_at(cut);
-                    match hear(&mut *script, &[first, second]) {
+                    match receive(&mut *script, &[first, second]) {
                         Err(error) => assert!(error.offset >= at, "{error}"),
                         // Only the end can be missing without being missed yet.
-                        Ok(heard) => assert_eq!((heard, at), (Heard::Partial, wrong.len())),
+                        Ok(heard) => assert_eq!((heard, at), (ReplyStatus::Partial, wrong.len())),
                     }
                 }
             }
@@ -319,10 +323,10 @@ fn a_doubled_byte_is_refused_wherever_the_reply_is_cut() {
                     let (mut script, mut wrong) = waiting(protocol, &options(Some(40), 2), before);
                     wrong.insert(at, wrong[at]);
                     let (first, second) = wrong.split_at(cut);
-                    let heard = hear(&mut *script, &[first, second]);
+                    let heard = receive(&mut *script, &[first, second]);
                     if protocol.name == "hello" && at == right.len() - 1 {
                         // The greeting is whole; what follows it concerns nobody.
-                        assert_eq!(heard, Ok(Heard::Over));
+                        assert_eq!(heard, Ok(ReplyStatus::Last));
                         continue;
                     }
                     let error = heard.expect_err("one byte too many");
@@ -341,11 +345,11 @@ fn a_second_answer_is_refused_and_a_second_greeting_ignored() {
                 let (mut script, reply) = waiting(protocol, &options(None, 2), before);
                 let twice = reply.repeat(2);
                 let heard = match at_once {
-                    true => script.hear(&twice),
-                    false => hear(&mut *script, &[&reply, &reply]),
+                    true => script.receive(&twice),
+                    false => receive(&mut *script, &[&reply, &reply]),
                 };
                 match protocol.name {
-                    "hello" => assert_eq!(heard, Ok(Heard::Over)),
+                    "hello" => assert_eq!(heard, Ok(ReplyStatus::Last)),
                     name => {
                         let error = heard.expect_err("answered twice");
                         assert_eq!(error.offset, reply.len(), "{name}");
@@ -367,7 +371,7 @@ fn a_swapped_or_stale_reply_is_wrong() {
             for before in 0..3 {
                 let (mut mine, _) = waiting(find(name), &options(size, 1), before);
                 let (_, theirs) = waiting(find(name), &options(size, 2), before);
-                let heard = mine.hear(&theirs);
+                let heard = mine.receive(&theirs);
                 assert!(
                     heard.is_err(),
                     "{name}, {size:?}: {heard:?} to a neighbour's"
@@ -376,8 +380,12 @@ fn a_swapped_or_stale_reply_is_wrong() {
                 let (mut now, _) = waiting(find(name), &options(size, 1), before + 1);
                 let (_, stale) = waiting(find(name), &options(size, 1), before);
                 // `pair` says its last line again: its first reply begins its second, but does not complete it.
-                let heard = now.hear(&stale);
-                assert_ne!(heard, Ok(Heard::Complete), "{name}, {size:?}: an old reply");
+                let heard = now.receive(&stale);
+                assert_ne!(
+                    heard,
+                    Ok(ReplyStatus::Complete),
+                    "{name}, {size:?}: an old reply"
+                );
             }
         }
     }
@@ -388,9 +396,13 @@ fn a_swapped_or_stale_reply_is_wrong() {
 fn an_unasked_reply_is_wrong_between_two_requests() {
     for name in ["pair", "echo", "upper"] {
         let (mut script, reply) = waiting(find(name), &options(None, 0), 1);
-        assert_eq!(script.hear(&reply), Ok(Heard::Complete), "{name}");
-        assert_eq!(script.hear(b""), Ok(Heard::Complete), "nothing is no byte");
-        assert_eq!(script.hear(b"x").expect_err(name).offset, reply.len());
+        assert_eq!(script.receive(&reply), Ok(ReplyStatus::Complete), "{name}");
+        assert_eq!(
+            script.receive(b""),
+            Ok(ReplyStatus::Complete),
+            "nothing is no byte"
+        );
+        assert_eq!(script.receive(b"x").expect_err(name).offset, reply.len());
     }
 }
 
@@ -400,7 +412,7 @@ fn an_unasked_reply_is_wrong_between_two_requests() {
 fn a_wrong_reply_is_shown_short_and_readable() {
     let (mut script, mut reply) = waiting(find("echo"), &options(Some(5000), 1), 0);
     reply[100] = 0x1b;
-    let error = script.hear(&reply).expect_err("one byte is wrong");
+    let error = script.receive(&reply).expect_err("one byte is wrong");
     assert_eq!(error.expected.len(), WrongReply::EXCERPT);
     assert_eq!(error.got, &reply[100..100 + WrongReply::EXCERPT]);
     let shown = error.to_string();
@@ -412,7 +424,9 @@ fn a_wrong_reply_is_shown_short_and_readable() {
     assert!(shown.is_ascii() && !shown.contains('\x1b'), "{shown}");
 
     let (mut script, _) = waiting(find("echo"), &options(None, 0), 0);
-    let error = script.hear(b"Hello World!:0\nmore").expect_err("surplus");
+    let error = script
+        .receive(b"Hello World!:0\nmore")
+        .expect_err("surplus");
     assert_eq!(
         error.to_string(),
         "wrong reply at byte 15: expected nothing more, got \"more\""
@@ -424,7 +438,7 @@ fn the_greeting_is_the_one_of_the_original() {
     let (mut script, reply) = waiting(find("hello"), &options(None, 0), 0);
     assert_eq!(reply, GREETING);
     for byte in &GREETING[..GREETING.len() - 1] {
-        assert_eq!(script.hear(&[*byte]), Ok(Heard::Partial));
+        assert_eq!(script.receive(&[*byte]), Ok(ReplyStatus::Partial));
     }
-    assert_eq!(script.hear(b"!"), Ok(Heard::Over));
+    assert_eq!(script.receive(b"!"), Ok(ReplyStatus::Last));
 }

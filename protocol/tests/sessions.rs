@@ -8,7 +8,7 @@ use common::{
     MESSAGE, START, Said, Seen, all, complaint, converse, cut, find, generic, has_lines, open,
     oracle,
 };
-use protocol::{Farewell, PROTOCOLS, Protocol, Session, SessionOptions, Step};
+use protocol::{CloseReason, PROTOCOLS, Protocol, Session, SessionOptions, Step};
 
 const READ_SIZE: usize = 16 * 1024;
 
@@ -16,7 +16,7 @@ const READ_SIZE: usize = 16 * 1024;
 fn reply(protocol: &str, input: &[u8]) -> Vec<u8> {
     let session = open(find(protocol), SessionOptions::default().max_line);
     let said = converse(session, [input], all);
-    assert_eq!(said.farewell, Farewell::Done);
+    assert_eq!(said.farewell, CloseReason::Done);
     said.output
 }
 
@@ -48,7 +48,7 @@ fn a_peer_that_says_nothing_is_told_nothing() {
         session.receive(b"");
         assert_eq!(session.step(), Step::Read, "{}", protocol.name);
         session.end_of_input();
-        assert_eq!(session.step(), Step::Close(Farewell::Done));
+        assert_eq!(session.step(), Step::Close(CloseReason::Done));
         assert!(!session.mid_request(), "{}", protocol.name);
     }
 }
@@ -96,11 +96,11 @@ fn no_cut_of_a_short_input_can_be_seen() {
 fn a_line_of_the_limit_is_answered_and_one_byte_more_is_refused() {
     let refused = |before: &[u8]| Said {
         output: [before, b"error: a line may have 8 bytes\n"].concat(),
-        farewell: Farewell::Refused,
+        farewell: CloseReason::Refused,
     };
     let answered = |output: &[u8]| Said {
         output: output.to_vec(),
-        farewell: Farewell::Done,
+        farewell: CloseReason::Done,
     };
     let cases: [(&[u8], Said); 8] = [
         (b"1234567\n", answered(b"1234567\n")),
@@ -157,9 +157,9 @@ fn nothing_moves_a_session_that_has_refused() {
         more(&mut *session);
         assert_eq!(Seen::from(session.step()), complaining, "{}", protocol.name);
         session.sent(complaint(4).len());
-        assert_eq!(session.step(), Step::Close(Farewell::Refused));
+        assert_eq!(session.step(), Step::Close(CloseReason::Refused));
         more(&mut *session);
-        assert_eq!(session.step(), Step::Close(Farewell::Refused));
+        assert_eq!(session.step(), Step::Close(CloseReason::Refused));
         assert!(!session.mid_request(), "{}", protocol.name);
     }
 }
@@ -173,7 +173,7 @@ fn the_default_limit_is_64_kib() {
         line
     };
     for protocol in PROTOCOLS.iter().filter(|protocol| has_lines(protocol)) {
-        for (length, farewell) in [(65_536, Farewell::Done), (65_537, Farewell::Refused)] {
+        for (length, farewell) in [(65_536, CloseReason::Done), (65_537, CloseReason::Refused)] {
             let session = (protocol.open)(&SessionOptions::default());
             let input = line(length);
             let said = converse(session, cut(&input, &[READ_SIZE]), all);
@@ -294,7 +294,7 @@ fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
     assert_eq!(pair.step(), Step::Write(b"two\nth"));
     pair.sent(6);
     assert!(!pair.mid_request());
-    assert_eq!(pair.step(), Step::Close(Farewell::Done));
+    assert_eq!(pair.step(), Step::Close(CloseReason::Done));
 
     let mut hello = open(find("hello"), 100);
     assert!(!hello.mid_request());
@@ -349,7 +349,7 @@ fn a_step_stays_what_and_where_it_is_until_something_is_reported() {
         }
         session.end_of_input();
         session = common::same_step_again(session);
-        assert_eq!(session.step(), Step::Close(Farewell::Done));
+        assert_eq!(session.step(), Step::Close(CloseReason::Done));
         assert_eq!(output, expected, "{}", protocol.name);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{BULK, MESSAGE, START, Said, converse, cut, find, oracle, same_step_again};
 use protocol::{
-    AskOptions, Farewell, PROTOCOLS, Protocol, Session, SessionOptions, Step, Work, WorkKind,
+    CloseReason, PROTOCOLS, Protocol, ScriptOptions, Session, SessionOptions, Step, Work, WorkKind,
     WorkPlan,
 };
 
@@ -65,7 +65,7 @@ fn hold(mut session: Box<dyn Session>, pieces: &[&[u8]], take: fn(usize) -> usiz
             }
             Step::SendFile(_) => panic!("there are no files here"),
             Step::Close(farewell) => {
-                assert_eq!(farewell, Farewell::Done);
+                assert_eq!(farewell, CloseReason::Done);
                 assert!(!session.mid_request());
                 return events;
             }
@@ -193,7 +193,7 @@ fn both_sides_agree_on_who_costs_work() {
         let name = protocol.name;
         for seed in 0..100 {
             let plan = plan(30).with_seed(seed);
-            let mut script = (find(name).ask)(&AskOptions::default());
+            let mut script = (find(name).ask)(&ScriptOptions::default());
             let mut request = Vec::new();
             script.ask(&mut request);
             let events = hold(open(find(name), &plan), &[&request], |n| n);
@@ -223,6 +223,6 @@ fn nothing_is_done_for_those_that_get_no_reply() {
         // It panics at work.
         let Said { output, farewell } = converse(session, [&b"too long\n"[..]], |n| n);
         assert_eq!(output, common::complaint(3));
-        assert_eq!(farewell, Farewell::Refused);
+        assert_eq!(farewell, CloseReason::Refused);
     }
 }

@@ -9,7 +9,7 @@
 
 use mio::Token;
 use mio::event::Event;
-use protocol::Heard;
+use protocol::ReplyStatus;
 
 use super::{EventLoop, Stage};
 use crate::connection::{Fault, State};
@@ -190,7 +190,7 @@ impl EventLoop<'_> {
                 let text = format!("wrong reply: \"{came}\" came before anything was asked");
                 return self.lose(index, Fault::new(Kind::WrongReply, text));
             }
-            let heard = client.hear(&self.input[..count]);
+            let heard = client.receive(&self.input[..count]);
             if heard.is_ok() {
                 // Receipts go out before the next request, and before the connection is closed.
                 match client.interject(&mut self.request) {
@@ -200,9 +200,9 @@ impl EventLoop<'_> {
                 }
             }
             match heard {
-                Ok(Heard::Partial) => {}
+                Ok(ReplyStatus::Partial) => {}
                 Ok(heard) => {
-                    if !self.replied(index, now, heard == Heard::Over) {
+                    if !self.replied(index, now, heard == ReplyStatus::Last) {
                         return;
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use protocol::{Farewell, Session, Step};
+use protocol::{CloseReason, Session, Step};
 
 /// The first byte says how the rest is cut: into pieces of so many bytes, or not at all.
 pub fn cut(data: &[u8]) -> Option<(&[u8], usize)> {
@@ -20,7 +20,11 @@ pub fn pieces(input: &[u8], size: usize) -> impl Iterator<Item = &[u8]> {
 ///
 /// It panics if a conversation does not end: each step uses up a piece of input, a byte of output or work that is due.
 #[allow(dead_code, reason = "each target uses a part of this")]
-pub fn converse(mut session: Box<dyn Session>, input: &[u8], size: usize) -> (Vec<u8>, Farewell) {
+pub fn converse(
+    mut session: Box<dyn Session>,
+    input: &[u8],
+    size: usize,
+) -> (Vec<u8>, CloseReason) {
     let mut pieces = pieces(input, size);
     let mut output = Vec::new();
     let mut fin = false;

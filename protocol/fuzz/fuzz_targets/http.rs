@@ -9,14 +9,14 @@ use std::time::SystemTime;
 
 use common::{cut, cuts_change_nothing};
 use libfuzzer_sys::fuzz_target;
-use protocol::http::{Found, Listed, Site, SiteFile};
+use protocol::http::{DirectoryEntry, FileStore, Lookup, StoredFile};
 use protocol::{Protocol, SessionOptions};
 
 /// A few files, and a directory.
 #[derive(Debug)]
 struct Few {
-    small: Arc<SiteFile>,
-    large: Arc<SiteFile>,
+    small: Arc<StoredFile>,
+    large: Arc<StoredFile>,
 }
 
 impl Few {
@@ -25,7 +25,7 @@ impl Few {
         file.set_len(300)?;
         let file = Arc::new(file);
         let entry = |length: u64, content: Option<Box<[u8]>>| {
-            Arc::new(SiteFile {
+            Arc::new(StoredFile {
                 file: Arc::clone(&file),
                 length,
                 modified: SystemTime::UNIX_EPOCH,
@@ -39,12 +39,12 @@ impl Few {
     }
 }
 
-impl Site for Few {
+impl FileStore for Few {
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
 
-    fn look_up(&self, path: &[u8]) -> io::Result<Found> {
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
         // What every site may rely on.
         assert!(!path.contains(&0), "a NUL");
         for name in path
@@ -54,18 +54,18 @@ impl Site for Few {
             assert!(!matches!(name, b"" | b"." | b".."), "leaves the root");
         }
         match path {
-            b"" | b"d" => Ok(Found::Directory {
-                entries: vec![Listed {
+            b"" | b"d" => Ok(Lookup::Directory {
+                entries: vec![DirectoryEntry {
                     name: b"<&\"\xff".to_vec(),
                     directory: true,
                     length: 0,
                 }],
                 more: true,
             }),
-            b"a" => Ok(Found::File(Arc::clone(&self.small))),
-            b"b" => Ok(Found::File(Arc::clone(&self.large))),
+            b"a" => Ok(Lookup::File(Arc::clone(&self.small))),
+            b"b" => Ok(Lookup::File(Arc::clone(&self.large))),
             b"c" => Err(io::ErrorKind::OutOfMemory.into()),
-            _ => Ok(Found::Nothing),
+            _ => Ok(Lookup::Nothing),
         }
     }
 }
@@ -79,7 +79,7 @@ fuzz_target!(|data: &[u8]| {
     let http = Protocol::find("http").expect("it is there");
     let options = SessionOptions {
         max_line: 400,
-        site: Arc::clone(&*SITE) as Arc<dyn Site>,
+        file_store: Arc::clone(&*SITE) as Arc<dyn FileStore>,
         ..SessionOptions::default()
     };
     let said = cuts_change_nothing(|| (http.open)(&options), input, size);

@@ -5,24 +5,24 @@ mod common;
 
 use common::{cut, pieces};
 use libfuzzer_sys::fuzz_target;
-use protocol::{AskOptions, Bulk, Heard, Protocol};
+use protocol::{Bulk, Protocol, ReplyStatus, ScriptOptions};
 
 /// What is heard in the end, and what the client said in between.
-fn hear(protocol: &Protocol, input: &[u8], size: usize) -> (Result<Heard, ()>, Vec<u8>) {
-    let options = AskOptions {
+fn receive(protocol: &Protocol, input: &[u8], size: usize) -> (Result<ReplyStatus, ()>, Vec<u8>) {
+    let options = ScriptOptions {
         bulk: Bulk { size: 8, count: 2 },
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     };
     let mut script = (protocol.ask)(&options);
     let mut said = Vec::new();
     script.ask(&mut said);
-    let mut heard = Ok(Heard::Partial);
+    let mut heard = Ok(ReplyStatus::Partial);
     for piece in pieces(input, size) {
-        if matches!(heard, Ok(Heard::Complete | Heard::Over)) {
+        if matches!(heard, Ok(ReplyStatus::Complete | ReplyStatus::Last)) {
             // Whatever comes now came unasked.
             return (Err(()), Vec::new());
         }
-        match script.hear(piece) {
+        match script.receive(piece) {
             Ok(now) => heard = Ok(now),
             Err(wrong) => {
                 assert!(!wrong.to_string().is_empty());
@@ -41,8 +41,8 @@ fuzz_target!(|data: &[u8]| {
     for name in ["bulk", "http"] {
         let protocol = Protocol::find(name).expect("it is there");
         assert_eq!(
-            hear(protocol, input, 0),
-            hear(protocol, input, size),
+            receive(protocol, input, 0),
+            receive(protocol, input, size),
             "{name}"
         );
     }

@@ -1,19 +1,19 @@
 //! `http`: HTTP/1.1, as far as files need it: GET and HEAD, keep-alive and pipelining, one byte range.
 //!
 //! `/` lists the files, `/files/NAME` is one. The heads are made and understood here; where the files come from, and
-//! what time it is, whoever serves them says by a [`Site`].
+//! what time it is, whoever serves them says by a [`FileStore`].
 
 mod body;
+mod file_store;
 mod request;
 mod response;
 mod script;
 mod session;
-mod site;
 
+pub use file_store::{DirectoryEntry, EmptyFileStore, FileStore, Lookup, StoredFile};
 pub use script::{Content, Hashing, Page};
-pub use site::{Found, Listed, NoSite, Site, SiteFile};
 
-use crate::{Protocol, Usual};
+use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "http",
@@ -22,5 +22,5 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     ask: |options| Box::new(script::Getter::new(options)),
     requests_per_connection: None,
     requests_differ: false,
-    usual: Usual::CROWD,
+    default_load: DefaultLoad::SMALL_MESSAGES,
 };

@@ -16,7 +16,7 @@ const FIELDS: usize = 100;
 
 /// A head, as far as it matters for the answer. It holds no bytes of it, only where they are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct RequestHead {
     pub(super) method: Method,
     /// Of the target, where its path is in the head; begins with `/`, or is empty.
     path: (usize, usize),
@@ -65,9 +65,9 @@ pub(super) enum ByteRange {
     Last(u64),
 }
 
-impl Asked {
+impl RequestHead {
     /// Understands a head, which is whole: from the request line to the empty line.
-    pub(super) fn understand(head: &[u8], max_body: usize) -> Result<Asked, Status> {
+    pub(super) fn understand(head: &[u8], max_body: usize) -> Result<RequestHead, Status> {
         let mut fields = [const { MaybeUninit::<Header>::uninit() }; FIELDS];
         let mut request = Request::new(&mut []);
         match request.parse_with_uninit_headers(head, &mut fields) {
@@ -106,7 +106,7 @@ impl Asked {
         }
         // The target is a part of the head, and so is its path.
         let at = target.as_ptr().addr() - head.as_ptr().addr();
-        Ok(Asked {
+        Ok(RequestHead {
             method,
             path: (at + path.start, at + path.end),
             body: if leaves_body { Body::NONE } else { body },
@@ -123,7 +123,7 @@ impl Asked {
 
     /// Decodes the path that is asked for, and says what kind of place it names. Nothing that is not one plain name
     /// after the other names any.
-    pub(super) fn place(&self, head: &[u8], names: &mut Vec<u8>) -> Place {
+    pub(super) fn place(&self, head: &[u8], names: &mut Vec<u8>) -> RequestPath {
         names.clear();
         let path = &head[self.path.0..self.path.1];
         let mut segments = path
@@ -131,18 +131,18 @@ impl Asked {
             .unwrap_or(path)
             .split(|byte| *byte == b'/');
         match segments.next() {
-            None | Some(b"") if segments.next().is_none() => return Place::Directory,
+            None | Some(b"") if segments.next().is_none() => return RequestPath::Directory,
             Some(first) if percent_decode(first).eq(b"files".iter().copied()) => {}
-            _ => return Place::Nowhere,
+            _ => return RequestPath::Nowhere,
         }
-        let mut place = Place::Directory;
+        let mut place = RequestPath::Directory;
         while let Some(segment) = segments.next() {
-            place = Place::Anything;
+            place = RequestPath::Anything;
             if segment.is_empty() {
                 // Only behind the last name.
                 return match segments.next() {
-                    None => Place::Directory,
-                    Some(_) => Place::Nowhere,
+                    None => RequestPath::Directory,
+                    Some(_) => RequestPath::Nowhere,
                 };
             }
             if !names.is_empty() {
@@ -152,7 +152,7 @@ impl Asked {
             names.extend(percent_decode(segment));
             let name = &names[at..];
             if name == b"." || name == b".." || memchr::memchr2(b'/', 0, name).is_some() {
-                return Place::Nowhere;
+                return RequestPath::Nowhere;
             }
         }
         place
@@ -161,7 +161,7 @@ impl Asked {
 
 /// What a path can name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum RequestPath {
     /// A file or a directory.
     Anything,
     /// A directory only: it ends with a slash.

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use httpdate::HttpDate;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::request::{Asked, Connection, Method};
-use super::site::{Listed, SiteFile};
+use super::file_store::{DirectoryEntry, StoredFile};
+use super::request::{Connection, Method, RequestHead};
 use crate::file::FileSlice;
 
 /// How it went.
@@ -38,7 +38,7 @@ impl fmt::Display for Status {
             Status::PartialContent => "206 Partial Content",
             Status::NotModified => "304 Not Modified",
             Status::BadRequest => "400 Bad Request",
-            Status::NotFound => "404 Not Found",
+            Status::NotFound => "404 Not Lookup",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::ContentTooLarge => "413 Content Too Large",
             Status::UriTooLong => "414 URI Too Long",
@@ -62,7 +62,7 @@ pub(super) struct Answer<'o> {
 
 impl<'o> Answer<'o> {
     /// To a request that was understood.
-    pub(super) fn to(asked: &Asked, output: &'o mut Vec<u8>, now: SystemTime) -> Answer<'o> {
+    pub(super) fn to(asked: &RequestHead, output: &'o mut Vec<u8>, now: SystemTime) -> Answer<'o> {
         Answer {
             output,
             now,
@@ -94,7 +94,12 @@ impl<'o> Answer<'o> {
     }
 
     /// With a file, or what is wanted of it. What it gives is to be sent after the head.
-    pub(super) fn file(mut self, asked: &Asked, name: &[u8], file: &SiteFile) -> Option<FileSlice> {
+    pub(super) fn file(
+        mut self,
+        asked: &RequestHead,
+        name: &[u8],
+        file: &StoredFile,
+    ) -> Option<FileSlice> {
         let modified = in_range(file.modified);
         if asked.conditions.is_known(Some(modified)) {
             self.begin(Status::NotModified);
@@ -149,7 +154,13 @@ impl<'o> Answer<'o> {
     }
 
     /// With a directory's listing; `names` is where it is, nothing for the root.
-    pub(super) fn listing(mut self, asked: &Asked, names: &[u8], entries: &[Listed], more: bool) {
+    pub(super) fn listing(
+        mut self,
+        asked: &RequestHead,
+        names: &[u8],
+        entries: &[DirectoryEntry],
+        more: bool,
+    ) {
         if asked.conditions.is_known(None) {
             self.begin(Status::NotModified);
             self.output.extend_from_slice(b"\r\n");
@@ -236,7 +247,7 @@ fn content_type(names: &[u8]) -> (&'static str, &'static str) {
 }
 
 /// A directory as a page. Links are absolute: a relative one would need a slash behind what was asked for.
-fn page(names: &[u8], entries: &[Listed], more: bool) -> String {
+fn page(names: &[u8], entries: &[DirectoryEntry], more: bool) -> String {
     /// All but what RFC 3986 calls unreserved, and the slashes between names.
     const KEPT: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
@@ -266,7 +277,7 @@ fn page(names: &[u8], entries: &[Listed], more: bool) -> String {
         percent_encode(names, KEPT),
         if names.is_empty() { "" } else { "/" },
     );
-    for Listed {
+    for DirectoryEntry {
         name,
         directory,
         length,

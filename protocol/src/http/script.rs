@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use httparse::{EMPTY_HEADER, Header, Response, Status};
 use twox_hash::XxHash3_64;
 
-use crate::script::{AskOptions, Heard, Script, WrongReply};
+use crate::script::{ReplyStatus, Script, ScriptOptions, WrongReply};
 
 /// What is asked for, and what must come. Shared by all clients of a load.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ const FIELDS: usize = 128;
 
 pub(super) struct Getter {
     page: Arc<Page>,
-    stage: Stage,
+    stage: GetterState,
     /// What came of something that is understood only when it is whole: a head, the line before a chunk.
     begun: Vec<u8>,
     /// Of the reply.
@@ -103,7 +103,7 @@ pub(super) struct Getter {
 
 /// What comes next.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum GetterState {
     /// Nothing: nothing was asked, or all has come.
     Nothing,
     Head,
@@ -122,14 +122,14 @@ enum Stage {
 struct Head {
     status: u16,
     last: bool,
-    body: Stage,
+    body: GetterState,
 }
 
 impl Getter {
-    pub(super) fn new(options: &AskOptions) -> Self {
+    pub(super) fn new(options: &ScriptOptions) -> Self {
         Getter {
             page: Arc::clone(&options.page),
-            stage: Stage::Nothing,
+            stage: GetterState::Nothing,
             begun: Vec::new(),
             heard: 0,
             body: Hashing::default(),
@@ -189,8 +189,8 @@ impl Getter {
     fn begin_body(&mut self, head: &Head) -> Result<(), WrongReply> {
         self.stage = match (head.status, head.body) {
             // "Wait", or "it will be so": the reply comes after it.
-            (100 | 102..200, _) => Stage::Head,
-            (_, Stage::Body(length)) => {
+            (100 | 102..200, _) => GetterState::Head,
+            (_, GetterState::Body(length)) => {
                 if let Some(content) = self.page.content.get()
                     && content.length != length
                 {
@@ -200,19 +200,19 @@ impl Getter {
                     );
                     return Err(WrongReply::in_words(self.heard, words));
                 }
-                Stage::Body(length)
+                GetterState::Body(length)
             }
             (_, body) => body,
         };
         self.last = head.last;
-        if self.stage == Stage::Body(0) {
+        if self.stage == GetterState::Body(0) {
             self.end_body()?;
         }
         Ok(())
     }
 
     fn end_body(&mut self) -> Result<(), WrongReply> {
-        self.stage = Stage::Nothing;
+        self.stage = GetterState::Nothing;
         let content = self.body.content();
         let expected = self.page.content.get_or_init(|| content);
         if *expected != content {
@@ -226,10 +226,10 @@ impl Getter {
 impl Script for Getter {
     fn ask(&mut self, request: &mut Vec<u8>) {
         debug_assert!(
-            self.stage == Stage::Nothing,
+            self.stage == GetterState::Nothing,
             "asked before the last reply was complete"
         );
-        self.stage = Stage::Head;
+        self.stage = GetterState::Head;
         self.heard = 0;
         self.body = Hashing::default();
         for part in [
@@ -243,53 +243,53 @@ impl Script for Getter {
         }
     }
 
-    fn hear(&mut self, mut input: &[u8]) -> Result<Heard, WrongReply> {
+    fn receive(&mut self, mut input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         while !input.is_empty() {
             let count = match self.stage {
-                Stage::Nothing => {
+                GetterState::Nothing => {
                     let offset = usize::try_from(self.heard).unwrap_or(usize::MAX);
                     return Err(WrongReply::new(offset, b"", input));
                 }
-                Stage::Head => {
+                GetterState::Head => {
                     let (count, head) = self.whole(input, parse_head)?;
                     if let Some(head) = head {
                         self.begin_body(&head)?;
                     }
                     count
                 }
-                Stage::Body(left) => {
+                GetterState::Body(left) => {
                     let count = self.hear_body(input, left);
-                    self.stage = Stage::Body(left - count as u64);
-                    if self.stage == Stage::Body(0) {
+                    self.stage = GetterState::Body(left - count as u64);
+                    if self.stage == GetterState::Body(0) {
                         self.end_body()?;
                     }
                     count
                 }
-                Stage::ChunkSize => {
+                GetterState::ChunkSize => {
                     let (count, size) = self.whole(input, parse_chunk_size)?;
                     self.stage = match size {
-                        None => Stage::ChunkSize,
-                        Some(0) => Stage::Trailer,
-                        Some(size) => Stage::Chunk(size),
+                        None => GetterState::ChunkSize,
+                        Some(0) => GetterState::Trailer,
+                        Some(size) => GetterState::Chunk(size),
                     };
                     count
                 }
-                Stage::Chunk(left) => {
+                GetterState::Chunk(left) => {
                     let count = self.hear_body(input, left);
                     self.stage = match left - count as u64 {
-                        0 => Stage::ChunkEnd,
-                        left => Stage::Chunk(left),
+                        0 => GetterState::ChunkEnd,
+                        left => GetterState::Chunk(left),
                     };
                     count
                 }
-                Stage::ChunkEnd => {
+                GetterState::ChunkEnd => {
                     let (count, end) = self.whole(input, parse_chunk_end)?;
                     if end.is_some() {
-                        self.stage = Stage::ChunkSize;
+                        self.stage = GetterState::ChunkSize;
                     }
                     count
                 }
-                Stage::Trailer => {
+                GetterState::Trailer => {
                     let (count, end) = self.whole(input, parse_trailer)?;
                     if end.is_some() {
                         self.end_body()?;
@@ -300,9 +300,9 @@ impl Script for Getter {
             input = &input[count..];
         }
         Ok(match self.stage {
-            Stage::Nothing if self.last => Heard::Over,
-            Stage::Nothing => Heard::Complete,
-            _ => Heard::Partial,
+            GetterState::Nothing if self.last => ReplyStatus::Last,
+            GetterState::Nothing => ReplyStatus::Complete,
+            _ => ReplyStatus::Partial,
         })
     }
 }
@@ -338,7 +338,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, String> {
         status,
         last: says("close") || (version == 0 && !says("keep-alive")),
         body: match interim {
-            true => Stage::Nothing,
+            true => GetterState::Nothing,
             false => framing(fields)?,
         },
     };
@@ -346,7 +346,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, String> {
 }
 
 /// How the end of the body is known.
-fn framing(fields: &[Header<'_>]) -> Result<Stage, String> {
+fn framing(fields: &[Header<'_>]) -> Result<GetterState, String> {
     let mut lengths = options(fields, "content-length");
     let mut codings = options(fields, "transfer-encoding");
     match (lengths.next(), codings.next()) {
@@ -358,12 +358,12 @@ fn framing(fields: &[Header<'_>]) -> Result<Stage, String> {
             }
             let digits = length.bytes().all(|byte| byte.is_ascii_digit());
             let number = length.parse().ok().filter(|_| digits);
-            number.map(Stage::Body).ok_or_else(|| {
+            number.map(GetterState::Body).ok_or_else(|| {
                 format!("expected a number of bytes as Content-Length, got {length:?}")
             })
         }
         (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => match codings.next() {
-            None => Ok(Stage::ChunkSize),
+            None => Ok(GetterState::ChunkSize),
             Some(other) => Err(format!(
                 "expected Transfer-Encoding: chunked and nothing more, got {other:?} too"
             )),

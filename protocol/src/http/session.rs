@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::request::{Asked, Connection, Method, Place};
+use super::file_store::{FileStore, Lookup};
+use super::request::{Connection, Method, RequestHead, RequestPath};
 use super::response::{Answer, Status};
-use super::site::{Found, Site};
 use crate::file::FileSlice;
-use crate::session::{Farewell, Session, SessionOptions, Step};
-use crate::work::Chores;
+use crate::session::{CloseReason, Session, SessionOptions, Step};
+use crate::work::PendingWork;
 
 /// Answers are gathered until they are this long, so that a pipelining client costs one write for many. What a file
 /// has is not counted: it is sent from there.
@@ -19,7 +19,7 @@ const KEEP_INPUT: usize = 4 * 1024;
 const KEEP_OUTPUT: usize = GATHER + 4 * 1024;
 
 pub(super) struct Responder {
-    site: Arc<dyn Site>,
+    file_store: Arc<dyn FileStore>,
     /// The longest head, and the longest body behind it.
     max_head: usize,
     /// What arrived; the part before `answered` is done with. Before `scanned` no head ends.
@@ -27,21 +27,21 @@ pub(super) struct Responder {
     answered: usize,
     scanned: usize,
     /// The request at `answered`, when its head is understood.
-    heard: Option<Heard>,
+    heard: Option<CurrentRequest>,
     /// Where the last path was decoded.
     names: Vec<u8>,
     /// What is to be sent: bytes, of which the part before `taken` was taken by the socket, and then a file.
     output: Vec<u8>,
     taken: usize,
     file: Option<FileSlice>,
-    chores: Chores,
-    ended: Option<Farewell>,
+    pending_work: PendingWork,
+    ended: Option<CloseReason>,
 }
 
 /// A request whose head is here.
 #[derive(Clone, Copy)]
-struct Heard {
-    asked: Asked,
+struct CurrentRequest {
+    asked: RequestHead,
     /// Its length in bytes.
     head: usize,
 }
@@ -49,7 +49,7 @@ struct Heard {
 impl Responder {
     pub(super) fn new(options: &SessionOptions) -> Self {
         Responder {
-            site: Arc::clone(&options.site),
+            file_store: Arc::clone(&options.file_store),
             max_head: options.max_line,
             input: Vec::new(),
             answered: 0,
@@ -59,7 +59,7 @@ impl Responder {
             output: Vec::new(),
             taken: 0,
             file: None,
-            chores: Chores::of(options.work.as_ref()),
+            pending_work: PendingWork::of(options.work.as_ref()),
             ended: None,
         }
     }
@@ -67,42 +67,45 @@ impl Responder {
     /// Answers requests until there is enough to send, or no whole request is left.
     fn answer_some(&mut self) {
         while self.output.len() < GATHER && self.file.is_none() {
-            let heard = match self.hear() {
+            let heard = match self.receive() {
                 Ok(Some(heard)) => heard,
                 Ok(None) => return,
                 Err(status) => {
                     let head_only = self.input[self.answered..].starts_with(b"HEAD ");
-                    Answer::last(head_only, &mut self.output, self.site.now()).status(status);
-                    return self.end(Farewell::Refused);
+                    Answer::last(head_only, &mut self.output, self.file_store.now()).status(status);
+                    return self.end(CloseReason::Refused);
                 }
             };
             // What was answered before goes out first: it need not wait for this request's work.
             let head = &self.input[self.answered..][..heard.head];
-            if self.chores.due(head).is_some() {
+            if self.pending_work.due(head).is_some() {
                 return;
             }
             self.answer(heard);
-            self.chores.replied();
+            self.pending_work.replied();
             self.answered += heard.head;
             self.scanned = self.answered;
             self.heard = None;
             if heard.asked.leaves_body {
-                return self.end(Farewell::Refused);
+                return self.end(CloseReason::Refused);
             }
             if heard.asked.connection == Connection::Closes {
-                return self.end(Farewell::Done);
+                return self.end(CloseReason::Done);
             }
         }
     }
 
     /// The next request, when all of it is here. Of its body nothing is left then.
-    fn hear(&mut self) -> Result<Option<Heard>, Status> {
+    fn receive(&mut self) -> Result<Option<CurrentRequest>, Status> {
         let mut heard = match self.heard {
             Some(heard) => heard,
             None => match self.find_head()? {
                 None => return Ok(None),
-                Some(head) => Heard {
-                    asked: Asked::understand(&self.input[self.answered..][..head], self.max_head)?,
+                Some(head) => CurrentRequest {
+                    asked: RequestHead::understand(
+                        &self.input[self.answered..][..head],
+                        self.max_head,
+                    )?,
                     head,
                 },
             },
@@ -159,32 +162,32 @@ impl Responder {
         Ok(length)
     }
 
-    fn answer(&mut self, heard: Heard) {
+    fn answer(&mut self, heard: CurrentRequest) {
         let asked = &heard.asked;
         let head = &self.input[self.answered..][..heard.head];
-        let answer = Answer::to(asked, &mut self.output, self.site.now());
+        let answer = Answer::to(asked, &mut self.output, self.file_store.now());
         if asked.method == Method::Other {
             return answer.status(Status::MethodNotAllowed);
         }
         let place = asked.place(head, &mut self.names);
         let found = match place {
-            Place::Nowhere => Ok(Found::Nothing),
-            Place::Anything | Place::Directory => self.site.look_up(&self.names),
+            RequestPath::Nowhere => Ok(Lookup::Nothing),
+            RequestPath::Anything | RequestPath::Directory => self.file_store.look_up(&self.names),
         };
         match found {
-            Ok(Found::File(file)) if place == Place::Anything => {
+            Ok(Lookup::File(file)) if place == RequestPath::Anything => {
                 self.file = answer.file(asked, &self.names, &file);
             }
-            Ok(Found::Directory { entries, more }) => {
+            Ok(Lookup::Directory { entries, more }) => {
                 answer.listing(asked, &self.names, &entries, more);
             }
-            Ok(Found::File(_) | Found::Nothing) => answer.status(Status::NotFound),
+            Ok(Lookup::File(_) | Lookup::Nothing) => answer.status(Status::NotFound),
             Err(_) => answer.status(Status::Unavailable),
         }
     }
 
     /// Whatever else the peer says, it was the last answer.
-    fn end(&mut self, farewell: Farewell) {
+    fn end(&mut self, farewell: CloseReason) {
         self.forget();
         self.ended = Some(farewell);
     }
@@ -220,7 +223,7 @@ impl Session for Responder {
     }
 
     fn end_of_input(&mut self) {
-        self.ended.get_or_insert(Farewell::Done);
+        self.ended.get_or_insert(CloseReason::Done);
     }
 
     fn step(&mut self) -> Step<'_> {
@@ -235,7 +238,7 @@ impl Session for Responder {
         if self.file.is_some() {
             return self.file.as_ref().map_or(Step::Read, Step::SendFile);
         }
-        if let Some(work) = self.chores.pending() {
+        if let Some(work) = self.pending_work.pending() {
             return Step::Work(work);
         }
         if self.answered == self.input.len() {
@@ -270,7 +273,7 @@ impl Session for Responder {
     }
 
     fn worked(&mut self) {
-        self.chores.worked();
+        self.pending_work.worked();
     }
 
     fn mid_request(&self) -> bool {

@@ -6,7 +6,7 @@
 )]
 
 use protocol::{
-    Bulk, Farewell, FileSlice, PROTOCOLS, Protocol, Session, SessionOptions, Step, Work,
+    Bulk, CloseReason, FileSlice, PROTOCOLS, Protocol, Session, SessionOptions, Step, Work,
 };
 
 pub(crate) const GREETING: &[u8] = b"Hello from server!";
@@ -32,7 +32,7 @@ pub(crate) fn generic() -> impl Iterator<Item = &'static Protocol> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) output: Vec<u8>,
-    pub(crate) farewell: Farewell,
+    pub(crate) farewell: CloseReason,
 }
 
 /// What the protocol ought to say to a peer that sends `input` and then FIN. It sees the input whole, keeps no state
@@ -40,7 +40,7 @@ pub(crate) struct Said {
 pub(crate) fn oracle(protocol: &str, input: &[u8], max_line: usize) -> Said {
     let done = |output: Vec<u8>| Said {
         output,
-        farewell: Farewell::Done,
+        farewell: CloseReason::Done,
     };
     match protocol {
         "pair" => in_lines(input, max_line, |previous| previous),
@@ -62,7 +62,7 @@ fn in_lines(input: &[u8], max_line: usize, remembered: fn(&[u8]) -> &[u8]) -> Sa
             output.extend_from_slice(&complaint(max_line));
             return Said {
                 output,
-                farewell: Farewell::Refused,
+                farewell: CloseReason::Refused,
             };
         }
         output.extend_from_slice(remembered(previous));
@@ -71,7 +71,7 @@ fn in_lines(input: &[u8], max_line: usize, remembered: fn(&[u8]) -> &[u8]) -> Sa
     }
     Said {
         output,
-        farewell: Farewell::Done,
+        farewell: CloseReason::Done,
     }
 }
 
@@ -89,13 +89,13 @@ fn in_messages(input: &[u8], max_message: usize) -> Said {
             output.extend_from_slice(b" bytes\r<--EOM-->\r");
             return Said {
                 output,
-                farewell: Farewell::Refused,
+                farewell: CloseReason::Refused,
             };
         }
         let Some(end) = end else {
             return Said {
                 output,
-                farewell: Farewell::Done,
+                farewell: CloseReason::Done,
             };
         };
         if &rest[..end] == b"start" {
@@ -159,7 +159,7 @@ pub(crate) enum Seen {
     Write(*const u8, Vec<u8>),
     SendFile(FileSlice),
     Work(Work),
-    Close(Farewell),
+    Close(CloseReason),
 }
 
 impl From<Step<'_>> for Seen {

@@ -35,7 +35,7 @@ use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
     accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step, Work};
+use protocol::{CloseReason, Session, Step, Work};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -260,7 +260,7 @@ async fn converse(
                 Event::Worked
             }
             Step::Close(farewell) => {
-                if farewell == Farewell::Refused {
+                if farewell == CloseReason::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
                 }
                 return Ok(farewell.into());
@@ -287,7 +287,7 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`Farewell::Refused`].
+/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)?;
     while stream.read(buffer).await? > 0 {

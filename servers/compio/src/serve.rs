@@ -27,7 +27,7 @@ use contract::files::{FILE_BUFFER, shorter};
 use contract::{
     Deadlines, Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept, work,
 };
-use protocol::{Farewell, FileSlice, Session, Step, Work};
+use protocol::{CloseReason, FileSlice, Session, Step, Work};
 use slab::Slab;
 use socket2::SockRef;
 
@@ -323,7 +323,7 @@ async fn converse(
                 session.worked();
             }
             Step::Close(farewell) => {
-                if farewell == Farewell::Refused {
+                if farewell == CloseReason::Refused {
                     // From now on it has a time-out of its own.
                     guest.progress.set(Instant::now() + LINGER);
                     let _ = timeout(LINGER, linger(stream, input)).await;
@@ -385,7 +385,7 @@ async fn carry_out(work: Work, guest: &Guest, house: &RefCell<House>) -> io::Res
     }
 }
 
-/// Gives a refused peer time to read why: see [`Farewell::Refused`]. (When the time is over, the read is cancelled: what
+/// Gives a refused peer time to read why: see [`CloseReason::Refused`]. (When the time is over, the read is cancelled: what
 /// it had taken would be thrown away too.)
 async fn linger(mut stream: &TcpStream, mut input: Vec<u8>) -> io::Result<()> {
     SockRef::from(stream).shutdown(Shutdown::Write)?;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use protocol::{Farewell, FileSlice, Session, Step, Work};
+use protocol::{CloseReason, FileSlice, Session, Step, Work};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::shutdown;
 use slab::Slab;
@@ -492,7 +492,7 @@ fn steps(
                 session.worked();
             }
             Step::Close(farewell) => {
-                if farewell == Farewell::Refused {
+                if farewell == CloseReason::Refused {
                     linger(wire, &mut buffer);
                 }
                 return Ok(farewell.into());
@@ -501,7 +501,7 @@ fn steps(
     }
 }
 
-/// Gives a refused peer time to read why. See [`Farewell::Refused`].
+/// Gives a refused peer time to read why. See [`CloseReason::Refused`].
 fn linger(wire: &impl Wire, buffer: &mut [u8]) {
     let deadline = Instant::now() + LINGER;
     let _ = wire.finish_sending();

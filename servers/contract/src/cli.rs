@@ -12,8 +12,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use protocol::{Bulk, PROTOCOLS, Protocol, SessionOptions, WorkKind, WorkPlan};
 
 use crate::{
-    CpuList, LEAST_STACK, Limits, Model, Offload, Service, Stop, Tally, listen, pin,
-    raise_descriptor_limit, site,
+    CpuList, LEAST_STACK, Limits, Model, Offload, Service, Stop, Tally, file_store, listen, pin,
+    raise_descriptor_limit,
 };
 
 /// What every server can be told.
@@ -395,10 +395,10 @@ fn session_options(args: &ServeArgs) -> Result<SessionOptions, String> {
     };
     // The files are there before anybody forks, and only for whom they concern.
     if args.protocol.name == "http" {
-        options.site = match &args.root {
-            Some(root) => site::directory(root)
+        options.file_store = match &args.root {
+            Some(root) => file_store::directory(root)
                 .map_err(|error| format!("cannot serve {}: {error}", root.display()))?,
-            None => site::built_in()
+            None => file_store::built_in()
                 .map_err(|error| format!("cannot make the built-in files: {error}"))?,
         };
     } else if args.root.is_some() {

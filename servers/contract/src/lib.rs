@@ -20,6 +20,7 @@ pub mod cli;
 mod cpus;
 mod deadlines;
 mod descriptors;
+pub mod file_store;
 pub mod files;
 mod limits;
 mod listen;
@@ -27,7 +28,6 @@ mod model;
 pub mod nonblocking;
 pub mod process;
 mod service;
-pub mod site;
 mod stop;
 #[cfg(all(feature = "suite", target_os = "linux"))]
 pub mod suite;

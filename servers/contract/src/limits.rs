@@ -10,7 +10,7 @@ use crate::Capacity;
 pub const READ_BUFFER: usize = 16 * 1024;
 
 /// How long a connection that was refused with an explanation is kept open for the peer to read it
-/// (see [`protocol::Farewell::Refused`]).
+/// (see [`protocol::CloseReason::Refused`]).
 pub const LINGER: Duration = Duration::from_secs(1);
 
 /// The smallest stack that holds a conversation, in bytes: the read buffer lies on it, and what is called from there.

@@ -9,7 +9,7 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use protocol::{Farewell, Session, Step, Work};
+use protocol::{CloseReason, Session, Step, Work};
 use rustix::net::{Shutdown, shutdown, sockopt};
 use slab::Slab;
 
@@ -461,7 +461,7 @@ impl<S: Read + Write + AsFd> Connection<S> {
                     self.progress = now;
                     self.session.worked();
                 }
-                Step::Close(Farewell::Refused) => {
+                Step::Close(CloseReason::Refused) => {
                     // Who is gone already was refused all the same.
                     let _ = shutdown(&self.stream, Shutdown::Write);
                     let until = now + LINGER;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step, WorkPlan};
+use protocol::{CloseReason, Protocol, Session, SessionOptions, Step, WorkPlan};
 
 /// Opens a session for every connection. Servers know nothing else of protocols.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Service {
     }
 
     /// A session for a new connection. It never panics: if the one inside does, it asks to be closed with
-    /// [`Farewell::Failed`].
+    /// [`CloseReason::Failed`].
     ///
     /// A thread or a task would keep a panic to itself; in an event loop the same panic ends everybody's connection.
     /// Guarded here, all models keep the promise alike and none needs a line for it.
@@ -154,10 +154,10 @@ impl Session for Guarded {
                 Ok(step) => step,
                 Err(_) => {
                     *failed = true;
-                    Step::Close(Farewell::Failed)
+                    Step::Close(CloseReason::Failed)
                 }
             },
-            _ => Step::Close(Farewell::Failed),
+            _ => Step::Close(CloseReason::Failed),
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::iter::Sum;
 use std::ops::AddAssign;
 
-use protocol::Farewell;
+use protocol::CloseReason;
 use serde::{Deserialize, Serialize};
 
 /// How a connection ended.
@@ -58,12 +58,12 @@ impl Ending {
     }
 }
 
-impl From<Farewell> for Ending {
-    fn from(farewell: Farewell) -> Ending {
+impl From<CloseReason> for Ending {
+    fn from(farewell: CloseReason) -> Ending {
         match farewell {
-            Farewell::Done => Ending::Served,
-            Farewell::Refused => Ending::Refused,
-            Farewell::Failed => Ending::Failed,
+            CloseReason::Done => Ending::Served,
+            CloseReason::Refused => Ending::Refused,
+            CloseReason::Failed => Ending::Failed,
         }
     }
 }

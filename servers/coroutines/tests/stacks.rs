@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use contract::{LEAST_STACK, Limits, Needs, Service, Stop, Stopper, Tally, listen};
 use procfs::process::Process;
-use protocol::{Farewell, Session, Step};
+use protocol::{CloseReason, Session, Step};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, setrlimit};
 
 /// How long is waited for what must come, before the test is given up.
@@ -52,7 +52,7 @@ impl Session for Deep {
         match (self.owed, self.ended) {
             (true, _) => Step::Write(b"x"),
             (false, false) => Step::Read,
-            (false, true) => Step::Close(Farewell::Done),
+            (false, true) => Step::Close(CloseReason::Done),
         }
     }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use contract::{Limits, Needs, READ_BUFFER, Service, Stop, listen};
-use protocol::{Farewell, Session, Step};
+use protocol::{CloseReason, Session, Step};
 
 /// How long is waited for what must come, before the test is given up.
 const GUARD: Duration = Duration::from_secs(20);
@@ -54,7 +54,7 @@ impl Session for Greedy {
     fn step(&mut self) -> Step<'_> {
         let over = self.rounds.load(Ordering::Relaxed) >= ROUNDS;
         match self.direction {
-            _ if over => Step::Close(Farewell::Done),
+            _ if over => Step::Close(CloseReason::Done),
             Direction::Reads => Step::Read,
             Direction::Writes => Step::Write(&[0; 1024]),
         }
@@ -87,7 +87,7 @@ impl Session for Modest {
 
     fn step(&mut self) -> Step<'_> {
         match (self.asked, self.answered) {
-            (_, true) => Step::Close(Farewell::Done),
+            (_, true) => Step::Close(CloseReason::Done),
             (true, _) => Step::Write(b"x"),
             _ => Step::Read,
         }
@@ -182,7 +182,7 @@ impl Session for Napping {
         match (self.owed, self.ended) {
             (true, _) => Step::Write(b"x"),
             (false, false) => Step::Read,
-            (false, true) => Step::Close(Farewell::Done),
+            (false, true) => Step::Close(CloseReason::Done),
         }
     }
 

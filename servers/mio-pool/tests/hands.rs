@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use contract::{Limits, Needs, Service, Stop, Stopper, Tally, listen};
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step};
+use protocol::{CloseReason, Protocol, Session, SessionOptions, Step};
 
 /// How long is waited for what must come, before the test is given up.
 const GUARD: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ impl Session for Held {
 
     fn step(&mut self) -> Step<'_> {
         match self.inner.step() {
-            Step::Read if self.last => Step::Close(Farewell::Done),
+            Step::Read if self.last => Step::Close(CloseReason::Done),
             step => step,
         }
     }
@@ -122,7 +122,7 @@ impl Server {
     fn the_loop_has_heard_of_it(&self) {
         let mut other = self.connect();
         other.write_all(b"x\n").unwrap();
-        hear(&other, b"x\n");
+        receive(&other, b"x\n");
     }
 
     fn let_go(&self) {
@@ -135,7 +135,7 @@ impl Server {
     }
 }
 
-fn hear(mut client: &TcpStream, expected: &[u8]) {
+fn receive(mut client: &TcpStream, expected: &[u8]) {
     let mut got = vec![0; expected.len()];
     client.read_exact(&mut got).unwrap();
     assert_eq!(got, expected);
@@ -154,7 +154,7 @@ fn an_edge_is_not_lost() {
     client.write_all(b"two\n").unwrap();
     server.the_loop_has_heard_of_it();
     server.let_go();
-    hear(&client, b"hold\ntwo\n");
+    receive(&client, b"hold\ntwo\n");
     drop(client);
     assert_eq!(server.stop().served, 2);
 }
@@ -168,7 +168,7 @@ fn the_end_is_not_lost() {
     client.shutdown(std::net::Shutdown::Write).unwrap();
     server.the_loop_has_heard_of_it();
     server.let_go();
-    hear(&client, b"hold\ntwo\n");
+    receive(&client, b"hold\ntwo\n");
     hear_the_end(&client);
     assert_eq!(server.stop().served, 2);
 }
@@ -179,14 +179,14 @@ fn the_stop_is_not_lost() {
     let server = Server::start(2, Limits::default());
     let idle = server.connect();
     (&idle).write_all(b"x\n").unwrap();
-    hear(&idle, b"x\n");
+    receive(&idle, b"x\n");
     let mut client = server.held(HOLD);
     client.write_all(b"two\n").unwrap();
     drop(server.stopper);
     // From here on the loop knows.
     hear_the_end(&idle);
     server.open.send(()).unwrap();
-    hear(&client, b"hold\ntwo\n");
+    receive(&client, b"hold\ntwo\n");
     hear_the_end(&client);
     assert_eq!(server.thread.join().unwrap().unwrap().served, 2);
 }
@@ -207,7 +207,7 @@ fn the_time_out_waits_and_is_not_lost() {
     hear_the_end(&later);
     let since = Instant::now();
     server.let_go();
-    hear(&client, HOLD);
+    receive(&client, HOLD);
     hear_the_end(&client);
     assert!(since.elapsed() >= idle_timeout, "closed too early");
     assert_eq!(server.stop().timed_out, 2);
@@ -226,14 +226,14 @@ fn who_waits_for_a_worker_at_the_deadline_is_cut() {
     );
     let mut waiting = server.connect();
     waiting.write_all(b"x\n").unwrap();
-    hear(&waiting, b"x\n");
+    receive(&waiting, b"x\n");
     let client = server.held(LAST);
     waiting.write_all(b"x\n").unwrap();
     drop(server.stopper);
     // With its request unread, the end is a reset.
     assert!(!matches!(waiting.read(&mut [0; 64]), Ok(1..)));
     server.open.send(()).unwrap();
-    hear(&client, LAST);
+    receive(&client, LAST);
     hear_the_end(&client);
     let expected = Tally {
         accepted: 2,

@@ -105,7 +105,7 @@ impl Client {
         (&self.0).write_all(b"x\n").unwrap();
     }
 
-    fn hear(&self) {
+    fn receive(&self) {
         let mut reply = [0; 2];
         (&self.0).read_exact(&mut reply).unwrap();
         assert_eq!(&reply, b"x\n");
@@ -113,7 +113,7 @@ impl Client {
 
     fn ask(&self) {
         self.send();
-        self.hear();
+        self.receive();
     }
 
     fn hear_the_end(&self) {
@@ -170,7 +170,7 @@ fn whoever_comes_waits_until_somebody_leaves() {
     // The freed worker serves them one after the other, in the order in which they came.
     while !waiting.is_empty() {
         let next = waiting.remove(0);
-        next.hear();
+        next.receive();
         assert!(waiting.iter().all(Client::has_heard_nothing));
         next.leave();
     }
@@ -211,7 +211,7 @@ fn who_is_in_the_queue_at_the_stop_is_answered() {
     assert_eq!(server.stop(), served(5));
     held.iter().for_each(Client::hear_the_end);
     for client in &queued {
-        client.hear();
+        client.receive();
         client.hear_the_end();
     }
 }

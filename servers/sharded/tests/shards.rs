@@ -130,7 +130,7 @@ fn ask(address: SocketAddr) -> TcpStream {
     client
 }
 
-fn hear(mut client: &TcpStream) {
+fn receive(mut client: &TcpStream) {
     let mut reply = [0; 2];
     client.read_exact(&mut reply).unwrap();
     assert_eq!(&reply, b"x\n");
@@ -142,7 +142,7 @@ fn meet(server: &Server, record: &Record, loops: usize) -> Vec<TcpStream> {
     while record.loops().len() < loops {
         assert!(clients.len() < 10 * MANY, "{:?}", record.loops());
         let client = ask(server.address);
-        hear(&client);
+        receive(&client);
         clients.push(client);
     }
     clients
@@ -156,7 +156,7 @@ fn every_loop_has_peers() {
     let clients = meet(&server, &record, 4);
     for mut client in &clients {
         client.write_all(b"x\n").unwrap();
-        hear(client);
+        receive(client);
     }
     let count = clients.len();
     drop(clients);
@@ -175,14 +175,14 @@ fn a_peer_waits_for_its_own_loop() {
     let record = Record::default();
     let server = start(record.service(), 2, 2);
     let held = ask(server.address);
-    hear(&held);
+    receive(&held);
     let clients: Vec<_> = (0..MANY).map(|_| ask(server.address)).collect();
     let (answered, answers) = std::sync::mpsc::channel();
     thread::scope(|scope| {
         for client in clients {
             let answered = answered.clone();
             scope.spawn(move || {
-                hear(&client);
+                receive(&client);
                 answered.send(()).unwrap();
             });
         }
@@ -210,12 +210,12 @@ fn no_loop_without_a_place() {
     let server = start(record.service(), 8, 3);
     // Who is answered knows that all listeners are open: whoever came before that was sent to the first.
     let held = ask(server.address);
-    hear(&held);
+    receive(&held);
     let clients: Vec<_> = (0..MANY).map(|_| ask(server.address)).collect();
     drop(held);
     thread::scope(|scope| {
         for client in clients {
-            scope.spawn(move || hear(&client));
+            scope.spawn(move || receive(&client));
         }
     });
     drop(server.stopper);
@@ -245,7 +245,7 @@ fn one_broken_listener_ends_all_loops() {
         assert!(clients.len() < 10 * MANY, "{:?}", record.loops());
         let before = met_by_first();
         let client = ask(server.address);
-        hear(&client);
+        receive(&client);
         if met_by_first() > before {
             break client;
         }

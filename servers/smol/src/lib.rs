@@ -28,7 +28,7 @@ use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
     accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step, Work};
+use protocol::{CloseReason, Session, Step, Work};
 use smol::channel::{self, Receiver};
 use smol::future::{or, pending, poll_once, yield_now};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
@@ -293,7 +293,7 @@ async fn converse(
                 Event::Worked
             }
             Step::Close(farewell) => {
-                if farewell == Farewell::Refused {
+                if farewell == CloseReason::Refused {
                     let enough = sleep(LINGER);
                     or(
                         async { drop(linger(&mut stream, &mut buffer).await) },
@@ -323,7 +323,7 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`Farewell::Refused`].
+/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)?;
     while stream.read(buffer).await? > 0 {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use contract::{Limits, Needs, Service, Stop, listen};
-use protocol::{Farewell, Session, Step};
+use protocol::{CloseReason, Session, Step};
 
 /// Answers everything with one byte, after more use of the stack than a thread has by default.
 struct Deep {
@@ -40,7 +40,7 @@ impl Session for Deep {
         if self.owed {
             Step::Write(b"x")
         } else if self.ended {
-            Step::Close(Farewell::Done)
+            Step::Close(CloseReason::Done)
         } else {
             Step::Read
         }

@@ -23,7 +23,7 @@ use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
     accept, no_obstacle,
 };
-use protocol::{Farewell, Session, Step, Work};
+use protocol::{CloseReason, Session, Step, Work};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -229,7 +229,7 @@ async fn converse(
                 Event::Worked
             }
             Step::Close(farewell) => {
-                if farewell == Farewell::Refused {
+                if farewell == CloseReason::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
                 }
                 return Ok(farewell.into());
@@ -253,7 +253,7 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`Farewell::Refused`].
+/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown().await?;
     while stream.read(buffer).await? > 0 {}

@@ -20,7 +20,7 @@ use contract::{
     Capacity, Deadlines, Ending, LINGER, Limits, Model, Needs, Offload, Service, Stop, Tally,
     accept, files, work,
 };
-use protocol::{Farewell, Session, Work};
+use protocol::{CloseReason, Session, Work};
 use rustix::io::Errno;
 use slab::Slab;
 
@@ -260,7 +260,7 @@ impl Connections {
                     connection.session().worked();
                     continue;
                 }
-                Next::Close(connection, Farewell::Refused) => {
+                Next::Close(connection, CloseReason::Refused) => {
                     if place.lingering.is_none() {
                         // Who is gone already was refused all the same.
                         let _ = connection.stream().shutdown(Shutdown::Write);

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use protocol::{Farewell, Session, Work};
+use protocol::{CloseReason, Session, Work};
 use rustix::io::Errno;
 
 pub(crate) struct Ring;
@@ -37,7 +37,7 @@ pub(crate) enum Next {
     Write(Lent),
     ReadFile(Reading),
     Work(Connection, Work),
-    Close(Connection, Farewell),
+    Close(Connection, CloseReason),
 }
 
 impl Ring {

@@ -34,7 +34,7 @@ use contract::READ_BUFFER;
 use contract::files::FILE_BUFFER;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use protocol::{Farewell, FileSlice, Session, Step, Work};
+use protocol::{CloseReason, FileSlice, Session, Step, Work};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
@@ -515,7 +515,7 @@ pub(crate) enum Next {
     /// Do this.
     Work(Connection, Work),
     /// Say goodbye.
-    Close(Connection, Farewell),
+    Close(Connection, CloseReason),
 }
 
 /// Bytes to be sent from where they lie: in their session, or in what was read of a file. Neither can be reached

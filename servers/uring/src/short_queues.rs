@@ -97,7 +97,7 @@ impl Session for Echo {
 
     fn step(&mut self) -> Step<'_> {
         match &self.owed[..] {
-            [] if self.ended => Step::Close(Farewell::Done),
+            [] if self.ended => Step::Close(CloseReason::Done),
             [] => Step::Read,
             owed => Step::Write(owed),
         }

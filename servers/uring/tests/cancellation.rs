@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use contract::{Limits, Needs, Service, Stop, Stopper, Tally, listen};
-use protocol::{Farewell, Protocol, Session, SessionOptions, Step};
+use protocol::{CloseReason, Protocol, Session, SessionOptions, Step};
 
 type Server = JoinHandle<io::Result<Tally>>;
 
@@ -100,7 +100,7 @@ impl Session for Slow {
 
     fn step(&mut self) -> Step<'_> {
         match &self.owed[..] {
-            [] if self.ended => Step::Close(Farewell::Done),
+            [] if self.ended => Step::Close(CloseReason::Done),
             [] => Step::Read,
             owed => Step::Write(owed),
         }

@@ -34,7 +34,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
 
         let other = server.connect();
         let request = requests(protocol, 7, 1, None).concat();
-        let reply = Oracle::new(protocol).hear(&request);
+        let reply = Oracle::new(protocol).receive(&request);
         other.send(&request);
         if subject.one_at_a_time() {
             assert!(!other.has_heard_something(), "not by design");

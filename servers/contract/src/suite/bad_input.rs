@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use protocol::{Farewell, PROTOCOLS, Protocol};
+use protocol::{CloseReason, PROTOCOLS, Protocol};
 
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
@@ -20,8 +20,8 @@ fn refused(length: usize, end: &[u8]) -> Vec<(&'static Protocol, Vec<u8>, Vec<u8
         input.resize(input.len() + length, b'x');
         input.extend_from_slice(end);
         let mut oracle = Oracle::new(protocol);
-        let said = oracle.hear(&input);
-        if oracle.over() == Some(Farewell::Refused) {
+        let said = oracle.receive(&input);
+        if oracle.over() == Some(CloseReason::Refused) {
             all.push((protocol, input, said));
         }
     }
@@ -113,9 +113,9 @@ pub fn what_was_sent_before_the_refusal_is_drained(subject: &Subject) {
         let much = requests(protocol, 14, 2000, Some(1000)).concat();
         thread::scope(|scope| {
             scope.spawn(|| client.send(&much));
-            client.expect(&oracle.hear(&much));
+            client.expect(&oracle.receive(&much));
         });
-        let said = oracle.hear(&input);
+        let said = oracle.receive(&input);
         client.send(&input);
         eventually("it is told why", || {
             client.has_heard(said.len()) == said.len()
@@ -143,11 +143,11 @@ pub fn garbage(subject: &Subject) {
             client.send(&input);
             client.finish_sending();
             let mut oracle = Oracle::new(protocol);
-            let mut said = oracle.hear(&input);
+            let mut said = oracle.receive(&input);
             said.extend(oracle.hear_the_end());
             client.expect(&said);
             client.expect_end();
-            if oracle.over() == Some(Farewell::Refused) {
+            if oracle.over() == Some(CloseReason::Refused) {
                 // Some protocols answer whatever comes, others know what is none of theirs.
                 expected.served -= 1;
                 expected.refused += 1;

@@ -27,7 +27,7 @@ pub fn cut_in_every_way(subject: &Subject) {
                 // A server that closes after its reply may reset whoever goes on.
                 if oracle.over().is_none() {
                     client.send(piece);
-                    client.expect(&oracle.hear(piece));
+                    client.expect(&oracle.receive(piece));
                 }
             }
             if oracle.over().is_none() {
@@ -85,7 +85,7 @@ pub fn many_clients_interleaved(subject: &Subject) {
             // All are connected; they are served in the order in which they came.
             for (client, mut oracle, requests) in clients {
                 for request in requests {
-                    client.ask(&request, &oracle.hear(&request));
+                    client.ask(&request, &oracle.receive(&request));
                 }
                 if oracle.over().is_none() {
                     client.finish_sending();
@@ -107,7 +107,7 @@ pub fn many_clients_interleaved(subject: &Subject) {
                     client.send(&requests[round][cut(&requests[round])..]);
                 }
                 for (client, oracle, requests) in &mut clients {
-                    client.expect(&oracle.hear(&requests[round]));
+                    client.expect(&oracle.receive(&requests[round]));
                 }
             }
             for (client, oracle, _) in clients {

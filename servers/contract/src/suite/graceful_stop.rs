@@ -55,12 +55,12 @@ pub fn what_had_arrived_is_answered(subject: &Subject) {
         let client = server.connect();
         let mut oracle = Oracle::new(protocol);
         let first = requests(protocol, 10, 1, None).concat();
-        client.ask(&first, &oracle.hear(&first));
+        client.ask(&first, &oracle.receive(&first));
         // On the loopback device what fits into the first window has arrived when write(2) returns.
         let burst = requests(protocol, 11, 300, Some(100)).concat();
         client.send(&burst);
         server.tell_to_stop();
-        client.expect(&oracle.hear(&burst));
+        client.expect(&oracle.receive(&burst));
         client.expect_end();
         assert_eq!(server.stop(), all_served(1), "{}", protocol.name);
     }

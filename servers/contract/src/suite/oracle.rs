@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use protocol::http::{Found, Site, SiteFile};
-use protocol::{AskOptions, Bulk, Farewell, Protocol, Session, SessionOptions, Step};
+use protocol::http::{FileStore, Lookup, StoredFile};
+use protocol::{Bulk, CloseReason, Protocol, ScriptOptions, Session, SessionOptions, Step};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Messages of `bulk`: small, since there will be hundreds.
@@ -20,7 +20,7 @@ const BULK: Bulk = Bulk {
 pub(super) fn session_options() -> SessionOptions {
     SessionOptions {
         bulk: BULK,
-        site: Arc::new(OneFile),
+        file_store: Arc::new(OneFile),
         ..SessionOptions::default()
     }
 }
@@ -30,33 +30,33 @@ pub(super) fn session_options() -> SessionOptions {
 #[derive(Debug)]
 struct OneFile;
 
-impl Site for OneFile {
+impl FileStore for OneFile {
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
 
-    fn look_up(&self, _: &[u8]) -> io::Result<Found> {
-        static FILE: OnceLock<Arc<SiteFile>> = OnceLock::new();
+    fn look_up(&self, _: &[u8]) -> io::Result<Lookup> {
+        static FILE: OnceLock<Arc<StoredFile>> = OnceLock::new();
         let make = || {
             const CONTENT: &[u8] = b"Hello World!\n";
             let file = memfd_create("one file", MemfdFlags::CLOEXEC).expect("no memory");
             let file = File::from(file);
             file.write_all_at(CONTENT, 0).expect("no memory");
-            Arc::new(SiteFile {
+            Arc::new(StoredFile {
                 file: Arc::new(file),
                 length: CONTENT.len() as u64,
                 modified: SystemTime::UNIX_EPOCH,
                 content: None,
             })
         };
-        Ok(Found::File(Arc::clone(FILE.get_or_init(make))))
+        Ok(Lookup::File(Arc::clone(FILE.get_or_init(make))))
     }
 }
 
 /// A session that is driven by hand.
 pub(super) struct Oracle {
     session: Box<dyn Session>,
-    over: Option<Farewell>,
+    over: Option<CloseReason>,
 }
 
 impl Oracle {
@@ -68,7 +68,7 @@ impl Oracle {
     }
 
     /// What is replied to `input`, before more comes.
-    pub(super) fn hear(&mut self, input: &[u8]) -> Vec<u8> {
+    pub(super) fn receive(&mut self, input: &[u8]) -> Vec<u8> {
         self.session.receive(input);
         self.speak()
     }
@@ -80,7 +80,7 @@ impl Oracle {
     }
 
     /// How the conversation ended, if it has.
-    pub(super) fn over(&self) -> Option<Farewell> {
+    pub(super) fn over(&self) -> Option<CloseReason> {
         self.over
     }
 
@@ -116,7 +116,7 @@ impl Oracle {
 /// All replies to `input` and its end.
 pub(super) fn replies(protocol: &'static Protocol, input: &[u8]) -> Vec<u8> {
     let mut oracle = Oracle::new(protocol);
-    let mut said = oracle.hear(input);
+    let mut said = oracle.receive(input);
     said.extend(oracle.hear_the_end());
     said
 }
@@ -129,12 +129,12 @@ pub(super) fn requests(
     count: usize,
     size: Option<usize>,
 ) -> Vec<Vec<u8>> {
-    let options = AskOptions {
+    let options = ScriptOptions {
         size,
         seed: 1,
         client,
         bulk: BULK,
-        ..AskOptions::default()
+        ..ScriptOptions::default()
     };
     let mut script = (protocol.ask)(&options);
     let mut oracle = Oracle::new(protocol);
@@ -144,8 +144,10 @@ pub(super) fn requests(
             let mut request = Vec::new();
             script.ask(&mut request);
             // Scripts are asked only after the last reply.
-            let reply = oracle.hear(&request);
-            script.hear(&reply).expect("a session and its script agree");
+            let reply = oracle.receive(&request);
+            script
+                .receive(&reply)
+                .expect("a session and its script agree");
             request
         })
         .collect()

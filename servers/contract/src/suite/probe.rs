@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::Duration;
 
-use protocol::{Farewell, FileSlice, Session, Step, Work};
+use protocol::{CloseReason, FileSlice, Session, Step, Work};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Asks for [`body`].
@@ -179,7 +179,7 @@ impl Session for Probe {
             Some(&asked) if asked == HALF[0] && !self.ended => Step::Read,
             Some(&asked) if asked == BODY[0] => Step::Write(&body()[self.taken..]),
             Some(asked) => Step::Write(std::slice::from_ref(asked)),
-            None if self.ended => Step::Close(Farewell::Done),
+            None if self.ended => Step::Close(CloseReason::Done),
             None => Step::Read,
         }
     }

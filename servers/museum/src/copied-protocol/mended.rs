@@ -11,7 +11,7 @@ struct Lines {
 
 impl Lines {
     /// What is to be said to this; nothing was read, if the peer has ended its side. The last line needs no end.
-    fn hear(&mut self, read: &[u8]) -> Vec<u8> {
+    fn receive(&mut self, read: &[u8]) -> Vec<u8> {
         self.input.extend_from_slice(read);
         let last = self.input.iter().rposition(|byte| *byte == b'\n');
         let whole = last.map_or(0, |end| end + 1);
@@ -34,7 +34,7 @@ pub fn converse(mut stream: impl Read + Write) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
         let count = stream.read(&mut buffer)?;
-        stream.write_all(&lines.hear(&buffer[..count]))?;
+        stream.write_all(&lines.receive(&buffer[..count]))?;
         if count == 0 {
             return Ok(());
         }
@@ -50,6 +50,6 @@ pub struct Peer {
 impl Peer {
     /// After a read; of nothing, if the peer has ended its side.
     pub fn readable(&mut self, read: &[u8]) -> Vec<u8> {
-        self.lines.hear(read)
+        self.lines.receive(read)
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 const SAMEWIRE: &str = env!("CARGO_BIN_EXE_samewire");
 
 /// Where the exercises are.
-const EXERCISES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/outside");
+const EXERCISES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/external");
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(SAMEWIRE);

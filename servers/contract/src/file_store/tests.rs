@@ -28,8 +28,8 @@ fn trees(outside: &TempDir) -> [Tree; 2] {
     [true, false].map(|beneath| Tree::new(&root, beneath).unwrap())
 }
 
-fn content(found: io::Result<Found>) -> Option<Vec<u8>> {
-    let Found::File(file) = found.unwrap() else {
+fn content(found: io::Result<Lookup>) -> Option<Vec<u8>> {
+    let Lookup::File(file) = found.unwrap() else {
         return None;
     };
     let mut content = vec![0; file.length as usize];
@@ -41,12 +41,12 @@ fn content(found: io::Result<Found>) -> Option<Vec<u8>> {
     Some(content)
 }
 
-fn is_nothing(found: &io::Result<Found>) -> bool {
-    matches!(found, Ok(Found::Nothing))
+fn is_nothing(found: &io::Result<Lookup>) -> bool {
+    matches!(found, Ok(Lookup::Nothing))
 }
 
-fn listed(found: io::Result<Found>) -> (Vec<(String, u64)>, bool) {
-    let Found::Directory { entries, more } = found.unwrap() else {
+fn listed(found: io::Result<Lookup>) -> (Vec<(String, u64)>, bool) {
+    let Lookup::Directory { entries, more } = found.unwrap() else {
         panic!("no directory")
     };
     let entries = entries.iter().map(|entry| {
@@ -59,14 +59,14 @@ fn listed(found: io::Result<Found>) -> (Vec<(String, u64)>, bool) {
     (entries.collect(), more)
 }
 
-fn names(found: io::Result<Found>) -> Vec<String> {
+fn names(found: io::Result<Lookup>) -> Vec<String> {
     listed(found).0.into_iter().map(|(name, _)| name).collect()
 }
 
 #[test]
 fn the_built_in_files_are_lines_of_thirteen_bytes() {
-    let site = built_in().unwrap();
-    let (entries, more) = listed(site.look_up(b""));
+    let file_store = built_in().unwrap();
+    let (entries, more) = listed(file_store.look_up(b""));
     let expected = [("13b", 13), ("13k", 13 << 10), ("13m", 13 << 20)];
     assert_eq!(
         entries,
@@ -74,32 +74,35 @@ fn the_built_in_files_are_lines_of_thirteen_bytes() {
     );
     assert!(!more);
     for (name, length) in expected {
-        let content = content(site.look_up(name.as_bytes())).unwrap();
+        let content = content(file_store.look_up(name.as_bytes())).unwrap();
         assert_eq!(content.len() as u64, length);
         assert!(content.chunks(13).all(|line| line == b"Hello World!\n"));
     }
     for other in [&b"13"[..], b"13b/", b"13b/x", b"/13b", b"etc/passwd"] {
-        assert!(is_nothing(&site.look_up(other)));
+        assert!(is_nothing(&file_store.look_up(other)));
     }
 }
 
 #[test]
 fn what_is_under_the_root_is_served() {
     let outside = tree();
-    for site in trees(&outside) {
-        assert_eq!(content(site.look_up(b"a.txt")).unwrap(), b"a");
-        assert_eq!(content(site.look_up(b"dir/b.txt")).unwrap(), b"bb");
-        assert_eq!(content(site.look_up(b"dir/sub/c.txt")).unwrap(), b"ccc");
-        assert_eq!(content(site.look_up(b"empty")).unwrap(), b"");
-        let (entries, more) = listed(site.look_up(b""));
+    for file_store in trees(&outside) {
+        assert_eq!(content(file_store.look_up(b"a.txt")).unwrap(), b"a");
+        assert_eq!(content(file_store.look_up(b"dir/b.txt")).unwrap(), b"bb");
+        assert_eq!(
+            content(file_store.look_up(b"dir/sub/c.txt")).unwrap(),
+            b"ccc"
+        );
+        assert_eq!(content(file_store.look_up(b"empty")).unwrap(), b"");
+        let (entries, more) = listed(file_store.look_up(b""));
         let expected = [("dir/", 0), ("a.txt", 1), ("empty", 0)];
         assert_eq!(
             entries,
             expected.map(|(name, length)| (name.to_string(), length))
         );
         assert!(!more);
-        assert_eq!(names(site.look_up(b"dir")), ["sub/", "b.txt"]);
-        assert_eq!(names(site.look_up(b"dir/sub")), ["c.txt"]);
+        assert_eq!(names(file_store.look_up(b"dir")), ["sub/", "b.txt"]);
+        assert_eq!(names(file_store.look_up(b"dir/sub")), ["c.txt"]);
         for nothing in [
             &b"b.txt"[..],
             b"a.txt/x",
@@ -108,7 +111,7 @@ fn what_is_under_the_root_is_served() {
             b"A.TXT",
         ] {
             assert!(
-                is_nothing(&site.look_up(nothing)),
+                is_nothing(&file_store.look_up(nothing)),
                 "{}",
                 nothing.escape_ascii()
             );
@@ -117,7 +120,7 @@ fn what_is_under_the_root_is_served() {
             .unwrap()
             .modified()
             .unwrap();
-        let Found::File(file) = site.look_up(b"a.txt").unwrap() else {
+        let Lookup::File(file) = file_store.look_up(b"a.txt").unwrap() else {
             panic!()
         };
         assert_eq!(file.modified, modified);
@@ -129,7 +132,7 @@ fn no_path_leads_out() {
     let outside = tree();
     let absolute = outside.path().join("secret").into_os_string();
     let root = outside.path().join("root/a.txt").into_os_string();
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         for path in [
             &b".."[..],
             b"../secret",
@@ -152,7 +155,11 @@ fn no_path_leads_out() {
             absolute.as_bytes(),
             root.as_bytes(),
         ] {
-            assert!(is_nothing(&site.look_up(path)), "{}", path.escape_ascii());
+            assert!(
+                is_nothing(&file_store.look_up(path)),
+                "{}",
+                path.escape_ascii()
+            );
         }
     }
 }
@@ -178,12 +185,15 @@ fn links_are_followed_as_long_as_they_stay_inside() {
     ] {
         symlink(target, root.join(link)).unwrap();
     }
-    for site in trees(&outside) {
-        assert_eq!(content(site.look_up(b"in")).unwrap(), b"a");
-        assert_eq!(content(site.look_up(b"twice")).unwrap(), b"a");
-        assert_eq!(content(site.look_up(b"dir/up")).unwrap(), b"a");
-        assert_eq!(content(site.look_up(b"in-dir/c.txt")).unwrap(), b"ccc");
-        assert_eq!(names(site.look_up(b"in-dir")), ["c.txt"]);
+    for file_store in trees(&outside) {
+        assert_eq!(content(file_store.look_up(b"in")).unwrap(), b"a");
+        assert_eq!(content(file_store.look_up(b"twice")).unwrap(), b"a");
+        assert_eq!(content(file_store.look_up(b"dir/up")).unwrap(), b"a");
+        assert_eq!(
+            content(file_store.look_up(b"in-dir/c.txt")).unwrap(),
+            b"ccc"
+        );
+        assert_eq!(names(file_store.look_up(b"in-dir")), ["c.txt"]);
         for path in [
             &b"out"[..],
             b"out-dir",
@@ -198,13 +208,17 @@ fn links_are_followed_as_long_as_they_stay_inside() {
             b"parent",
             b"parent/secret",
         ] {
-            assert!(is_nothing(&site.look_up(path)), "{}", path.escape_ascii());
+            assert!(
+                is_nothing(&file_store.look_up(path)),
+                "{}",
+                path.escape_ascii()
+            );
         }
         let expected = ["dir/", "in-dir/", "round/", "a.txt", "empty", "in", "twice"];
-        assert_eq!(names(site.look_up(b"")), expected);
-        let lengths = listed(site.look_up(b"")).0;
+        assert_eq!(names(file_store.look_up(b"")), expected);
+        let lengths = listed(file_store.look_up(b"")).0;
         assert!(lengths.contains(&("twice".to_string(), 1)));
-        assert_eq!(names(site.look_up(b"dir")), ["sub/", "b.txt", "up"]);
+        assert_eq!(names(file_store.look_up(b"dir")), ["sub/", "b.txt", "up"]);
     }
 }
 
@@ -216,17 +230,21 @@ fn what_is_neither_file_nor_directory_is_not_there() {
     mkfifoat(CWD, root.join("fifo"), Mode::from_raw_mode(0o600)).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     symlink("fifo", root.join("to-fifo")).unwrap();
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         for path in [&b"fifo"[..], b"socket", b"to-fifo", b"fifo/x"] {
-            assert!(is_nothing(&site.look_up(path)), "{}", path.escape_ascii());
+            assert!(
+                is_nothing(&file_store.look_up(path)),
+                "{}",
+                path.escape_ascii()
+            );
         }
-        assert_eq!(names(site.look_up(b"")), ["dir/", "a.txt", "empty"]);
+        assert_eq!(names(file_store.look_up(b"")), ["dir/", "a.txt", "empty"]);
     }
     // Devices, where there are some.
-    for site in [true, false].map(|beneath| Tree::new(Path::new("/dev"), beneath).unwrap()) {
-        assert!(is_nothing(&site.look_up(b"null")));
-        assert!(is_nothing(&site.look_up(b"tty")));
-        assert!(!names(site.look_up(b"")).contains(&"null".to_string()));
+    for file_store in [true, false].map(|beneath| Tree::new(Path::new("/dev"), beneath).unwrap()) {
+        assert!(is_nothing(&file_store.look_up(b"null")));
+        assert!(is_nothing(&file_store.look_up(b"tty")));
+        assert!(!names(file_store.look_up(b"")).contains(&"null".to_string()));
     }
 }
 
@@ -238,7 +256,7 @@ fn hidden_files_are_neither_listed_nor_served() {
     fs::write(root.join("..odd"), "x").unwrap();
     fs::create_dir(root.join(".git")).unwrap();
     fs::write(root.join(".git/config"), "x").unwrap();
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         for path in [
             &b".htpasswd"[..],
             b"..odd",
@@ -247,9 +265,13 @@ fn hidden_files_are_neither_listed_nor_served() {
             b"dir/.x",
             b"...",
         ] {
-            assert!(is_nothing(&site.look_up(path)), "{}", path.escape_ascii());
+            assert!(
+                is_nothing(&file_store.look_up(path)),
+                "{}",
+                path.escape_ascii()
+            );
         }
-        assert_eq!(names(site.look_up(b"")), ["dir/", "a.txt", "empty"]);
+        assert_eq!(names(file_store.look_up(b"")), ["dir/", "a.txt", "empty"]);
     }
 }
 
@@ -270,20 +292,20 @@ fn names_are_bytes() {
         .filter(|name| fs::write(root.join(OsStr::from_bytes(name)), name).is_ok())
         .collect();
     assert!(made.len() >= 4);
-    for site in trees(&outside) {
-        let Found::Directory { entries, .. } = site.look_up(b"").unwrap() else {
+    for file_store in trees(&outside) {
+        let Lookup::Directory { entries, .. } = file_store.look_up(b"").unwrap() else {
             panic!()
         };
         for name in &made {
-            assert_eq!(content(site.look_up(name)).as_deref(), Some(*name));
+            assert_eq!(content(file_store.look_up(name)).as_deref(), Some(*name));
             assert!(entries.iter().any(|entry| entry.name == *name));
         }
         for long in [vec![b'x'; 256], vec![b'x'; 100_000], b"x/".repeat(5_000)] {
-            assert!(is_nothing(&site.look_up(&long)));
-            assert!(is_nothing(&site.look_up(&long[..long.len() - 1])));
+            assert!(is_nothing(&file_store.look_up(&long)));
+            assert!(is_nothing(&file_store.look_up(&long[..long.len() - 1])));
         }
         let deep = [&b"dir/sub/".repeat(1_000)[..], b"x"].concat();
-        assert!(is_nothing(&site.look_up(&deep)));
+        assert!(is_nothing(&file_store.look_up(&deep)));
     }
 }
 
@@ -298,9 +320,13 @@ fn what_this_user_may_not_read_is_not_there() {
     for name in ["a.txt", "dir"] {
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o0)).unwrap();
     }
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         for path in [&b"a.txt"[..], b"dir", b"dir/b.txt"] {
-            assert!(is_nothing(&site.look_up(path)), "{}", path.escape_ascii());
+            assert!(
+                is_nothing(&file_store.look_up(path)),
+                "{}",
+                path.escape_ascii()
+            );
         }
     }
     fs::set_permissions(&root, fs::Permissions::from_mode(0o0)).unwrap();
@@ -317,12 +343,13 @@ fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
     let path = outside.path().join("root/a.txt");
     let large = outside.path().join("root/large");
     fs::write(&large, vec![b'1'; 40_000]).unwrap();
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         fs::write(&path, "a").unwrap();
         let start = Instant::now();
-        let at = |millis: u64| site.look_up_at(b"a.txt", start + Duration::from_millis(millis));
-        let file = |found: io::Result<Found>| match found {
-            Ok(Found::File(file)) => file,
+        let at =
+            |millis: u64| file_store.look_up_at(b"a.txt", start + Duration::from_millis(millis));
+        let file = |found: io::Result<Lookup>| match found {
+            Ok(Lookup::File(file)) => file,
             other => panic!("{other:?}"),
         };
         let first = file(at(0));
@@ -358,7 +385,8 @@ fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
         fs::remove_dir(&path).unwrap();
 
         // What has not changed stays open once, for all.
-        let at = |millis: u64| site.look_up_at(b"large", start + Duration::from_millis(millis));
+        let at =
+            |millis: u64| file_store.look_up_at(b"large", start + Duration::from_millis(millis));
         let first = file(at(0));
         assert!(first.content.is_none());
         assert!(Arc::ptr_eq(&file(at(5_000)), &first));
@@ -377,35 +405,41 @@ fn few_of_many_files_are_kept_open() {
     for n in 0..300 {
         fs::write(root.join(n.to_string()), n.to_string()).unwrap();
     }
-    for site in trees(&outside) {
+    for file_store in trees(&outside) {
         let start = Instant::now();
         let look = |n: usize, millis: u64| {
             let path = format!("many/{n}");
-            let found = site.look_up_at(path.as_bytes(), start + Duration::from_millis(millis));
+            let found =
+                file_store.look_up_at(path.as_bytes(), start + Duration::from_millis(millis));
             assert_eq!(content(found).unwrap(), n.to_string().as_bytes());
-            assert!(site.cache().len() <= REMEMBERED);
+            assert!(file_store.cache().len() <= REMEMBERED);
         };
-        let is_kept = |n: usize| site.cache().contains_key(format!("many/{n}").as_bytes());
+        let is_kept = |n: usize| {
+            file_store
+                .cache()
+                .contains_key(format!("many/{n}").as_bytes())
+        };
         // All at once: the last of them stay.
         (0..300).for_each(|n| look(n, n as u64));
-        assert_eq!(site.cache().len(), REMEMBERED);
+        assert_eq!(file_store.cache().len(), REMEMBERED);
         assert!(!is_kept(299 - REMEMBERED) && is_kept(300 - REMEMBERED) && is_kept(299));
         // One after the other: what is in use stays, or is being sent to somebody.
         look(290, 1_200);
         let path = b"many/280";
-        let Ok(Found::File(sent)) = site.look_up_at(path, start + Duration::from_millis(299))
+        let Ok(Lookup::File(sent)) =
+            file_store.look_up_at(path, start + Duration::from_millis(299))
         else {
             panic!("it was there");
         };
         look(7, 1_300);
         assert!(is_kept(290) && is_kept(280) && is_kept(7));
-        assert_eq!(site.cache().len(), 3);
+        assert_eq!(file_store.cache().len(), 3);
         drop(sent);
         look(7, 2_000);
         look(8, 2_200);
         assert!(is_kept(7) && is_kept(8));
-        assert_eq!(site.cache().len(), 2);
-        assert_eq!(listed(site.look_up(b"many")).0.len(), 300);
+        assert_eq!(file_store.cache().len(), 2);
+        assert_eq!(listed(file_store.look_up(b"many")).0.len(), 300);
     }
 }
 
@@ -415,15 +449,15 @@ fn listings_end_somewhere() {
     let root = outside.path().join("root/many");
     fs::create_dir(&root).unwrap();
     fs::write(root.join(".hidden"), "").unwrap();
-    let [site, _] = trees(&outside);
+    let [file_store, _] = trees(&outside);
     for n in 0..LISTED {
         File::create(root.join(format!("{n:05}"))).unwrap();
     }
-    let (entries, more) = listed(site.look_up(b"many"));
+    let (entries, more) = listed(file_store.look_up(b"many"));
     assert_eq!((entries.len(), more), (LISTED, false));
     assert!(entries.is_sorted());
     fs::create_dir(root.join("z")).unwrap();
-    let (entries, more) = listed(site.look_up(b"many"));
+    let (entries, more) = listed(file_store.look_up(b"many"));
     assert_eq!((entries.len(), more), (LISTED, true));
 }
 
@@ -431,8 +465,8 @@ fn listings_end_somewhere() {
 #[test]
 fn files_are_not_left_nonblocking() {
     let outside = tree();
-    for site in trees(&outside) {
-        let Found::File(file) = site.look_up(b"a.txt").unwrap() else {
+    for file_store in trees(&outside) {
+        let Lookup::File(file) = file_store.look_up(b"a.txt").unwrap() else {
             panic!()
         };
         let flags = rustix::fs::fcntl_getfl(&file.file).unwrap();

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use protocol::http::{Found, Listed, Site, SiteFile};
+use protocol::http::{DirectoryEntry, FileStore, Lookup, StoredFile};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -49,7 +49,7 @@ const LISTED: usize = 1_000;
 /// # Errors
 ///
 /// There was no room for them.
-pub fn built_in() -> io::Result<Arc<dyn Site>> {
+pub fn built_in() -> io::Result<Arc<dyn FileStore>> {
     const LINE: &[u8] = b"Hello World!\n";
     let modified = SystemTime::now();
     let mut files = Vec::new();
@@ -57,7 +57,7 @@ pub fn built_in() -> io::Result<Arc<dyn Site>> {
         let file = memory_file(name)?;
         let content = LINE.repeat(count);
         file.write_all_at(&content, 0)?;
-        let file = SiteFile {
+        let file = StoredFile {
             file: Arc::new(file),
             length: content.len() as u64,
             modified,
@@ -82,30 +82,30 @@ fn memory_file(_: &str) -> io::Result<File> {
 
 #[derive(Debug)]
 struct BuiltIn {
-    files: Vec<(&'static str, Arc<SiteFile>)>,
+    files: Vec<(&'static str, Arc<StoredFile>)>,
 }
 
-impl Site for BuiltIn {
+impl FileStore for BuiltIn {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
 
-    fn look_up(&self, path: &[u8]) -> io::Result<Found> {
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
         if path.is_empty() {
-            let entries = self.files.iter().map(|(name, file)| Listed {
+            let entries = self.files.iter().map(|(name, file)| DirectoryEntry {
                 name: name.as_bytes().to_vec(),
                 directory: false,
                 length: file.length,
             });
-            return Ok(Found::Directory {
+            return Ok(Lookup::Directory {
                 entries: entries.collect(),
                 more: false,
             });
         }
         let found = self.files.iter().find(|(name, _)| name.as_bytes() == path);
         Ok(match found {
-            Some((_, file)) => Found::File(Arc::clone(file)),
-            None => Found::Nothing,
+            Some((_, file)) => Lookup::File(Arc::clone(file)),
+            None => Lookup::Nothing,
         })
     }
 }
@@ -116,7 +116,7 @@ impl Site for BuiltIn {
 /// # Errors
 ///
 /// It is not there, or no directory, or may not be read.
-pub fn directory(root: &Path) -> io::Result<Arc<dyn Site>> {
+pub fn directory(root: &Path) -> io::Result<Arc<dyn FileStore>> {
     Ok(Arc::new(Tree::new(root, true)?))
 }
 
@@ -142,7 +142,7 @@ enum Root {
 /// A file that was opened.
 #[derive(Debug)]
 struct Known {
-    file: Arc<SiteFile>,
+    file: Arc<StoredFile>,
     /// Device and inode: which file it is, whatever it is called.
     identity: (u64, u64),
     looked_up: Instant,
@@ -186,17 +186,17 @@ impl Tree {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look_up_at(&self, path: &[u8], now: Instant) -> io::Result<Found> {
+    fn look_up_at(&self, path: &[u8], now: Instant) -> io::Result<Lookup> {
         let is_shown =
             |name: &[u8]| !name.is_empty() && !name.starts_with(b".") && !name.contains(&0);
         if !path.is_empty() && !path.split(|byte| *byte == b'/').all(is_shown) {
-            return Ok(Found::Nothing);
+            return Ok(Lookup::Nothing);
         }
         if let Some(known) = self.cache().get_mut(path)
             && now < known.looked_up + FRESH
         {
             known.used = now;
-            return Ok(Found::File(Arc::clone(&known.file)));
+            return Ok(Lookup::File(Arc::clone(&known.file)));
         }
         // Others need not wait for the file system: it is asked without the lock, twice if need be.
         let mut opened = self.open(path, now);
@@ -236,7 +236,7 @@ impl Tree {
                 if self.most > 0 {
                     cache.insert(path.into(), known);
                 }
-                Ok(Found::File(file))
+                Ok(Lookup::File(file))
             }
             Some(Opened::Directory(directory)) => {
                 let_go.extend(cache.remove(path));
@@ -245,7 +245,7 @@ impl Tree {
             }
             None => {
                 let_go.extend(cache.remove(path));
-                Ok(Found::Nothing)
+                Ok(Lookup::Nothing)
             }
         };
         drop(cache);
@@ -282,7 +282,7 @@ impl Tree {
             content = Some(all);
         }
         Ok(Some(Opened::File(Known {
-            file: Arc::new(SiteFile {
+            file: Arc::new(StoredFile {
                 file: Arc::new(file),
                 length,
                 modified: metadata.modified()?,
@@ -294,7 +294,7 @@ impl Tree {
         })))
     }
 
-    fn list(&self, path: &[u8], directory: &File) -> io::Result<Found> {
+    fn list(&self, path: &[u8], directory: &File) -> io::Result<Lookup> {
         let mut entries = Vec::new();
         let mut more = false;
         for entry in Dir::read_from(directory)? {
@@ -330,23 +330,23 @@ impl Tree {
                 more = true;
                 break;
             }
-            entries.push(Listed {
+            entries.push(DirectoryEntry {
                 name: name.to_bytes().to_vec(),
                 directory: is_directory,
                 length,
             });
         }
         entries.sort_unstable_by(|a, b| (!a.directory, &a.name).cmp(&(!b.directory, &b.name)));
-        Ok(Found::Directory { entries, more })
+        Ok(Lookup::Directory { entries, more })
     }
 }
 
-impl Site for Tree {
+impl FileStore for Tree {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
 
-    fn look_up(&self, path: &[u8]) -> io::Result<Found> {
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
         self.look_up_at(path, Instant::now())
     }
 }

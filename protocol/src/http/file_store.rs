@@ -10,7 +10,7 @@ use std::time::SystemTime;
 ///
 /// A look-up may have to ask the file system, and it does so then and there, as most web servers do: opening a file is
 /// short beside sending it, and hardly any system can be asked to open a file and to tell later.
-pub trait Site: fmt::Debug + Send + Sync {
+pub trait FileStore: fmt::Debug + Send + Sync {
     /// The time, for `Date`.
     fn now(&self) -> SystemTime;
 
@@ -20,19 +20,19 @@ pub trait Site: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// It could not be looked up, for want of descriptors perhaps: that is the server's trouble, and not the client's.
-    /// (What is not there, or may not be seen, is [`Found::Nothing`].)
-    fn look_up(&self, path: &[u8]) -> io::Result<Found>;
+    /// (What is not there, or may not be seen, is [`Lookup::Nothing`].)
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup>;
 }
 
 /// What a look-up finds.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum Lookup {
     /// A file.
-    File(Arc<SiteFile>),
+    File(Arc<StoredFile>),
     /// A directory, and what is in it.
     Directory {
         /// In the order in which they are to be listed.
-        entries: Vec<Listed>,
+        entries: Vec<DirectoryEntry>,
         /// There are more, which were left out: nobody reads a hundred thousand lines.
         more: bool,
     },
@@ -42,7 +42,7 @@ pub enum Found {
 
 /// A file, open.
 #[derive(Debug)]
-pub struct SiteFile {
+pub struct StoredFile {
     /// The file.
     pub file: Arc<File>,
     /// Its length in bytes, when it was opened.
@@ -55,7 +55,7 @@ pub struct SiteFile {
 
 /// A line of a directory's listing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Listed {
+pub struct DirectoryEntry {
     /// Any bytes but `/` and NUL.
     pub name: Vec<u8>,
     /// It can be listed itself.
@@ -66,20 +66,20 @@ pub struct Listed {
 
 /// Nothing to offer, and no clock.
 #[derive(Debug, Clone, Copy)]
-pub struct NoSite;
+pub struct EmptyFileStore;
 
-impl Site for NoSite {
+impl FileStore for EmptyFileStore {
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
 
-    fn look_up(&self, path: &[u8]) -> io::Result<Found> {
+    fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
         Ok(match path {
-            b"" => Found::Directory {
+            b"" => Lookup::Directory {
                 entries: Vec::new(),
                 more: false,
             },
-            _ => Found::Nothing,
+            _ => Lookup::Nothing,
         })
     }
 }
