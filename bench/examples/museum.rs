@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ cargo run --release --example museum -- --help
-//! $ cargo run --release -- check --with 'wrong=target/release/examples/museum short-write --port {port}' --promises exact
+//! $ cargo run --release -- check --with 'wrong=target/release/examples/museum short-write --port {port}' --guarantees exact
 //! ```
 fn main() -> std::process::ExitCode {
     museum::main()

@@ -278,7 +278,7 @@ impl Watch for Live {
 /// here, with their own status.)
 pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     if let Err(why) = args.check() {
-        output::complain(&format!("error: {why} (see --help)"));
+        output::print_error(&format!("error: {why} (see --help)"));
         return Ok(ExitCode::from(2));
     }
     match (args.address, &args.with) {
@@ -306,7 +306,7 @@ fn run_with(args: &DriveArgs, outside: &Outside) -> anyhow::Result<ExitCode> {
         end.problems
     };
     for problem in &problems {
-        output::complain(&format!("error: {}: {problem}", outside.name));
+        output::print_error(&format!("error: {}: {problem}", outside.name));
     }
     match driven? {
         ExitCode::SUCCESS if !problems.is_empty() => Ok(ExitCode::FAILURE),
@@ -366,7 +366,7 @@ fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
 pub(crate) fn make_room(connections: usize) {
     let descriptors = raise_descriptor_limit();
     if !descriptors.allow(connections) {
-        output::complain(&format!(
+        output::print_error(&format!(
             "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
              this process may not raise it; some connects may fail (see ulimit -Hn)",
             figures::count(connections as u64),

@@ -54,7 +54,7 @@ Ctrl-C stops it gracefully; a second one ends it at once.")]
     Serve(Serve),
     /// Ask a server, and check every reply
     Drive(drive::DriveArgs),
-    /// The contract as a matrix: which model keeps which promise
+    /// The contract as a matrix: which model keeps which guarantee
     Check(check::CheckArgs),
     /// Run models on workloads, and compare: the main job
     Compare(compare::CompareArgs),
@@ -110,7 +110,7 @@ pub fn main() -> ExitCode {
         // Help and version are no errors, and a missing command is answered with the help.
         Err(error) if !error.use_stderr() || std::env::args_os().len() == 1 => error.exit(),
         Err(error) => {
-            output::complain(&one_line(&error));
+            output::print_error(&one_line(&error));
             return ExitCode::from(2);
         }
     };
@@ -130,7 +130,7 @@ pub fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         // In one line, whatever the depth of its causes.
-        output::complain(&format!("error: {error:#}"));
+        output::print_error(&format!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -34,8 +34,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     .iter()
                     .map(|deviation| {
                         json!({
-                            "promise": deviation.promise as u8,
-                            "name": deviation.promise.name(),
+                            "guarantee": deviation.guarantee.name(),
                             "reason": deviation.reason,
                         })
                     })
@@ -95,15 +94,14 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         say("serves", &at_a_time(model));
         say("moves", &moves(model));
         for deviation in model.deviations {
-            let number = deviation.promise as u8;
-            let name = deviation.promise.name();
-            say("breaks", &format!("{number}, {name}: {}", deviation.reason));
+            let name = deviation.guarantee.name();
+            say("breaks", &format!("{name}: {}", deviation.reason));
         }
         if let Err(why) = (model.available)() {
             say("but", &format!("it cannot run here: {why}"));
         }
     }
-    text.push_str("\nWhat a model breaks of the promises that all servers keep, it breaks by design (docs/src/architecture.md).\n");
+    text.push_str("\nWhat a model breaks of the guarantees that all servers keep, it breaks by design (docs/src/architecture.md).\n");
     text.push_str("\nProtocols (--protocol NAME; the first is the default):\n");
     for protocol in PROTOCOLS {
         let _ = writeln!(text, "  {:<12} {}", protocol.name, protocol.summary);

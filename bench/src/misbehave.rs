@@ -154,7 +154,7 @@ pub(crate) fn run(
     kind: &'static Misbehaviour,
 ) -> anyhow::Result<ExitCode> {
     if !address.ip().is_loopback() && !args.not_only_loopback {
-        output::complain(&format!(
+        output::print_error(&format!(
             "error: {} is not on this machine, and {} clients that misbehave are an attack on a server that is not \
              yours; if it is, add --not-only-loopback",
             address, kind.name
@@ -170,7 +170,7 @@ pub(crate) fn run(
     };
     let clients = args.connections.map_or(kind.clients, NonZero::get);
     let Some(roles) = kind.roles(&asked, clients) else {
-        output::complain(&format!(
+        output::print_error(&format!(
             "error: over {} nobody can do what {} does; see samewire list for others",
             args.protocol.name, kind.name
         ));

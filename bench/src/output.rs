@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-pub use contract::cli::complain;
+pub use contract::cli::print_error;
 
 /// Prints `text`. A reader that has left (`samewire list | head -1`) is no error and no reason to panic, as it is for
 /// `println!`.

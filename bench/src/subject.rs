@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use contract::{Deviation, Model, Promise};
+use contract::{Deviation, Guarantee, Model};
 use protocol::{Bulk, Protocol};
 use socket2::{Domain, Socket, Type};
 
@@ -276,10 +276,10 @@ impl Subject {
         self.model().is_none_or(|model| model.needs.own_process)
     }
 
-    /// What it does instead of keeping a promise, if it says so itself.
-    pub(crate) fn deviation(&self, promise: Promise) -> Option<&'static Deviation> {
+    /// What it does instead of keeping a guarantee, if it says so itself.
+    pub(crate) fn deviation(&self, guarantee: Guarantee) -> Option<&'static Deviation> {
         let mut deviations = self.model()?.deviations.iter();
-        deviations.find(|deviation| deviation.promise == promise)
+        deviations.find(|deviation| deviation.guarantee == guarantee)
     }
 
     /// How many peers it serves at a time under these settings, by design.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 
-use contract::Promise;
+use contract::Guarantee;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use samewire::registry;
@@ -49,7 +49,7 @@ fn verdicts(matrix: &Value) -> Vec<(&str, &str, &str)> {
         .map(|cell| {
             (
                 cell["subject"].as_str().unwrap(),
-                cell["promise"].as_str().unwrap(),
+                cell["guarantee"].as_str().unwrap(),
                 cell["verdict"].as_str().unwrap(),
             )
         })
@@ -61,8 +61,8 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     for (arguments, words) in [
         (&["elsewhere"][..], &["no such model", "mio"][..]),
         (
-            &["--promises", "speed"][..],
-            &["no such promise", "half-close"],
+            &["--guarantees", "speed"][..],
+            &["no such guarantee", "half-close"],
         ),
         (&["--with", "python3 server.py"], &["NAME=COMMAND {port}"]),
         (&["--with", "py=python3 server.py"], &["{port}"]),
@@ -98,8 +98,8 @@ fn what_makes_no_sense_is_refused_in_one_line() {
 fn the_help_has_examples_and_every_promise_is_known_by_its_name() {
     let help = text(&run(&["--help"]).stdout);
     assert!(help.contains("Examples:") && help.contains("--with"));
-    let names = text(&run(&["--promises", "x"]).stderr);
-    assert_eq!(names.matches(", ").count() + 1, Promise::ALL.len());
+    let names = text(&run(&["--guarantees", "x"]).stderr);
+    assert_eq!(names.matches(", ").count() + 1, Guarantee::ALL.len());
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_model_keeps_its_promises() {
     let output = run(&[
         "mio",
         "serial",
-        "--promises",
+        "--guarantees",
         "exact,half-close",
         "--seed",
         "1",
@@ -125,28 +125,28 @@ fn a_model_keeps_its_promises() {
     );
     assert_eq!(
         matrix["command"],
-        "samewire check serial mio --protocol pair --promises exact,half-close --seed 1"
+        "samewire check serial mio --protocol pair --guarantees exact,half-close --seed 1"
     );
 }
 
-/// Every promise, of one model of each idea. That of all models is for CI, in a release build.
+/// Every guarantee, of one model of each idea. That of all models is for CI, in a release build.
 #[test]
 fn models_keep_all_promises_or_break_them_as_declared() {
     let output = run(&["serial", "threads", "mio", "tokio", "--quick", "--json"]);
     let matrix = json(&output, 0);
     let verdicts = verdicts(&matrix);
-    assert_eq!(verdicts.len(), 4 * Promise::ALL.len());
-    for (subject, promise, verdict) in verdicts {
+    assert_eq!(verdicts.len(), 4 * Guarantee::ALL.len());
+    for (subject, guarantee, verdict) in verdicts {
         let model = registry::find(subject).unwrap();
-        let columns = matrix["promises"].as_array().unwrap();
-        let column = columns.iter().find(|column| column["name"] == promise);
+        let columns = matrix["guarantees"].as_array().unwrap();
+        let column = columns.iter().find(|column| column["name"] == guarantee);
         let number = column.unwrap()["number"].as_u64().unwrap();
         let declared = model
             .deviations
             .iter()
-            .any(|deviation| deviation.promise as u64 == number);
+            .any(|deviation| deviation.guarantee as u64 == number);
         let expected = if declared { "by-design" } else { "keeps" };
-        assert_eq!(verdict, expected, "{subject}, {promise}");
+        assert_eq!(verdict, expected, "{subject}, {guarantee}");
     }
 }
 
@@ -157,7 +157,7 @@ fn any_server_that_a_command_starts_is_checked() {
     let output = run(&[
         "--with",
         &with,
-        "--promises",
+        "--guarantees",
         "exact,idle,restart",
         "--json",
         "--seed",
@@ -183,7 +183,7 @@ fn any_server_that_a_command_starts_is_checked() {
             &with,
             "--protocol",
             "pair",
-            "--promises",
+            "--guarantees",
             "exact,idle,restart",
             "--seed",
             "1"
@@ -195,7 +195,7 @@ fn any_server_that_a_command_starts_is_checked() {
 fn what_is_broken_is_told_with_the_bytes_and_the_command() {
     // Asked for pairs, it echoes.
     let with = format!("it={SAMEWIRE} serve threads --protocol echo --listen 127.0.0.1:{{port}}");
-    let arguments = ["--with", &with, "--promises", "exact", "--seed", "1"];
+    let arguments = ["--with", &with, "--guarantees", "exact", "--seed", "1"];
     let output = run(&arguments);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -226,7 +226,7 @@ fn a_command_that_starts_nothing_is_told_and_fails() {
         ),
         ("it=false {port}", "did not start"),
     ] {
-        let output = run(&["--with", with, "--promises", "exact", "--json"]);
+        let output = run(&["--with", with, "--guarantees", "exact", "--json"]);
         let matrix = json(&output, 1);
         let cell = &matrix["cells"][0];
         assert_eq!(cell["verdict"], "unchecked");
@@ -249,7 +249,7 @@ fn a_server_that_runs_already_is_checked_as_far_as_it_can_be() {
     let output = run(&[
         "--at",
         address,
-        "--promises",
+        "--guarantees",
         "exact,half-close,stop",
         "--json",
     ]);
@@ -271,7 +271,7 @@ fn a_server_that_runs_already_is_checked_as_far_as_it_can_be() {
 fn a_command_that_goes_into_the_background_is_told_to_stay() {
     let with =
         format!("it=sh -c 'setsid {SAMEWIRE} serve threads --listen 127.0.0.1:{{port}} & exit 0'");
-    let output = run(&["--with", &with, "--promises", "exact", "--json"]);
+    let output = run(&["--with", &with, "--guarantees", "exact", "--json"]);
     let matrix = json(&output, 1);
     let why = matrix["cells"][0]["why"].as_str().unwrap();
     assert!(why.contains("foreground"), "{why}");
@@ -285,7 +285,7 @@ fn who_leaves_a_process_behind_has_not_ended() {
     let output = run(&[
         "--with",
         &with,
-        "--promises",
+        "--guarantees",
         "stop,restart",
         "--quick",
         "--json",
@@ -333,7 +333,7 @@ fn ctrl_c_ends_it_in_order() {
     }
 }
 
-/// `just matrix` makes it anew: after a change of models or promises it must.
+/// `just matrix` makes it anew: after a change of models or guarantees it must.
 #[test]
 fn the_matrix_in_the_docs_is_of_all_models_and_promises_and_nothing_in_it_is_broken() {
     let matrix = include_str!("../../docs/src/matrix.md");
@@ -349,7 +349,7 @@ fn the_matrix_in_the_docs_is_of_all_models_and_promises_and_nothing_in_it_is_bro
             );
         }
     }
-    let complaint = text(&run(&["--promises", "x"]).stderr);
+    let complaint = text(&run(&["--guarantees", "x"]).stderr);
     let (_, names) = complaint.split_once("there are ").unwrap();
     for name in names.split(", ") {
         // (The last is followed by where to find help.)

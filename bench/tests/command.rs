@@ -114,7 +114,7 @@ fn list_names_every_model_and_protocol() {
     assert!(
         deviations
             .iter()
-            .any(|one| one["promise"] == 4 && one["name"] == "connection limit")
+            .any(|one| one["guarantee"] == 4 && one["name"] == "connection limit")
     );
     for deviation in registry::models().flat_map(|model| model.deviations) {
         // Whatever its lines are broken into.

@@ -182,18 +182,18 @@ fn is_here(program: &str, argument: &str) -> bool {
     here
 }
 
-/// The verdicts of a quick check of some promises, or of all, by promise.
-fn verdicts(command: &str, promises: &[&str]) -> BTreeMap<String, String> {
+/// The verdicts of a quick check of some guarantees, or of all, by guarantee.
+fn verdicts(command: &str, guarantees: &[&str]) -> BTreeMap<String, String> {
     let with = format!("it={command}");
     let mut arguments = vec!["check", "--with", &with, "--quick", "--jobs", "2", "--json"];
-    arguments.extend(promises);
+    arguments.extend(guarantees);
     let done = run(&arguments);
     let matrix: Value = serde_json::from_slice(&done.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", text(&done.stderr)));
     let cells = matrix["cells"].as_array().unwrap();
     let verdict = |cell: &Value| {
         let verdict = cell["verdict"].as_str().unwrap().to_string();
-        (cell["promise"].as_str().unwrap().to_string(), verdict)
+        (cell["guarantee"].as_str().unwrap().to_string(), verdict)
     };
     let verdicts: BTreeMap<_, _> = cells.iter().map(verdict).collect();
     let good = !verdicts.values().any(|verdict| verdict == "broken");
@@ -203,14 +203,14 @@ fn verdicts(command: &str, promises: &[&str]) -> BTreeMap<String, String> {
 
 fn broken(verdicts: &BTreeMap<String, String>) -> Vec<&str> {
     let broken = verdicts.iter().filter(|(_, verdict)| *verdict == "broken");
-    broken.map(|(promise, _)| promise.as_str()).collect()
+    broken.map(|(guarantee, _)| guarantee.as_str()).collect()
 }
 
 /// The starter breaks what its page says, and the solution keeps all but what its page says nobody can keep there.
 fn exercise(starter: &str, breaks: &[&str], solution: &str, cannot: &[&str]) {
     // Whether one that answers wrongly now and then does so beside those of the isolation is chance.
     let all_but_isolation = [
-        "--promises",
+        "--guarantees",
         "exact,half-close,idle,limit,accept,memory,bad-input,stop,panic,tally,leaks,restart",
     ];
     let starter = verdicts(&format!("{starter} {{port}}"), &all_but_isolation);

@@ -75,7 +75,7 @@ fn is_caught_and_mended(name: &str) {
 /// So often is an exhibit asked for the verdict that its page quotes.
 const TRIES: usize = 3;
 
-/// Checks the promise that an exhibit is there for, and gives the cell.
+/// Checks the guarantee that an exhibit is there for, and gives the cell.
 #[track_caller]
 fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
     // What the check has to tell the server; nothing else, so that nothing else is looked at.
@@ -101,7 +101,7 @@ fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
     );
     let output = Command::new(env!("CARGO_BIN_EXE_samewire"))
         .args(["check", "--with", &with, "--protocol", exhibit.protocol])
-        .args(["--promises", exhibit.caught_by, "--seed", "1", "--json"])
+        .args(["--guarantees", exhibit.caught_by, "--seed", "1", "--json"])
         .args(quick)
         .output()
         .expect("samewire does not start");

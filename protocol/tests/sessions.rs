@@ -328,7 +328,7 @@ fn mid_request_ends_with_the_complaint() {
     assert!(!session.mid_request());
 }
 
-/// The address is part of the promise: a completion driver hands the kernel a pointer and moves the box.
+/// The address is part of the guarantee: a completion driver hands the kernel a pointer and moves the box.
 /// (`converse` asks all of this at every step of every other test, too.)
 #[test]
 fn a_step_stays_what_and_where_it_is_until_something_is_reported() {

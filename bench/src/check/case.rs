@@ -1,4 +1,4 @@
-//! One check: a promise, and who is to keep it.
+//! One check: a guarantee, and who is to keep it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use client::misbehave::{Asked, Misbehaviour};
 use client::{Act, Cut, FaultKind, Outcome, Role, Seen, Stage, StageOptions};
-use contract::{Deviation, Promise, Tally};
+use contract::{Deviation, Guarantee, Tally};
 use nix::sys::signal::Signal;
 
 use crate::placement::Placement;
@@ -17,10 +17,10 @@ use crate::subject::{Need, Running, Settings, Subject};
 /// How long is waited for what must come. Never a measure of anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A promise that is checked, of somebody.
+/// A guarantee that is checked, of somebody.
 pub(super) struct Case<'a> {
     pub(super) subject: &'a Subject,
-    pub(super) promise: Promise,
+    pub(super) guarantee: Guarantee,
     /// What is said.
     pub(super) asked: &'a Asked,
     pub(super) placement: &'a Placement,
@@ -29,18 +29,18 @@ pub(super) struct Case<'a> {
     pub(super) interrupted: &'a Arc<AtomicBool>,
 }
 
-/// A promise that was seen to be kept, or to be broken by design and exactly as declared.
+/// A guarantee that was seen to be kept, or to be broken by design and exactly as declared.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// What was measured, as short as a cell of the matrix, such as `+4 ms`.
     pub(super) figure: Option<String>,
     /// What was measured, for whoever reads more than the matrix: a line each.
     pub(super) details: Vec<String>,
-    /// What was seen instead of the promise; it is what the model declares.
+    /// What was seen instead of the guarantee; it is what the model declares.
     pub(super) by_design: Option<String>,
 }
 
-/// A promise that was not seen to be kept.
+/// A guarantee that was not seen to be kept.
 #[derive(Debug)]
 pub(super) enum Miss {
     /// It can't be checked here, of this subject or over this protocol; why.
@@ -53,7 +53,7 @@ pub(super) enum Miss {
     Interrupted,
 }
 
-/// How a promise was broken.
+/// How a guarantee was broken.
 #[derive(Debug)]
 pub(super) struct Broken {
     pub(super) expected: String,
@@ -84,7 +84,7 @@ impl Kept {
     }
 }
 
-/// A promise is broken.
+/// A guarantee is broken.
 pub(super) fn broken<T>(expected: impl Into<String>, seen: impl Into<String>) -> Result<T, Miss> {
     Err(Miss::Broken(Box::new(Broken {
         expected: expected.into(),
@@ -124,9 +124,9 @@ impl Case<'_> {
         self.subject.lacks(need).is_none()
     }
 
-    /// What the subject says it does instead of keeping this promise.
+    /// What the subject says it does instead of keeping this guarantee.
     pub(super) fn deviation(&self) -> Option<&'static Deviation> {
-        self.subject.deviation(self.promise)
+        self.subject.deviation(self.guarantee)
     }
 
     /// How many peers it serves at a time under these settings, by design.
@@ -248,7 +248,7 @@ impl Case<'_> {
         kind.roles(self.asked, clients)
     }
 
-    /// Stops the server. Ours must end by itself, in order; with others that is a promise of its own, and who breaks it
+    /// Stops the server. Ours must end by itself, in order; with others that is a guarantee of its own, and who breaks it
     /// does not break all the others. Gives its tally, where it gives one.
     pub(super) fn stop(&self, running: Running) -> Result<Option<Tally>, Miss> {
         let panics = running.panics;

@@ -9,14 +9,14 @@ use serde::Serialize;
 use crate::output;
 
 /// The version of the JSON. What is added does not change it.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// What came of one check.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Cell {
     pub(super) subject: String,
     /// The name of its check.
-    pub(super) promise: &'static str,
+    pub(super) guarantee: &'static str,
     #[serde(flatten)]
     pub(super) status: Status,
     /// How long the check took.
@@ -89,7 +89,6 @@ impl Status {
 /// A column.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Column {
-    pub(super) number: u8,
     pub(super) name: &'static str,
     pub(super) summary: &'static str,
 }
@@ -110,9 +109,9 @@ pub(super) struct Matrix {
     pub(super) seconds: f64,
     /// Ctrl-C came before the end.
     pub(super) interrupted: bool,
-    pub(super) promises: Vec<Column>,
+    pub(super) guarantees: Vec<Column>,
     pub(super) subjects: Vec<String>,
-    /// In the order of subjects, then promises. One that is not there was not checked, because of Ctrl-C.
+    /// In the order of subjects, then guarantees. One that is not there was not checked, because of Ctrl-C.
     pub(super) cells: Vec<Cell>,
 }
 
@@ -122,11 +121,11 @@ impl Matrix {
     /// Puts the cells in the order of the matrix: they came as they were done.
     pub(super) fn sort(&mut self) {
         let subjects = &self.subjects;
-        let promises = &self.promises;
+        let guarantees = &self.guarantees;
         self.cells.sort_by_key(|cell| {
             (
                 subjects.iter().position(|name| *name == cell.subject),
-                promises.iter().position(|one| one.name == cell.promise),
+                guarantees.iter().position(|one| one.name == cell.guarantee),
             )
         });
     }
@@ -142,21 +141,24 @@ impl Matrix {
         !self.interrupted && !self.cells.iter().any(bad)
     }
 
-    fn cell(&self, subject: &str, promise: &str) -> Option<&Cell> {
+    fn cell(&self, subject: &str, guarantee: &str) -> Option<&Cell> {
         let mut cells = self.cells.iter();
-        cells.find(|cell| cell.subject == subject && cell.promise == promise)
+        cells.find(|cell| cell.subject == subject && cell.guarantee == guarantee)
     }
 
     /// The columns that fit beside each other, and the cells in them.
     fn grid(&self, columns: usize) -> String {
-        let heads: Vec<Vec<&str>> = (self.promises.iter())
+        let heads: Vec<Vec<&str>> = (self.guarantees.iter())
             .map(|column| column.name.split_inclusive('-').collect())
             .collect();
         let first = self.subjects.iter().map(|name| measure_text_width(name));
         let first = first.max().unwrap_or(0).max(5);
         let mut widths = Vec::new();
-        for (column, head) in self.promises.iter().zip(&heads) {
-            let cells = self.cells.iter().filter(|cell| cell.promise == column.name);
+        for (column, head) in self.guarantees.iter().zip(&heads) {
+            let cells = self
+                .cells
+                .iter()
+                .filter(|cell| cell.guarantee == column.name);
             let cells = cells.map(|cell| measure_text_width(&cell.status.text()));
             let heads = head.iter().map(|part| measure_text_width(part));
             widths.push(cells.chain(heads).max().unwrap_or(0));
@@ -179,7 +181,7 @@ impl Matrix {
         }
         for subject in &self.subjects {
             let _ = write!(text, "  {}", pad_str(subject, first, Alignment::Left, None));
-            for (column, width) in self.promises.iter().zip(&widths) {
+            for (column, width) in self.guarantees.iter().zip(&widths) {
                 let cell = self.cell(subject, column.name);
                 let shown = cell.map_or(String::new(), |cell| cell.status.text());
                 let style = cell.map_or(Style::new(), |cell| cell.status.style());
@@ -199,8 +201,8 @@ impl Matrix {
         text.push_str(&self.grid(columns));
         text.push('\n');
         text.push_str(&output::wrap(LEGEND, "", columns));
-        for column in &self.promises {
-            let name = format!("{:>2} {:<10} ", column.number, column.name);
+        for column in &self.guarantees {
+            let name = format!("{:<10} ", column.name);
             hang(&mut text, &name, column.summary, columns);
         }
         for (title, says) in SECTIONS {
@@ -210,7 +212,7 @@ impl Matrix {
             for cell in &self.cells {
                 let lines = cell.status.details();
                 if !lines.is_empty() {
-                    let _ = write!(text, "\n{}, {}:\n", cell.subject, cell.promise);
+                    let _ = write!(text, "\n{}, {}:\n", cell.subject, cell.guarantee);
                 }
                 for line in lines {
                     let _ = writeln!(text, "  {line}");
@@ -234,23 +236,23 @@ impl Matrix {
             let Some(what) = says(cell) else { continue };
             let known = said
                 .iter_mut()
-                .find(|(promise, other, _)| *promise == cell.promise && *other == what);
+                .find(|(guarantee, other, _)| *guarantee == cell.guarantee && *other == what);
             match known {
                 Some((_, _, subjects)) => subjects.push(&cell.subject),
-                None => said.push((cell.promise, what, vec![&cell.subject])),
+                None => said.push((cell.guarantee, what, vec![&cell.subject])),
             }
         }
         if said.is_empty() {
             return;
         }
         let _ = write!(text, "\n{title}:\n");
-        for (promise, what, subjects) in said {
+        for (guarantee, what, subjects) in said {
             let who = if subjects.len() == self.subjects.len() && subjects.len() > 1 {
                 "all".to_string()
             } else {
                 subjects.join(", ")
             };
-            let line = format!("{who}, {promise}: {what}");
+            let line = format!("{who}, {guarantee}: {what}");
             text.push_str("  ");
             text.push_str(&output::wrap(&line, "    ", columns.saturating_sub(2)));
         }
@@ -285,15 +287,15 @@ impl Matrix {
     /// For a decision record.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("{}\n\n| |", self.conditions);
-        for column in &self.promises {
+        for column in &self.guarantees {
             let _ = write!(text, " {} |", column.name);
         }
         text.push_str("\n| --- |");
-        text.push_str(&" --- |".repeat(self.promises.len()));
+        text.push_str(&" --- |".repeat(self.guarantees.len()));
         text.push('\n');
         for subject in &self.subjects {
             let _ = write!(text, "| `{subject}` |");
-            for column in &self.promises {
+            for column in &self.guarantees {
                 let cell = self.cell(subject, column.name);
                 let shown = cell.map_or(String::new(), |cell| match cell.status {
                     Status::Broken { .. } => "**BROKEN**".to_string(),
@@ -305,12 +307,8 @@ impl Matrix {
             text.push('\n');
         }
         let _ = write!(text, "\n{LEGEND}\n\n");
-        for column in &self.promises {
-            let _ = writeln!(
-                text,
-                "{}. **{}**: {}",
-                column.number, column.name, column.summary
-            );
+        for column in &self.guarantees {
+            let _ = writeln!(text, "- **{}**: {}", column.name, column.summary);
         }
         let mut rest = String::new();
         for (title, says) in SECTIONS {
@@ -361,7 +359,7 @@ const SECTIONS: [(&str, Says); 3] = [
     }),
 ];
 
-const LEGEND: &str = "keeps, or a figure: the promise is kept (idle: how late the time-out came; memory: growth per peer \
+const LEGEND: &str = "keeps, or a figure: the guarantee is kept (idle: how late the time-out came; memory: growth per peer \
 that never reads; isolation: the worst p99 of well-behaved clients beside misbehaving ones, as a multiple of the undisturbed \
 one, with a ? if the clients themselves were late; leaks: growth of memory). design: \
 not kept, by design; that is declared, and was seen to be exactly so. BROKEN: not kept. n/a: can't be checked here. \
@@ -378,7 +376,7 @@ fn complaint(cell: &Cell, columns: usize) -> Option<String> {
     else {
         return None;
     };
-    let head = format!("BROKEN: {}, {}", cell.subject, cell.promise);
+    let head = format!("BROKEN: {}, {}", cell.subject, cell.guarantee);
     let mut text = format!("{}\n", cell.status.style().apply_to(head));
     let mut say = |what: &str, that: &str| {
         hang(&mut text, &format!("  {what:<10} "), that, columns);
@@ -430,14 +428,13 @@ mod tests {
     use super::*;
 
     fn matrix() -> Matrix {
-        let column = |number, name| Column {
-            number,
+        let column = |name| Column {
             name,
             summary: "what it is about",
         };
-        let cell = |subject: &str, promise, status| Cell {
+        let cell = |subject: &str, guarantee, status| Cell {
             subject: subject.to_string(),
-            promise,
+            guarantee,
             status,
             seconds: 0.5,
         };
@@ -455,11 +452,7 @@ mod tests {
             seed: "1".to_string(),
             seconds: 151.4,
             interrupted: false,
-            promises: vec![
-                column(1, "exact"),
-                column(2, "half-close"),
-                column(3, "idle"),
-            ],
+            guarantees: vec![column("exact"), column("half-close"), column("idle")],
             subjects: vec!["one".to_string(), "another".to_string()],
             cells: vec![
                 cell("one", "exact", keeps(None)),
@@ -545,7 +538,7 @@ mod tests {
         assert_eq!(json["cells"][1]["verdict"], "broken");
         assert_eq!(json["cells"][1]["reproduce"], "samewire check one");
         assert_eq!(json["cells"][3]["verdict"], "not-applicable");
-        assert_eq!(json["promises"][2]["name"], "idle");
+        assert_eq!(json["guarantees"][2]["name"], "idle");
     }
 
     #[test]
@@ -556,7 +549,7 @@ mod tests {
         let order = |matrix: &Matrix| -> Vec<(String, &str)> {
             let cells = matrix.cells.iter();
             cells
-                .map(|cell| (cell.subject.clone(), cell.promise))
+                .map(|cell| (cell.subject.clone(), cell.guarantee))
                 .collect()
         };
         assert_eq!(order(&shuffled), order(&matrix()));

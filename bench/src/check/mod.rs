@@ -1,9 +1,9 @@
 //! `samewire check`: the contract as a matrix.
 
 mod case;
+mod guarantees;
 mod matrix;
 mod progress;
-mod promises;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -27,30 +27,30 @@ use crate::server::adopt_orphans;
 use crate::subject::{Outside, Subject, list, quoted};
 use crate::{interrupt, output, registry};
 use case::{Case, Kept, Miss};
+use guarantees::{CHECKS, Check, Company};
 use matrix::{Cell, Column, Matrix, Status};
 use progress::Progress;
-use promises::{CHECKS, Check, Company};
 
 /// Options of `check`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  samewire check                                  all models, all promises
+  samewire check                                  all models, all guarantees
   samewire check --quick                          the same, in less time and less thoroughly
-  samewire check mio tokio --promises stop,leaks  two models, two promises
+  samewire check mio tokio --guarantees stop,leaks  two models, two guarantees
   samewire check --protocol http --markdown       as a table for a decision record
   samewire check --with 'mine=python3 server.py {port}'
   samewire check --at 127.0.0.1:7000              a server that runs already
 
-Exit status 0 if every promise is kept, or broken by design as the model declares; 1 if not; 2 for wrong usage; 130 after
+Exit status 0 if every guarantee is kept, or broken by design as the model declares; 1 if not; 2 for wrong usage; 130 after
 Ctrl-C, with what had been checked until then.")]
 pub struct CheckArgs {
     /// Which models [default: all that can run here; with --with or --at: none]
     #[arg(value_name = "MODEL", value_parser = registry::find)]
     models: Vec<&'static Model>,
 
-    /// Which promises, by the heads of their columns [default: all]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_check)]
-    promises: Vec<&'static Check>,
+    /// Which guarantees, by the heads of their columns [default: all]
+    #[arg(long, alias = "promises", value_name = "NAMES", value_delimiter = ',', value_parser = parse_check)]
+    guarantees: Vec<&'static Check>,
 
     /// What to say (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
@@ -97,10 +97,10 @@ pub struct CheckArgs {
 fn parse_check(name: &str) -> Result<&'static Check, String> {
     CHECKS
         .iter()
-        .find(|check| check.name == name)
+        .find(|check| check.guarantee.name() == name)
         .ok_or_else(|| {
-            let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
-            format!("no such promise; there are {}", names.join(", "))
+            let names: Vec<_> = CHECKS.iter().map(|check| check.guarantee.name()).collect();
+            format!("no such guarantee; there are {}", names.join(", "))
         })
 }
 
@@ -117,7 +117,7 @@ pub(crate) const BULK: Bulk = Bulk {
 /// Nothing could be checked at all.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if let Err(why) = sensible(args) {
-        output::complain(&format!("error: {why} (see --help)"));
+        output::print_error(&format!("error: {why} (see --help)"));
         return Ok(ExitCode::from(2));
     }
     let subjects = subjects(args);
@@ -137,12 +137,16 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         bulk: BULK,
         page: Arc::new(Page::default()),
     };
-    let checks: Vec<&Check> = if args.promises.is_empty() {
+    let checks: Vec<&Check> = if args.guarantees.is_empty() {
         CHECKS.iter().collect()
     } else {
         CHECKS
             .iter()
-            .filter(|check| args.promises.iter().any(|asked| asked.name == check.name))
+            .filter(|check| {
+                args.guarantees
+                    .iter()
+                    .any(|asked| asked.guarantee == check.guarantee)
+            })
             .collect()
     };
     let hall = Hall {
@@ -177,7 +181,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         seed: seed.to_string(),
         seconds: began.elapsed().as_secs_f64(),
         interrupted,
-        promises: checks.iter().map(|check| column(check)).collect(),
+        guarantees: checks.iter().map(|check| column(check)).collect(),
         subjects: subjects.iter().map(Subject::name).collect(),
         cells,
     };
@@ -190,7 +194,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         matrix.text(args.verbose)
     })?;
     if interrupted {
-        output::complain("interrupted: what is not in the matrix was not checked");
+        output::print_error("interrupted: what is not in the matrix was not checked");
         return Ok(ExitCode::from(interrupt::STATUS));
     }
     Ok(if matrix.good() {
@@ -233,8 +237,7 @@ fn jobs(args: &CheckArgs) -> anyhow::Result<usize> {
 
 fn column(check: &Check) -> Column {
     Column {
-        number: check.promise as u8,
-        name: check.name,
+        name: check.guarantee.name(),
         summary: check.summary,
     }
 }
@@ -253,7 +256,7 @@ fn conditions(
     let mut text = format!(
         "{} × {}, over {}; samewire {} ({} build)",
         count(subjects.len(), "server"),
-        count(checks.len(), "promise"),
+        count(checks.len(), "guarantee"),
         args.protocol.name,
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) {
@@ -286,7 +289,7 @@ fn subjects(args: &CheckArgs) -> Vec<Subject> {
         }
         match (model.available)() {
             Ok(()) => subjects.push(Subject::Model(model)),
-            Err(why) => output::complain(&format!("note: {} is left out: {why}", model.name)),
+            Err(why) => output::print_error(&format!("note: {} is left out: {why}", model.name)),
         }
     }
     subjects.extend(args.with.iter().cloned().map(Subject::Outside));
@@ -336,7 +339,7 @@ impl Hall<'_> {
 
     fn check(&self, subject: &Subject, check: &'static Check) -> Option<Cell> {
         let began = Instant::now();
-        self.progress.begin(&subject.name(), check.name);
+        self.progress.begin(&subject.name(), check.guarantee.name());
         // What a page has is learned from the first reply: of each server by itself.
         let asked = Asked {
             page: Arc::new(Page::default()),
@@ -344,7 +347,7 @@ impl Hall<'_> {
         };
         let case = Case {
             subject,
-            promise: check.promise,
+            guarantee: check.guarantee,
             asked: &asked,
             placement: self.placement,
             quick: self.args.quick,
@@ -366,7 +369,7 @@ impl Hall<'_> {
         };
         let cell = Cell {
             subject: subject.name(),
-            promise: check.name,
+            guarantee: check.guarantee.name(),
             status,
             seconds: began.elapsed().as_secs_f64(),
         };
@@ -389,12 +392,12 @@ impl Hall<'_> {
             },
             (None, Some(deviation)) => Status::Broken {
                 expected: format!("what the model declares: {}", deviation.reason),
-                seen: "that it keeps the promise".to_string(),
+                seen: "that it keeps the guarantee".to_string(),
                 transcript: None,
                 reproduce: self.reproduce(case.subject, check),
             },
             (Some(seen), None) => Status::Broken {
-                expected: "the promise, since nothing else is declared".to_string(),
+                expected: "the guarantee, since nothing else is declared".to_string(),
                 seen,
                 transcript: None,
                 reproduce: self.reproduce(case.subject, check),
@@ -420,8 +423,8 @@ impl Hall<'_> {
         words.push("--protocol".to_string());
         words.push(self.asked.protocol.name.to_string());
         if checks.len() < CHECKS.len() {
-            let names: Vec<_> = checks.iter().map(|check| check.name).collect();
-            words.extend(["--promises".to_string(), names.join(",")]);
+            let names: Vec<_> = checks.iter().map(|check| check.guarantee.name()).collect();
+            words.extend(["--guarantees".to_string(), names.join(",")]);
         }
         words.extend(["--seed".to_string(), self.seed.to_string()]);
         if self.args.quick {

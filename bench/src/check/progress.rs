@@ -39,11 +39,11 @@ impl Progress {
         let bad = match &cell.status {
             Status::Broken { expected, seen, .. } => Some(format!(
                 "BROKEN: {}, {}: expected {expected}, saw {seen}",
-                cell.subject, cell.promise
+                cell.subject, cell.guarantee
             )),
             Status::Unchecked { why } => Some(format!(
                 "not checked: {}, {}: {why}",
-                cell.subject, cell.promise
+                cell.subject, cell.guarantee
             )),
             _ => None,
         };
@@ -52,10 +52,10 @@ impl Progress {
         *of_it += 1;
         if self.bar.is_hidden() {
             if let Some(bad) = bad {
-                output::complain(&bad);
+                output::print_error(&bad);
             }
             if *of_it == self.checks {
-                output::complain(&format!("{}: {of_it} checks done", cell.subject));
+                output::print_error(&format!("{}: {of_it} checks done", cell.subject));
             }
         } else if let Some(bad) = bad {
             self.bar.println(bad);

@@ -230,7 +230,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let settings = match Settings::of(args) {
         Ok(settings) => settings,
         Err(wrong) => {
-            output::complain(&format!("error: {wrong} (see --help)"));
+            output::print_error(&format!("error: {wrong} (see --help)"));
             return Ok(ExitCode::from(2));
         }
     };
@@ -420,19 +420,19 @@ fn command(
 fn announce(results: &Results, turns: &[Turn]) {
     let estimate: Duration = turns.iter().map(|turn| turn.estimate).sum();
     let launches: usize = turns.iter().map(|turn| turn.cells.len()).sum();
-    output::complain(&format!(
+    output::print_error(&format!(
         "{launches} launches, about {}; seed {}",
         humantime::format_duration(Duration::from_secs(estimate.as_secs().max(1))),
         results.options.seed
     ));
     if results.environment.debug_build {
-        output::complain(
+        output::print_error(
             "warning: this is a debug build: its figures are worthless; use cargo run --release",
         );
     }
     for model in &results.models {
         if let Some(obstacle) = &model.obstacle {
-            output::complain(&format!("note: {} is left out: {obstacle}", model.name));
+            output::print_error(&format!("note: {} is left out: {obstacle}", model.name));
         }
     }
 }
@@ -452,7 +452,7 @@ fn measure(
         if turn.block != block {
             block = turn.block;
             if let Err(error) = save(results) {
-                output::complain(&format!("warning: {error:#}; measuring goes on"));
+                output::print_error(&format!("warning: {error:#}; measuring goes on"));
             }
         }
         let is_full = |cell: &Cell| {
@@ -497,7 +497,7 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
     };
     write_whole(out, results::FILE, &json)?;
     write_whole(out, markdown::NAME, &markdown::to_markdown(results))?;
-    output::complain(&format!(
+    output::print_error(&format!(
         "written: {} and {}",
         out.join(results::FILE).display(),
         out.join(markdown::NAME).display()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use client::{Arrivals, Load};
-use contract::{Capacity, Descriptors, Deviation, Model, Offload, Promise};
+use contract::{Capacity, Descriptors, Deviation, Guarantee, Model, Offload};
 use protocol::Protocol;
 
 use super::results::Skipped;
@@ -12,7 +12,7 @@ use super::{Asked, CompareArgs};
 use crate::subject::{Outside, Subject};
 
 /// How much is measured, if nobody says otherwise. Three launches show a spread. All of them together take what the
-/// help promises, and a window holds requests enough for its percentiles.
+/// help guarantees, and a window holds requests enough for its percentiles.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     launches: u32,
@@ -457,10 +457,10 @@ pub(super) fn turns(
     (turns, skipped)
 }
 
-/// Whether it would, or might, take the CPU from those who are idle beside it: it does not keep the promise that a
+/// Whether it would, or might, take the CPU from those who are idle beside it: it does not keep the guarantee that a
 /// server never spins, or has not given it.
 fn may_not_sleep(subject: &Subject) -> bool {
-    let spins = |deviation: &Deviation| deviation.promise == Promise::AcceptErrors;
+    let spins = |deviation: &Deviation| deviation.guarantee == Guarantee::Accept;
     subject
         .model()
         .is_none_or(|model| model.deviations.iter().any(spins))
@@ -602,7 +602,7 @@ mod tests {
         assert!(skipped.is_empty());
     }
 
-    /// What the help promises for all models on a machine like the ones it was measured on, with something to spare.
+    /// What the help guarantees for all models on a machine like the ones it was measured on, with something to spare.
     #[test]
     fn the_plan_keeps_to_its_time() {
         let sum = |settings: &Settings, models: &[Subject]| -> Duration {

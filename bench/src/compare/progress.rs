@@ -65,7 +65,7 @@ impl Progress {
             longest = self.longest,
         );
         if self.bar.is_hidden() {
-            output::complain(&line);
+            output::print_error(&line);
         } else if !launch.valid() {
             self.bar.println(line);
         }

@@ -55,7 +55,7 @@ impl fmt::Display for Status {
 pub(super) struct Answer<'o> {
     output: &'o mut Vec<u8>,
     now: SystemTime,
-    /// HEAD: whatever the head promises, nothing follows it.
+    /// HEAD: whatever the head guarantees, nothing follows it.
     head_only: bool,
     connection: Connection,
 }

@@ -33,7 +33,7 @@ use contract::files::Piece;
 use contract::work::carry_out;
 use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
-    accept, no_obstacle,
+    accept, always_available,
 };
 use protocol::{CloseReason, Session, Step, Work};
 
@@ -44,7 +44,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "the standard library's API, made async; superseded by smol",
     source: "servers/async-std/src/lib.rs",
     serve: run,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),

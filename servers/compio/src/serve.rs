@@ -51,35 +51,35 @@ async fn run(
     // The kernel waits in our place; but older ones do not where a descriptor says that nobody shall.
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
-    let house = Rc::new(RefCell::new(House {
+    let shared = Rc::new(RefCell::new(Shared {
         offload: limits.offload,
-        ..House::default()
+        ..Shared::default()
     }));
     let stop = PollFd::new(stop.stream()?)?;
-    let watcher = spawn(watch(stop, listener.clone(), Rc::clone(&house)));
-    let _clock = spawn(keep_time(Rc::clone(&house), limits.idle_timeout));
+    let watcher = spawn(watch(stop, listener.clone(), Rc::clone(&shared)));
+    let _clock = spawn(keep_time(Rc::clone(&shared), limits.idle_timeout));
 
     let ended = loop {
-        until(&house, |house| {
-            house.stopping || house.present.len() < limits.max_connections
+        until(&shared, |shared| {
+            shared.stopping || shared.present.len() < limits.max_connections
         })
         .await;
-        if house.borrow().stopping {
+        if shared.borrow().stopping {
             break Ok(());
         }
         match listener.accept().await {
             Ok((stream, _)) => {
-                let guest = house.borrow_mut().admit(stream, limits.idle_timeout);
-                spawn(visit(guest, service.open(), Rc::clone(&house))).detach();
+                let connection = shared.borrow_mut().admit(stream, limits.idle_timeout);
+                spawn(visit(connection, service.open(), Rc::clone(&shared))).detach();
             }
             // The watcher has ended the listener.
-            Err(_) if house.borrow().stopping => break Ok(()),
+            Err(_) if shared.borrow().stopping => break Ok(()),
             Err(error) => {
-                let sorted = accept::on_error(error, &mut house.borrow_mut().tally);
+                let sorted = accept::on_error(error, &mut shared.borrow_mut().tally);
                 match sorted {
                     Ok(None) => {}
                     Ok(Some(pause)) => {
-                        let _ = timeout(pause, until(&house, |house| house.stopping)).await;
+                        let _ = timeout(pause, until(&shared, |shared| shared.stopping)).await;
                     }
                     Err(broken) => break Err(broken),
                 }
@@ -90,22 +90,22 @@ async fn run(
     // Stopped or broken, those who are here are served to the end.
     drop(listener);
     let watched = watcher.cancel().await.unwrap_or(Ok(()));
-    house.borrow_mut().stop();
-    let empty = |house: &House| house.present.is_empty();
-    if timeout(limits.drain, until(&house, empty)).await.is_err() {
-        for (_, guest) in &house.borrow().present {
-            guest.give_up(Ending::Cut);
+    shared.borrow_mut().stop();
+    let empty = |shared: &Shared| shared.present.is_empty();
+    if timeout(limits.drain, until(&shared, empty)).await.is_err() {
+        for (_, connection) in &shared.borrow().present {
+            connection.give_up(Ending::Cut);
         }
-        until(&house, empty).await;
+        until(&shared, empty).await;
     }
-    let tally = house.borrow().tally;
+    let tally = shared.borrow().tally;
     ended.and(watched).map(|()| tally)
 }
 
 /// What all tasks share. They are on one thread: a borrow conflicts with another only if it is held across an `await`.
 #[derive(Default)]
-struct House {
-    present: Slab<Rc<Guest>>,
+struct Shared {
+    present: Slab<Rc<Connection>>,
     tally: Tally,
     stopping: bool,
     /// When to look at those who are present again, by place.
@@ -119,25 +119,25 @@ struct House {
 }
 
 /// Waits until something is so. (Only one may wait at a time.)
-async fn until(house: &RefCell<House>, so: impl Fn(&House) -> bool) {
+async fn until(shared: &RefCell<Shared>, so: impl Fn(&Shared) -> bool) {
     poll_fn(|context| {
-        let mut house = house.borrow_mut();
-        if so(&house) {
+        let mut shared = shared.borrow_mut();
+        if so(&shared) {
             return Poll::Ready(());
         }
-        house.waiting = Some(context.waker().clone());
+        shared.waiting = Some(context.waker().clone());
         Poll::Pending
     })
     .await;
 }
 
-impl House {
-    fn admit(&mut self, stream: TcpStream, idle_timeout: Duration) -> Rc<Guest> {
+impl Shared {
+    fn admit(&mut self, stream: TcpStream, idle_timeout: Duration) -> Rc<Connection> {
         self.tally.accepted += 1;
         let now = Instant::now();
         let place = self.present.vacant_entry();
         self.deadlines.arm(place.key(), now + idle_timeout);
-        let guest = Rc::new(Guest {
+        let connection = Rc::new(Connection {
             stream,
             place: place.key(),
             progress: Cell::new(now),
@@ -146,16 +146,16 @@ impl House {
             given_up: Cell::new(None),
             asleep: Cell::new(None),
         });
-        place.insert(Rc::clone(&guest));
+        place.insert(Rc::clone(&connection));
         if self.stopping {
-            // The watcher has been through the house already.
-            guest.end_input();
+            // The watcher has been through the shared already.
+            connection.end_input();
         }
-        guest
+        connection
     }
 
-    fn leave(&mut self, guest: &Guest, ending: Ending) {
-        self.present.remove(guest.place);
+    fn leave(&mut self, connection: &Connection, ending: Ending) {
+        self.present.remove(connection.place);
         self.tally.count(ending);
         self.changed();
     }
@@ -163,16 +163,16 @@ impl House {
     /// Gives up those whose time is over; says when the next may be.
     fn expire(&mut self, now: Instant, idle_timeout: Duration) -> Instant {
         while let Some(place) = self.deadlines.pop_due(now) {
-            let Some(guest) = self.present.get(place) else {
+            let Some(connection) = self.present.get(place) else {
                 continue;
             };
-            let heard = self.kept_until.max(Some(guest.progress.get()));
-            let since = heard.filter(|_| !guest.working.get());
+            let heard = self.kept_until.max(Some(connection.progress.get()));
+            let since = heard.filter(|_| !connection.working.get());
             let deadline = since.unwrap_or(now) + idle_timeout;
             if deadline > now {
                 self.deadlines.arm(place, deadline);
             } else {
-                guest.give_up(Ending::TimedOut);
+                connection.give_up(Ending::TimedOut);
             }
         }
         // Whoever comes later is due later.
@@ -182,8 +182,8 @@ impl House {
     fn stop(&mut self) {
         if !self.stopping {
             self.stopping = true;
-            for (_, guest) in &self.present {
-                guest.end_input();
+            for (_, connection) in &self.present {
+                connection.end_input();
             }
             self.changed();
         }
@@ -197,7 +197,7 @@ impl House {
 }
 
 /// A connection, as those see it who must end its wait.
-struct Guest {
+struct Connection {
     stream: TcpStream,
     place: usize,
     /// When it last took or gave a byte, or had its work done.
@@ -212,7 +212,7 @@ struct Guest {
     asleep: Cell<Option<Waker>>,
 }
 
-impl Guest {
+impl Connection {
     /// Ends its wait for more input. What has arrived is still read.
     fn end_input(&self) {
         self.told_to_end.set(shut_input(&self.stream));
@@ -244,10 +244,10 @@ impl Guest {
 async fn watch(
     stop: PollFd<UnixStream>,
     listener: TcpListener,
-    house: Rc<RefCell<House>>,
+    shared: Rc<RefCell<Shared>>,
 ) -> io::Result<()> {
     let stopped = stop.read_ready().await;
-    house.borrow_mut().stop();
+    shared.borrow_mut().stop();
     // Completes the accept that is under way; or it has completed before, and its peer is one of those who are served.
     let _ = SockRef::from(&listener).shutdown(Shutdown::Read);
     stopped
@@ -255,29 +255,29 @@ async fn watch(
 
 /// The clock's life: give up those who made no progress for too long. It has the only timer for that; one for every read
 /// would cost more than the reading.
-async fn keep_time(house: Rc<RefCell<House>>, idle_timeout: Duration) {
+async fn keep_time(shared: Rc<RefCell<Shared>>, idle_timeout: Duration) {
     loop {
-        let next = house.borrow_mut().expire(Instant::now(), idle_timeout);
+        let next = shared.borrow_mut().expire(Instant::now(), idle_timeout);
         sleep_until(next).await;
     }
 }
 
 /// A task's life: a conversation, and word of how it ended.
-async fn visit(guest: Rc<Guest>, session: Box<dyn Session>, house: Rc<RefCell<House>>) {
-    let ended = converse(&guest, session, &house).await;
+async fn visit(connection: Rc<Connection>, session: Box<dyn Session>, shared: Rc<RefCell<Shared>>) {
+    let ended = converse(&connection, session, &shared).await;
     // After we had broken it off, no error is the peer's.
-    let broken_off = |error| guest.given_up.get().unwrap_or(Ending::of(&error));
+    let broken_off = |error| connection.given_up.get().unwrap_or(Ending::of(&error));
     let ending = ended.unwrap_or_else(broken_off);
-    house.borrow_mut().leave(&guest, ending);
+    shared.borrow_mut().leave(&connection, ending);
 }
 
 /// The conversation: take the next step, carry it out, report what came of it.
 async fn converse(
-    guest: &Guest,
+    connection: &Connection,
     mut session: Box<dyn Session>,
-    house: &RefCell<House>,
+    shared: &RefCell<Shared>,
 ) -> io::Result<Ending> {
-    let mut stream = &guest.stream;
+    let mut stream = &connection.stream;
     // Two buffers for each peer, also while it is silent: a read that waits in the kernel has its buffer there.
     let mut input = Vec::with_capacity(READ_BUFFER);
     let mut output = Vec::new();
@@ -291,12 +291,12 @@ async fn converse(
                 let BufResult(read, buffer) = stream.read(input).await;
                 input = buffer;
                 match read? {
-                    0 if guest.told_to_end.get() => {
+                    0 if connection.told_to_end.get() => {
                         // Not the peer has ended its input, we have: it may have been in the middle of a request.
                         let cut = session.mid_request();
                         return Ok(if cut { Ending::Cut } else { Ending::Served });
                     }
-                    0 if guest.given_up.get().is_some() => {
+                    0 if connection.given_up.get().is_some() => {
                         return Err(io::ErrorKind::NotConnected.into());
                     }
                     0 => session.end_of_input(),
@@ -313,40 +313,44 @@ async fn converse(
             }
             Step::SendFile(slice) => {
                 let slice = slice.clone();
-                let sent = send_file(guest, &slice, &mut chunk).await?;
+                let sent = send_file(connection, &slice, &mut chunk).await?;
                 session.sent(sent);
             }
             Step::Work(work) => {
-                guest.working.set(true);
-                carry_out(work, guest, house).await?;
-                guest.working.set(false);
+                connection.working.set(true);
+                carry_out(work, connection, shared).await?;
+                connection.working.set(false);
                 session.worked();
             }
             Step::Close(farewell) => {
                 if farewell == CloseReason::Refused {
                     // From now on it has a time-out of its own.
-                    guest.progress.set(Instant::now() + LINGER);
+                    connection.progress.set(Instant::now() + LINGER);
                     let _ = timeout(LINGER, linger(stream, input)).await;
                 }
                 return Ok(farewell.into());
             }
         }
-        guest.progress.set(Instant::now());
+        connection.progress.set(Instant::now());
     }
 }
 
 /// Reads the beginning of a range, and sends it; gives how many bytes. The kernel waits for the disk as it does for a
 /// socket, so that no thread has to.
-async fn send_file(guest: &Guest, slice: &FileSlice, chunk: &mut Vec<u8>) -> io::Result<usize> {
+async fn send_file(
+    connection: &Connection,
+    slice: &FileSlice,
+    chunk: &mut Vec<u8>,
+) -> io::Result<usize> {
     let mut buffer = mem::take(chunk);
     buffer.resize(FILE_BUFFER, 0);
     let most = usize::try_from(slice.len()).map_or(FILE_BUFFER, |len| len.min(FILE_BUFFER));
     // The file moves into the operation too, and is shared: whoever else is sent it reads from the same descriptor.
     let file = Arc::clone(slice.file());
-    guest.working.set(true);
+    connection.working.set(true);
     let read = submit(ReadAt::new(file, slice.offset(), buffer.slice(..most)));
     let BufResult(read, operation) = read.await;
-    guest.working.set(false);
+    connection.working.set(false);
     let count = read?;
     if count == 0 {
         return Err(shorter());
@@ -354,8 +358,8 @@ async fn send_file(guest: &Guest, slice: &FileSlice, chunk: &mut Vec<u8>) -> io:
     let mut buffer = operation.into_inner().into_inner();
     let mut sent = 0;
     while sent < count {
-        guest.progress.set(Instant::now());
-        let BufResult(written, rest) = (&guest.stream).write(buffer.slice(sent..count)).await;
+        connection.progress.set(Instant::now());
+        let BufResult(written, rest) = (&connection.stream).write(buffer.slice(sent..count)).await;
         buffer = rest.into_inner();
         sent += written?;
     }
@@ -364,10 +368,14 @@ async fn send_file(guest: &Guest, slice: &FileSlice, chunk: &mut Vec<u8>) -> io:
 }
 
 /// Does what is to be done before a reply.
-async fn carry_out(work: Work, guest: &Guest, house: &RefCell<House>) -> io::Result<()> {
-    let offload = house.borrow().offload;
+async fn carry_out(
+    work: Work,
+    connection: &Connection,
+    shared: &RefCell<Shared>,
+) -> io::Result<()> {
+    let offload = shared.borrow().offload;
     match work {
-        Work::Wait(time) => match timeout(time, guest.broken_off()).await {
+        Work::Wait(time) => match timeout(time, connection.broken_off()).await {
             Ok(()) => Err(io::ErrorKind::NotConnected.into()),
             Err(_) => Ok(()),
         },
@@ -379,7 +387,7 @@ async fn carry_out(work: Work, guest: &Guest, house: &RefCell<House>) -> io::Res
         _ => {
             // Here and now, and everybody else waits.
             work::carry_out(work);
-            house.borrow_mut().kept_until = Some(Instant::now());
+            shared.borrow_mut().kept_until = Some(Instant::now());
             Ok(())
         }
     }
@@ -412,21 +420,25 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         runtime().unwrap().block_on(async {
-            let mut house = House::default();
+            let mut shared = Shared::default();
             let idle_timeout = Duration::from_secs(1);
             let guests = [(); 2].map(|()| {
                 let _peer = std::net::TcpStream::connect(address).unwrap();
                 let (stream, _) = listener.accept().unwrap();
-                house.admit(TcpStream::from_std(stream).unwrap(), idle_timeout)
+                shared.admit(TcpStream::from_std(stream).unwrap(), idle_timeout)
             });
-            let given_up = || guests.each_ref().map(|guest| guest.given_up.get());
+            let given_up = || {
+                guests
+                    .each_ref()
+                    .map(|connection| connection.given_up.get())
+            };
             guests[1].working.set(true);
             let kept_until = Instant::now() + 5 * idle_timeout;
-            house.kept_until = Some(kept_until);
-            let next = house.expire(kept_until, idle_timeout);
+            shared.kept_until = Some(kept_until);
+            let next = shared.expire(kept_until, idle_timeout);
             assert_eq!(next, kept_until + idle_timeout);
             assert_eq!(given_up(), [None, None]);
-            house.expire(next, idle_timeout);
+            shared.expire(next, idle_timeout);
             assert_eq!(given_up(), [Some(Ending::TimedOut), None]);
         });
     }
@@ -442,12 +454,12 @@ mod tests {
         let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         runtime().unwrap().block_on(async {
-            let mut house = House::default();
-            house.stop();
+            let mut shared = Shared::default();
+            shared.stop();
             let stream = TcpStream::from_std(stream).unwrap();
-            let guest = house.admit(stream, Duration::from_secs(60));
-            assert!(guest.told_to_end.get());
-            let BufResult(read, _) = (&guest.stream).read(Vec::with_capacity(1)).await;
+            let connection = shared.admit(stream, Duration::from_secs(60));
+            assert!(connection.told_to_end.get());
+            let BufResult(read, _) = (&connection.stream).read(Vec::with_capacity(1)).await;
             assert_eq!(read.unwrap(), 0);
         });
     }

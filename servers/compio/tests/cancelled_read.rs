@@ -1,4 +1,4 @@
-//! Why `serve.rs` abandons no read. Not a promise of ours, but a property of completions that all of it is built around:
+//! Why `serve.rs` abandons no read. Not a guarantee of ours, but a property of completions that all of it is built around:
 //! should this test fail one day, much of that can go.
 
 #![cfg(target_os = "linux")]

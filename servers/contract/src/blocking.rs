@@ -1,5 +1,5 @@
 //! Conversations on blocking sockets, for every model that gives a peer something that can wait: a thread, a process,
-//! or (in `serial`) the whole server. The models differ in *who* calls [`Visitor::converse`].
+//! or (in `serial`) the whole server. The models differ in *who* calls [`Connection::converse`].
 //!
 //! Waiting inside read(2) costs nothing, and is also the difficulty: who waits there sees no stop and no deadline.
 //! Both come from outside. The kernel ends waits that are too long (SO_RCVTIMEO, SO_SNDTIMEO), and one thread that
@@ -30,35 +30,35 @@ pub struct Acceptor {
     service: Service,
     limits: Limits,
     stop: Stop,
-    house: Arc<House>,
+    shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
     /// Closed when the acceptor ends for another reason than the stop, so that the watcher ends too.
     closing: Option<UnixStream>,
 }
 
-/// Everything that the acceptor, the watcher and the visitors share. Locked a few times per connection, never per request.
+/// Everything that the acceptor, the watcher and the connections share. Locked a few times per connection, never per request.
 #[derive(Debug, Default)]
-struct House {
-    register: Mutex<Register>,
+struct Shared {
+    registry: Mutex<Registry>,
     /// Somebody left, or the phase changed.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Register {
-    present: Slab<Guest>,
+struct Registry {
+    present: Slab<RegisteredConnection>,
     tally: Tally,
     phase: Phase,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct RegisteredConnection {
     stream: Arc<TcpStream>,
     /// The end of its input is our doing, not the peer's.
     told_to_end: bool,
 }
 
-impl Guest {
+impl RegisteredConnection {
     /// Ends its wait for more input. What has arrived is still read; and if the peer's own end has, then that is what
     /// will be read after it.
     fn end_input(&mut self) {
@@ -76,10 +76,10 @@ enum Phase {
     Cutting,
 }
 
-impl House {
-    fn register(&self) -> MutexGuard<'_, Register> {
+impl Shared {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
         // Poisoned or not: nothing that can panic runs under this lock, and a tally is worth giving in any case.
-        self.register
+        self.registry
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -101,19 +101,19 @@ impl Acceptor {
         // that wait there for one listener, the kernel wakes one for each peer. poll(2) would wake them all.
         listener.set_nonblocking(cfg!(not(target_os = "linux")))?;
         let listener = Arc::new(listener);
-        let house = Arc::new(House::default());
+        let shared = Arc::new(Shared::default());
         let (closing, closed) = UnixStream::pair()?;
         let watcher = thread::Builder::new().name("watcher".to_string()).spawn({
             let (stop, listener) = (stop.clone(), Arc::clone(&listener));
-            let (house, drain) = (Arc::clone(&house), limits.drain);
-            move || watch(&stop, &closed, &listener, &house, drain)
+            let (shared, drain) = (Arc::clone(&shared), limits.drain);
+            move || watch(&stop, &closed, &listener, &shared, drain)
         })?;
         Ok(Acceptor {
             listener,
             service,
             limits,
             stop,
-            house,
+            shared,
             watcher: Some(watcher),
             closing: Some(closing),
         })
@@ -124,16 +124,16 @@ impl Acceptor {
     /// # Errors
     ///
     /// The listener is broken.
-    pub fn accept(&mut self) -> io::Result<Option<Visitor>> {
-        let visitor = self.wait_for_peer();
-        if visitor.is_err() {
+    pub fn accept(&mut self) -> io::Result<Option<Connection>> {
+        let connection = self.wait_for_peer();
+        if connection.is_err() {
             // Nobody would say stop to those who are still served, and the model may wait for them.
             self.closing = None;
         }
-        visitor
+        connection
     }
 
-    fn wait_for_peer(&self) -> io::Result<Option<Visitor>> {
+    fn wait_for_peer(&self) -> io::Result<Option<Connection>> {
         loop {
             if !self.wait_for_place() {
                 return Ok(None);
@@ -151,7 +151,7 @@ impl Acceptor {
                 // A watcher was here first, perhaps that of another process, and has ended the listener.
                 Err(_) if self.stop.wait(Some(Duration::ZERO))? => return Ok(None),
                 Err(error) => {
-                    let pause = accept::on_error(error, &mut self.house.register().tally)?;
+                    let pause = accept::on_error(error, &mut self.shared.registry().tally)?;
                     if let Some(pause) = pause
                         && self.stop.wait(Some(pause))?
                     {
@@ -174,44 +174,44 @@ impl Acceptor {
 
     /// Waits until the limit leaves a place; false after the stop.
     fn wait_for_place(&self) -> bool {
-        let register = self.house.register();
-        let register = self
-            .house
+        let registry = self.shared.registry();
+        let registry = self
+            .shared
             .changed
-            .wait_while(register, |register| {
-                register.phase == Phase::Open
-                    && register.present.len() >= self.limits.max_connections
+            .wait_while(registry, |registry| {
+                registry.phase == Phase::Open
+                    && registry.present.len() >= self.limits.max_connections
             })
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        register.phase == Phase::Open
+        registry.phase == Phase::Open
     }
 
-    fn admit(&self, stream: TcpStream) -> Visitor {
+    fn admit(&self, stream: TcpStream) -> Connection {
         let stream = Arc::new(stream);
-        let mut guest = Guest {
+        let mut entry = RegisteredConnection {
             stream: Arc::clone(&stream),
             told_to_end: false,
         };
-        let mut register = self.house.register();
-        register.tally.accepted += 1;
-        if register.phase != Phase::Open {
-            // The watcher has been through the register already.
-            guest.end_input();
+        let mut registry = self.shared.registry();
+        registry.tally.accepted += 1;
+        if registry.phase != Phase::Open {
+            // The watcher has been through the registry already.
+            entry.end_input();
         }
-        Visitor {
-            place: register.present.insert(guest),
+        Connection {
+            place: registry.present.insert(entry),
             stream,
             service: self.service.clone(),
             idle_timeout: self.limits.idle_timeout,
-            house: Arc::clone(&self.house),
+            shared: Arc::clone(&self.shared),
             ending: Ending::Refused,
         }
     }
 
-    /// Ends: waits for the visitors that are still being served, and gives the account.
+    /// Ends: waits for the connections that are still being served, and gives the account.
     pub fn finish(mut self) -> Tally {
         self.close();
-        self.house.register().tally
+        self.shared.registry().tally
     }
 
     fn close(&mut self) {
@@ -223,14 +223,20 @@ impl Acceptor {
 }
 
 impl Drop for Acceptor {
-    /// After a fatal error too, the watcher is joined and the visitors are drained.
+    /// After a fatal error too, the watcher is joined and the connections are drained.
     fn drop(&mut self) {
         self.close();
     }
 }
 
 /// The watcher's life: sleep until the stop, then end everybody's wait.
-fn watch(stop: &Stop, closed: &UnixStream, listener: &TcpListener, house: &House, drain: Duration) {
+fn watch(
+    stop: &Stop,
+    closed: &UnixStream,
+    listener: &TcpListener,
+    shared: &Shared,
+    drain: Duration,
+) {
     let mut wanted = [
         PollFd::new(stop, PollFlags::IN),
         PollFd::new(closed, PollFlags::IN),
@@ -238,27 +244,27 @@ fn watch(stop: &Stop, closed: &UnixStream, listener: &TcpListener, house: &House
     if let Err(error) = poll(&mut wanted, None) {
         tracing::error!("cannot wait for the stop ({error}): stopping now");
     }
-    let mut register = house.register();
-    register.phase = Phase::Draining;
+    let mut registry = shared.registry();
+    registry.phase = Phase::Draining;
     // A listener that stayed open would let peers into the backlog during the drain, where nobody comes for them. On
-    // Linux this ends it even while the acceptor is busy with a visitor; elsewhere it is an error and changes nothing.
+    // Linux this ends it even while the acceptor is busy with a connection; elsewhere it is an error and changes nothing.
     let _ = shutdown(listener, rustix::net::Shutdown::Read);
-    for (_, guest) in &mut register.present {
-        guest.end_input();
+    for (_, entry) in &mut registry.present {
+        entry.end_input();
     }
     // Who waits for a place need not.
-    house.changed.notify_all();
-    let (mut register, _) = house
+    shared.changed.notify_all();
+    let (mut registry, _) = shared
         .changed
-        .wait_timeout_while(register, drain, |register| !register.present.is_empty())
+        .wait_timeout_while(registry, drain, |registry| !registry.present.is_empty())
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    register.phase = Phase::Cutting;
-    for (_, guest) in &register.present {
-        let _ = guest.stream.shutdown(Shutdown::Both);
+    registry.phase = Phase::Cutting;
+    for (_, entry) in &registry.present {
+        let _ = entry.stream.shutdown(Shutdown::Both);
     }
-    let _gone = house
+    let _gone = shared
         .changed
-        .wait_while(register, |register| !register.present.is_empty())
+        .wait_while(registry, |registry| !registry.present.is_empty())
         .unwrap_or_else(std::sync::PoisonError::into_inner);
 }
 
@@ -291,19 +297,19 @@ fn has_hung_up(_: &impl AsFd) -> bool {
 
 /// A peer that was accepted and has a place. Dropped without a conversation, it is counted as refused.
 #[derive(Debug)]
-pub struct Visitor {
+pub struct Connection {
     stream: Arc<TcpStream>,
     service: Service,
     idle_timeout: Duration,
     place: usize,
-    house: Arc<House>,
+    shared: Arc<Shared>,
     ending: Ending,
 }
 
-impl Visitor {
+impl Connection {
     /// Holds the whole conversation on the calling thread, and says how it ended.
     pub fn converse(mut self) -> Ending {
-        if self.house.register().phase == Phase::Cutting {
+        if self.shared.registry().phase == Phase::Cutting {
             // It has waited for its turn for longer than the drain.
             self.ending = Ending::Cut;
             return self.ending;
@@ -314,7 +320,7 @@ impl Visitor {
         });
         // After the deadline the watcher has broken the connection off, whatever error came of it.
         if matches!(self.ending, Ending::Reset | Ending::TimedOut)
-            && self.house.register().phase == Phase::Cutting
+            && self.shared.registry().phase == Phase::Cutting
         {
             self.ending = Ending::Cut;
         }
@@ -322,18 +328,18 @@ impl Visitor {
     }
 
     fn told_to_end(&self) -> bool {
-        let register = self.house.register();
-        let guest = register.present.get(self.place);
-        guest.is_some_and(|guest| guest.told_to_end)
+        let registry = self.shared.registry();
+        let entry = registry.present.get(self.place);
+        entry.is_some_and(|entry| entry.told_to_end)
     }
 }
 
-impl Drop for Visitor {
+impl Drop for Connection {
     fn drop(&mut self) {
-        let mut register = self.house.register();
-        register.present.try_remove(self.place);
-        register.tally.count(self.ending);
-        self.house.changed.notify_all();
+        let mut registry = self.shared.registry();
+        registry.present.try_remove(self.place);
+        registry.tally.count(self.ending);
+        self.shared.changed.notify_all();
     }
 }
 
@@ -350,7 +356,7 @@ pub fn thread(name: String, stack: Option<usize>) -> thread::Builder {
 ///
 /// A socket that blocks its thread is one. So is everything that looks like that from inside, such as a coroutine that
 /// others run in place of while it waits.
-pub trait Wire {
+pub trait Transport {
     /// As read(2); an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
     ///
     /// # Errors
@@ -404,7 +410,7 @@ pub trait Wire {
     fn finish_sending(&self) -> io::Result<()>;
 }
 
-impl Wire for TcpStream {
+impl Transport for TcpStream {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Read::read(&mut &*self, buffer)
     }
@@ -443,26 +449,26 @@ impl Wire for TcpStream {
 /// `told_to_end` says, after the end of input, whether that was our doing: the server was stopped and ended the
 /// [reading side](shut_input).
 pub fn converse(
-    wire: &impl Wire,
+    transport: &impl Transport,
     session: &mut dyn Session,
     idle_timeout: Duration,
     told_to_end: impl Fn() -> bool,
 ) -> Ending {
-    steps(wire, session, idle_timeout, told_to_end).unwrap_or_else(|error| Ending::of(&error))
+    steps(transport, session, idle_timeout, told_to_end).unwrap_or_else(|error| Ending::of(&error))
 }
 
 /// The conversation: take the next step, carry it out, report what came of it.
 fn steps(
-    wire: &impl Wire,
+    transport: &impl Transport,
     session: &mut dyn Session,
     idle_timeout: Duration,
     told_to_end: impl Fn() -> bool,
 ) -> io::Result<Ending> {
-    wire.set_patience(idle_timeout)?;
+    transport.set_patience(idle_timeout)?;
     let mut buffer = [0; READ_BUFFER];
     loop {
         match session.step() {
-            Step::Read => match wire.read(&mut buffer) {
+            Step::Read => match transport.read(&mut buffer) {
                 Ok(0) if told_to_end() => {
                     // Not the peer has ended its input, we have: it may have been in the middle of a request.
                     let cut = session.mid_request();
@@ -473,27 +479,27 @@ fn steps(
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
-            Step::Write(bytes) => match wire.write(bytes) {
+            Step::Write(bytes) => match transport.write(bytes) {
                 Ok(count) => session.sent(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
-            Step::SendFile(slice) => match wire.send_file(slice) {
+            Step::SendFile(slice) => match transport.send_file(slice) {
                 Ok(count) => session.sent(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
             Step::Work(Work::Wait(time)) => {
-                wire.pause(time)?;
+                transport.pause(time)?;
                 session.worked();
             }
             Step::Work(work) => {
-                wire.carry_out(work)?;
+                transport.carry_out(work)?;
                 session.worked();
             }
             Step::Close(farewell) => {
                 if farewell == CloseReason::Refused {
-                    linger(wire, &mut buffer);
+                    linger(transport, &mut buffer);
                 }
                 return Ok(farewell.into());
             }
@@ -502,15 +508,15 @@ fn steps(
 }
 
 /// Gives a refused peer time to read why. See [`CloseReason::Refused`].
-fn linger(wire: &impl Wire, buffer: &mut [u8]) {
+fn linger(transport: &impl Transport, buffer: &mut [u8]) {
     let deadline = Instant::now() + LINGER;
-    let _ = wire.finish_sending();
+    let _ = transport.finish_sending();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || wire.set_patience(left).is_err() {
+        if left.is_zero() || transport.set_patience(left).is_err() {
             return;
         }
-        match wire.read(buffer) {
+        match transport.read(buffer) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }

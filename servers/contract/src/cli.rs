@@ -418,7 +418,7 @@ fn print_line(line: &str) {
 
 /// Says what is wrong to whoever still listens. `eprintln!` panics if nobody does, and a server whose log can't be
 /// written has better things to do than to die of it.
-pub fn complain(line: &str) {
+pub fn print_error(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
@@ -486,7 +486,7 @@ pub fn main(models: &'static [Model]) -> ExitCode {
         Ok(server) => server,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            complain(&one_line(&error));
+            print_error(&one_line(&error));
             return ExitCode::from(2);
         }
     };
@@ -495,7 +495,7 @@ pub fn main(models: &'static [Model]) -> ExitCode {
     match serve(model, &server.serve) {
         Ok(_) => ExitCode::SUCCESS,
         Err(message) => {
-            complain(&format!("error: {message}"));
+            print_error(&format!("error: {message}"));
             ExitCode::FAILURE
         }
     }

@@ -125,7 +125,7 @@ struct Tree {
     root: Root,
     /// How many files are remembered.
     most: usize,
-    cache: Mutex<HashMap<Box<[u8]>, Known>>,
+    cache: Mutex<HashMap<Box<[u8]>, CachedFile>>,
 }
 
 /// How a path is kept inside.
@@ -141,7 +141,7 @@ enum Root {
 
 /// A file that was opened.
 #[derive(Debug)]
-struct Known {
+struct CachedFile {
     file: Arc<StoredFile>,
     /// Device and inode: which file it is, whatever it is called.
     identity: (u64, u64),
@@ -151,7 +151,7 @@ struct Known {
 
 /// What is under a path, open.
 enum Opened {
-    File(Known),
+    File(CachedFile),
     Directory(File),
 }
 
@@ -181,7 +181,7 @@ impl Tree {
         })
     }
 
-    fn cache(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Known>> {
+    fn cache(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, CachedFile>> {
         // Poisoned or not: an entry is whole or not there.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,7 +212,7 @@ impl Tree {
         })?;
         let mut cache = self.cache();
         // Closed when the lock is open again: the last to close a file that was deleted has to wait for the disk.
-        let mut let_go: Vec<Known> = Vec::new();
+        let mut let_go: Vec<CachedFile> = Vec::new();
         let unused = cache.extract_if(|_, known| known.is_unused(now));
         let_go.extend(unused.map(|(_, known)| known));
         let found = match opened {
@@ -281,7 +281,7 @@ impl Tree {
             length = all.len() as u64;
             content = Some(all);
         }
-        Ok(Some(Opened::File(Known {
+        Ok(Some(Opened::File(CachedFile {
             file: Arc::new(StoredFile {
                 file: Arc::new(file),
                 length,
@@ -351,7 +351,7 @@ impl FileStore for Tree {
     }
 }
 
-impl Known {
+impl CachedFile {
     /// Whether nobody has asked for it in the last second, and nobody is being sent it.
     fn is_unused(&self, now: Instant) -> bool {
         let holders = Arc::strong_count(&self.file).max(Arc::strong_count(&self.file.file));
@@ -360,7 +360,7 @@ impl Known {
 
     /// Whether nothing has changed. Two writes within one tick of the file system's clock give the same time, so a
     /// content that is held is compared itself.
-    fn is_same(&self, other: &Known) -> bool {
+    fn is_same(&self, other: &CachedFile) -> bool {
         let (a, b) = (&self.file, &other.file);
         self.identity == other.identity
             && (a.length, a.modified, &a.content) == (b.length, b.modified, &b.content)

@@ -1,4 +1,4 @@
-//! What every server promises, and what they share.
+//! What every server guarantees, and what they share.
 //!
 //! A server crate is one small story: who waits, and who answers. Everything that would read the same in two of them
 //! is here, so that two siblings differ only where their models do:
@@ -12,7 +12,7 @@
 //! * [`process`] forks, for the models that serve by processes;
 //! * [`cli`] is the command line of one server.
 //!
-//! Whether a server keeps its promises, its `tests/contract.rs` finds out, by one line with `suite!` (feature `suite`).
+//! Whether a server keeps its guarantees, its `tests/contract.rs` finds out, by one line with `suite!` (feature `suite`).
 
 pub mod accept;
 pub mod blocking;
@@ -39,7 +39,7 @@ pub use deadlines::Deadlines;
 pub use descriptors::{Descriptors, raise_descriptor_limit};
 pub use limits::{LEAST_STACK, LINGER, Limits, READ_BUFFER};
 pub use listen::{ListenError, listen, listen_beside};
-pub use model::{Capacity, Deviation, Model, Needs, Offload, Promise, Serve, no_obstacle};
+pub use model::{Capacity, Deviation, Guarantee, Model, Needs, Offload, Serve, always_available};
 pub use service::Service;
 pub use stop::{Stop, Stopper};
 pub use tally::{Ending, Tally};

@@ -28,7 +28,7 @@ pub struct Model {
     pub offload: Offload,
     /// What it takes for granted about its process and its listener.
     pub needs: Needs,
-    /// Promises that it does not keep, by design.
+    /// Guarantees that it does not keep, by design.
     pub deviations: &'static [Deviation],
 }
 
@@ -101,80 +101,80 @@ impl Needs {
     };
 }
 
-/// A promise that a model does not keep, and why it can't.
+/// A guarantee that a model does not keep, and why it can't.
 #[derive(Debug, Clone, Copy)]
 pub struct Deviation {
-    /// The promise.
-    pub promise: Promise,
+    /// The guarantee.
+    pub guarantee: Guarantee,
     /// What happens instead, and why, in one sentence.
     pub reason: &'static str,
 }
 
 /// What every server keeps, unless its [`Model`] declares otherwise. The numbers are those of docs/architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Promise {
+pub enum Guarantee {
     /// 1. Replies are exact, however the bytes are cut or joined on the way.
-    ExactReplies = 1,
+    Exact = 1,
     /// 2. FIN: everything owed is sent, then closed. RST: that connection dies, nothing else.
     HalfClose = 2,
     /// 3. Idle too long: closed and counted, and nobody else notices.
-    IdleTimeout = 3,
+    Idle = 3,
     /// 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
-    ConnectionLimit = 4,
+    Limit = 4,
     /// 5. Errors of accept(2) are sorted; the server never spins and recovers when resources come back.
-    AcceptErrors = 5,
+    Accept = 5,
     /// 6. A peer that sends and never reads costs bounded memory, and delays only itself.
-    Backpressure = 6,
+    Memory = 6,
     /// 7. Over-long input gets a clear error and a close; garbage never panics.
     BadInput = 7,
     /// 8. Stop: what was asked is finished, idle peers are closed, the rest is cut at the drain deadline.
-    GracefulStop = 8,
+    Stop = 8,
     /// 9. A panic while serving one connection ends that connection alone.
-    PanicIsolation = 9,
+    Panic = 9,
     /// 10. The tally adds up.
     Tally = 10,
     /// 11. Peers that misbehave, in whatever way, do not keep the others from being served.
     Isolation = 11,
     /// 12. Nothing leaks: after thousands of connections the server has what it had before.
-    NoLeaks = 12,
+    Leaks = 12,
     /// 13. After its end it can be started again on the same port at once.
     Restart = 13,
 }
 
-impl Promise {
+impl Guarantee {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Promise; 13] = [
-        Promise::ExactReplies,
-        Promise::HalfClose,
-        Promise::IdleTimeout,
-        Promise::ConnectionLimit,
-        Promise::AcceptErrors,
-        Promise::Backpressure,
-        Promise::BadInput,
-        Promise::GracefulStop,
-        Promise::PanicIsolation,
-        Promise::Tally,
-        Promise::Isolation,
-        Promise::NoLeaks,
-        Promise::Restart,
+    pub const ALL: [Guarantee; 13] = [
+        Guarantee::Exact,
+        Guarantee::HalfClose,
+        Guarantee::Idle,
+        Guarantee::Limit,
+        Guarantee::Accept,
+        Guarantee::Memory,
+        Guarantee::BadInput,
+        Guarantee::Stop,
+        Guarantee::Panic,
+        Guarantee::Tally,
+        Guarantee::Isolation,
+        Guarantee::Leaks,
+        Guarantee::Restart,
     ];
 
     /// What tables call it.
     pub fn name(self) -> &'static str {
         match self {
-            Promise::ExactReplies => "exact replies",
-            Promise::HalfClose => "half-close",
-            Promise::IdleTimeout => "idle time-out",
-            Promise::ConnectionLimit => "connection limit",
-            Promise::AcceptErrors => "errors of accept(2)",
-            Promise::Backpressure => "backpressure",
-            Promise::BadInput => "bad input",
-            Promise::GracefulStop => "graceful stop",
-            Promise::PanicIsolation => "isolation of panics",
-            Promise::Tally => "tally",
-            Promise::Isolation => "isolation",
-            Promise::NoLeaks => "no leaks",
-            Promise::Restart => "restart",
+            Guarantee::Exact => "exact",
+            Guarantee::HalfClose => "half-close",
+            Guarantee::Idle => "idle",
+            Guarantee::Limit => "limit",
+            Guarantee::Accept => "accept",
+            Guarantee::Memory => "memory",
+            Guarantee::BadInput => "bad-input",
+            Guarantee::Stop => "stop",
+            Guarantee::Panic => "panic",
+            Guarantee::Tally => "tally",
+            Guarantee::Isolation => "isolation",
+            Guarantee::Leaks => "leaks",
+            Guarantee::Restart => "restart",
         }
     }
 }
@@ -184,6 +184,6 @@ impl Promise {
 /// # Errors
 ///
 /// Never.
-pub fn no_obstacle() -> Result<(), String> {
+pub fn always_available() -> Result<(), String> {
     Ok(())
 }

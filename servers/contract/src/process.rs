@@ -44,7 +44,7 @@ pub struct Children {
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ChildExit {
     /// With what its life gave.
     Exited(u8),
     /// By a signal: somebody killed it, or it broke a rule of the machine.
@@ -110,7 +110,7 @@ impl Children {
         if let Ok(ForkResult::Child) = forked {
             // A child that went on with its parent's code, by a panic, would be a second server.
             let status = catch_unwind(AssertUnwindSafe(|| {
-                settle(parent);
+                init_child(parent);
                 let _ = before.thread_set_mask();
                 life()
             }));
@@ -128,11 +128,11 @@ impl Children {
     }
 
     /// One that has ended since, and how. To be asked until there is none: signals of one kind are not queued.
-    pub fn reap(&mut self) -> Option<(Pid, End)> {
+    pub fn reap(&mut self) -> Option<(Pid, ChildExit)> {
         loop {
             let (child, end) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(child, status)) => (child, End::Exited(status as u8)),
-                Ok(WaitStatus::Signaled(child, signal, _)) => (child, End::Killed(signal)),
+                Ok(WaitStatus::Exited(child, status)) => (child, ChildExit::Exited(status as u8)),
+                Ok(WaitStatus::Signaled(child, signal, _)) => (child, ChildExit::Killed(signal)),
                 Ok(WaitStatus::StillAlive) | Err(_) => return None,
                 Ok(_) => continue,
             };
@@ -195,7 +195,7 @@ impl Drop for Children {
 }
 
 /// A new child's first steps.
-fn settle(parent: Pid) {
+fn init_child(parent: Pid) {
     #[cfg(target_os = "linux")]
     {
         let _ =

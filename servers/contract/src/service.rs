@@ -57,7 +57,7 @@ impl Service {
     /// [`CloseReason::Failed`].
     ///
     /// A thread or a task would keep a panic to itself; in an event loop the same panic ends everybody's connection.
-    /// Guarded here, all models keep the promise alike and none needs a line for it.
+    /// Guarded here, all models keep the guarantee alike and none needs a line for it.
     pub fn open(&self) -> Box<dyn Session> {
         tracing::debug!("a peer came");
         let mut guarded = Guarded {

@@ -46,7 +46,7 @@ const STOP: u64 = u64::MAX;
 /// coroutine waits: so cells will do, where threads need locks.
 pub(crate) struct Hub {
     epoll: OwnedFd,
-    coroutines: RefCell<Slab<Place>>,
+    coroutines: RefCell<Slab<Slot>>,
     /// Who can go on, in the order in which they could.
     ready: RefCell<Vec<usize>>,
     deadlines: RefCell<Deadlines>,
@@ -61,7 +61,7 @@ pub(crate) struct Hub {
     tally: RefCell<Tally>,
 }
 
-struct Place {
+struct Slot {
     /// Away while it runs.
     coroutine: Option<Coroutine>,
     /// What happened at its descriptor since it ran last.
@@ -138,7 +138,7 @@ impl Hub {
                 steps: Cell::new(0),
             })
         });
-        entry.insert(Place {
+        entry.insert(Slot {
             coroutine: Some(coroutine),
             edge: EventFlags::empty(),
             ready: false,

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use contract::blocking::{Wire, converse};
+use contract::blocking::{Transport, converse};
 use contract::{Ending, Limits, Service, Stop, Tally, accept, files, work};
 use protocol::{FileSlice, Work};
 use rustix::event::epoll::EventFlags;
@@ -144,7 +144,7 @@ impl<'c> Socket<'c> {
     }
 }
 
-impl Wire for Socket<'_> {
+impl Transport for Socket<'_> {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.note(self.green.step());
         let mut until = None;

@@ -18,10 +18,10 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use contract::process::{Children, Conversation, End};
+use contract::process::{ChildExit, Children, Conversation};
 use contract::{
-    Capacity, Ending, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, blocking,
-    no_obstacle,
+    Capacity, Ending, Limits, Model, Needs, Offload, Service, Stop, Tally, accept,
+    always_available, blocking,
 };
 use nix::sys::signal::Signal;
 use socket2::SockRef;
@@ -33,7 +33,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "Stevens' UNP, server 1; inetd, sshd, PostgreSQL",
     source: "servers/fork/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs {
         own_process: true,
@@ -125,8 +125,8 @@ fn converse(
 fn reap(children: &mut Children, tally: &mut Tally, killed: Ending) {
     while let Some((child, end)) = children.reap() {
         let ending = match end {
-            End::Exited(code) => Ending::of_code(code).unwrap_or(Ending::Failed),
-            End::Killed(signal) => {
+            ChildExit::Exited(code) => Ending::of_code(code).unwrap_or(Ending::Failed),
+            ChildExit::Killed(signal) => {
                 tracing::warn!("process {child}, which served a peer, was ended by {signal}");
                 killed
             }

@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest, TakenOut};
 use contract::{
-    Capacity, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally, accept,
+    always_available,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::net::TcpStream;
@@ -36,7 +37,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "reactor and workers: Half-Sync/Half-Async (Schmidt), Tomcat's NIO connector",
     source: "servers/mio-pool/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::Needless("its workers do it in any case, as many at a time as there are"),

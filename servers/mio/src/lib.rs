@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, always_available,
 };
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
@@ -31,7 +31,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "select, poll, epoll; nginx, Redis, Node.js",
     source: "servers/mio/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::Nowhere("one thread does everything"),

@@ -232,7 +232,7 @@ pub struct Exhibit {
     pub mistake: &'static str,
     /// What it says: a protocol's name.
     pub protocol: &'static str,
-    /// The promise that it breaks, by the name that `check` has for it.
+    /// The guarantee that it breaks, by the name that `check` has for it.
     pub caught_by: &'static str,
     /// Serves wrongly until it is told to stop.
     pub wrong: Serve,

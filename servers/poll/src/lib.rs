@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, no_obstacle,
+    Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, accept, always_available,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "System V; Stevens' UNP, chapter 6; the \"C10K problem\"",
     source: "servers/poll/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::Nowhere("one thread does everything"),

@@ -1,3 +1,3 @@
-//! What every server promises, checked on this one.
+//! What every server guarantees, checked on this one.
 
 contract::suite! { poll: server_poll::MODELS[0] }

@@ -14,9 +14,10 @@ use std::io;
 use std::net::TcpListener;
 use std::thread;
 
-use contract::blocking::{self, Acceptor, Visitor};
+use contract::blocking::{self, Acceptor, Connection};
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, no_obstacle,
+    Capacity, Deviation, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally,
+    always_available,
 };
 use crossbeam_channel::bounded;
 
@@ -27,21 +28,21 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "Stevens' UNP, servers 7 and 8; Apache's worker, Java's Executors, the Rust Book",
     source: "servers/pool/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Workers,
     needs: Needs::NOTHING,
     offload: Offload::Needless("each peer that is served has a thread of its own"),
     deviations: &[
         Deviation {
-            promise: Promise::ConnectionLimit,
+            guarantee: Guarantee::Limit,
             reason: "whatever --max-connections says, no more than --workers peers are served at a time: each has a worker to itself until it leaves, also when it is idle, and all others wait without an answer",
         },
         Deviation {
-            promise: Promise::Backpressure,
+            guarantee: Guarantee::Memory,
             reason: "peers that never read delay all others, if there are as many of them as --workers: each has a worker that waits for it",
         },
         Deviation {
-            promise: Promise::Isolation,
+            guarantee: Guarantee::Isolation,
             reason: "peers that stay without asking, such as 250 that begin a request and never go on, keep all workers, and whoever comes later waits",
         },
     ],
@@ -54,14 +55,14 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     thread::scope(|scope| -> io::Result<()> {
         // One place for each worker: whoever becomes free finds the next peer at once. More would only be a second
         // backlog, of peers who were accepted and are not served.
-        let (queue, visitors) = bounded::<Visitor>(workers);
+        let (queue, connections) = bounded::<Connection>(workers);
         for number in 0..workers {
-            let visitors = visitors.clone();
+            let connections = connections.clone();
             let thread = blocking::thread(format!("worker {number}"), stack);
             let started = thread.spawn_scoped(scope, || {
                 // Until the acceptor has left the queue, and the queue is empty.
-                for visitor in visitors {
-                    visitor.converse();
+                for connection in connections {
+                    connection.converse();
                 }
             });
             match started {
@@ -73,9 +74,9 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 Err(error) => return Err(io::Error::other(format!("no thread: {error}"))),
             }
         }
-        while let Some(visitor) = acceptor.accept()? {
+        while let Some(connection) = acceptor.accept()? {
             // (Somebody takes it: the workers are there as long as the queue.)
-            let _ = queue.send(visitor);
+            let _ = queue.send(connection);
         }
         Ok(())
     })?;

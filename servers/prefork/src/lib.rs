@@ -22,10 +22,10 @@ use std::process;
 use std::time::{Duration, Instant};
 
 use contract::blocking::Acceptor;
-use contract::process::{Children, End};
+use contract::process::{ChildExit, Children};
 use contract::{
-    Capacity, Deviation, Ending, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally,
-    accept, no_obstacle,
+    Capacity, Deviation, Ending, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally,
+    accept, always_available,
 };
 use nix::sys::signal::Signal;
 
@@ -36,7 +36,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "Stevens' UNP, server 2; Apache's prefork, gunicorn",
     source: "servers/prefork/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Workers,
     needs: Needs {
         own_process: true,
@@ -45,15 +45,15 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Needless("each peer that is served has a process of its own"),
     deviations: &[
         Deviation {
-            promise: Promise::Backpressure,
+            guarantee: Guarantee::Memory,
             reason: "a peer that never reads holds a process; as many as there are processes hold up all others",
         },
         Deviation {
-            promise: Promise::ConnectionLimit,
+            guarantee: Guarantee::Limit,
             reason: "no more are served at a time than there are processes (--workers), even if all they do is to be silent",
         },
         Deviation {
-            promise: Promise::Isolation,
+            guarantee: Guarantee::Isolation,
             reason: "peers that stay without asking, such as 250 that begin a request and never go on, keep all processes, and whoever comes later waits",
         },
     ],
@@ -150,9 +150,9 @@ fn work(
     };
     let ended = loop {
         match acceptor.accept() {
-            Ok(Some(visitor)) => {
+            Ok(Some(connection)) => {
                 say(ACCEPTED);
-                say(visitor.converse().code());
+                say(connection.converse().code());
             }
             Ok(None) => break 0,
             Err(broken) => {
@@ -198,13 +198,13 @@ impl Book {
             ended = ended.map(|count| count + 1);
             // Its last report may have come since.
             self.take_reports();
-            if end != End::Exited(0) {
+            if end != ChildExit::Exited(0) {
                 tracing::warn!("process {child} is gone ({end:?})");
             }
             if self.busy.remove(&child.as_raw().unsigned_abs()) {
                 self.tally.count(killed);
             }
-            if let End::Exited(errno) = end
+            if let ChildExit::Exited(errno) = end
                 && errno != 0
                 && errno != REPLACE_ME
             {

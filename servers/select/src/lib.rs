@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Deviation, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally, accept,
+    always_available,
 };
 use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, pselect};
@@ -32,12 +32,12 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "4.2BSD; Stevens' UNP, chapter 6; the X server",
     source: "servers/select/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Descriptors(FD_SETSIZE),
     needs: Needs::NOTHING,
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
-        promise: Promise::ConnectionLimit,
+        guarantee: Guarantee::Limit,
         reason: "about 1,000 are served at a time, whatever --max-connections says: select(2) takes no descriptor from FD_SETSIZE (1,024) on",
     }],
 }];

@@ -13,7 +13,8 @@ use std::net::TcpListener;
 
 use contract::blocking::Acceptor;
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, no_obstacle,
+    Capacity, Deviation, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally,
+    always_available,
 };
 
 /// What this crate offers.
@@ -23,21 +24,21 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "Stevens' UNP, server 0; every first socket tutorial",
     source: "servers/serial/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::One,
     needs: Needs::NOTHING,
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[
         Deviation {
-            promise: Promise::Backpressure,
+            guarantee: Guarantee::Memory,
             reason: "a peer that never reads delays all who come after it, because the only thread waits for it",
         },
         Deviation {
-            promise: Promise::ConnectionLimit,
+            guarantee: Guarantee::Limit,
             reason: "--max-connections has no effect: one is served at a time, and all others wait in the backlog",
         },
         Deviation {
-            promise: Promise::Isolation,
+            guarantee: Guarantee::Isolation,
             reason: "one is served at a time, so whoever misbehaves and stays keeps all others waiting, and so does whoever behaves",
         },
     ],
@@ -45,8 +46,8 @@ pub const MODELS: &[Model] = &[Model {
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
-    while let Some(visitor) = acceptor.accept()? {
-        visitor.converse();
+    while let Some(connection) = acceptor.accept()? {
+        connection.converse();
     }
     Ok(acceptor.finish())
 }

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::{Connections, Interest};
 use contract::{
-    Capacity, CpuList, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally,
-    accept, listen_beside, no_obstacle, pin,
+    Capacity, CpuList, Deviation, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally,
+    accept, always_available, listen_beside, pin,
 };
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
@@ -34,7 +34,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "nginx (reuseport), Seastar, Envoy, HAProxy; \"one per CPU\"",
     source: "servers/sharded/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Shares,
     needs: Needs {
         shared_port: true,
@@ -42,7 +42,7 @@ pub const MODELS: &[Model] = &[Model {
     },
     offload: Offload::Nowhere("each event loop is one thread that does everything"),
     deviations: &[Deviation {
-        promise: Promise::ConnectionLimit,
+        guarantee: Guarantee::Limit,
         reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel chose for it, though another may have room, or nobody to serve",
     }],
 }];

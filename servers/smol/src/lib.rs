@@ -26,7 +26,7 @@ use contract::files::Piece;
 use contract::work::carry_out;
 use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
-    accept, no_obstacle,
+    accept, always_available,
 };
 use protocol::{CloseReason, Session, Step, Work};
 use smol::channel::{self, Receiver};
@@ -46,7 +46,7 @@ pub const MODELS: &[Model] = &[
             let workers = limits.workers;
             run(workers, listener, service, limits, stop)
         },
-        available: no_obstacle,
+        available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
         offload: Offload::To("the threads of the crate blocking (unblock)"),
@@ -60,7 +60,7 @@ pub const MODELS: &[Model] = &[
         serve: |listener, service, limits, stop| {
             run(NonZero::<usize>::MIN, listener, service, limits, stop)
         },
-        available: no_obstacle,
+        available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
         offload: Offload::To("the threads of the crate blocking (unblock)"),

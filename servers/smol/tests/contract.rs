@@ -1,4 +1,4 @@
-//! What every server promises, checked on this one.
+//! What every server guarantees, checked on this one.
 
 contract::suite! {
     smol: server_smol::MODELS[0],

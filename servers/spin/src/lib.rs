@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use contract::nonblocking::Connections;
 use contract::{
-    Capacity, Deviation, Limits, Model, Needs, Offload, Promise, Service, Stop, Tally, accept,
-    no_obstacle,
+    Capacity, Deviation, Guarantee, Limits, Model, Needs, Offload, Service, Stop, Tally, accept,
+    always_available,
 };
 
 /// What this crate offers.
@@ -27,12 +27,12 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "every first non-blocking socket; on purpose: DPDK, and traders who pay for the CPU",
     source: "servers/spin/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
-        promise: Promise::AcceptErrors,
+        guarantee: Guarantee::Accept,
         reason: "it never sleeps: it uses a whole CPU also with nobody to serve, at the connection limit, without descriptors and during the drain, because asking again is all it does",
     }],
 }];

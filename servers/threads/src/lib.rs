@@ -14,7 +14,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use contract::blocking::{self, Acceptor};
-use contract::{Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, no_obstacle};
+use contract::{Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, always_available};
 
 /// What this crate offers.
 pub const MODELS: &[Model] = &[Model {
@@ -23,7 +23,7 @@ pub const MODELS: &[Model] = &[Model {
     lineage: "Stevens' UNP, server 6; Tomcat's classic connector, MySQL",
     source: "servers/threads/src/lib.rs",
     serve,
-    available: no_obstacle,
+    available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
     offload: Offload::Needless("each peer has a thread of its own"),
@@ -35,10 +35,10 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
     // The scope joins every thread, so none outlives the server.
     thread::scope(|scope| -> io::Result<()> {
-        while let Some(visitor) = acceptor.accept()? {
-            let thread = blocking::thread("visitor".to_string(), stack);
-            if let Err(error) = thread.spawn_scoped(scope, || visitor.converse()) {
-                // The visitor was dropped with the closure that was to serve it, and is counted as refused.
+        while let Some(connection) = acceptor.accept()? {
+            let thread = blocking::thread("connection".to_string(), stack);
+            if let Err(error) = thread.spawn_scoped(scope, || connection.converse()) {
+                // The connection was dropped with the closure that was to serve it, and is counted as refused.
                 acceptor.pause(&format!("no thread for a peer: {error}"))?;
             }
         }

@@ -21,7 +21,7 @@ use contract::files::Piece;
 use contract::work::carry_out;
 use contract::{
     Capacity, Ending, LINGER, Limits, Model, Needs, Offload, READ_BUFFER, Service, Stop, Tally,
-    accept, no_obstacle,
+    accept, always_available,
 };
 use protocol::{CloseReason, Session, Step, Work};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,7 +46,7 @@ pub const MODELS: &[Model] = &[
                 .build()?;
             run(runtime, listener, service, limits, stop)
         },
-        available: no_obstacle,
+        available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
         offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
@@ -61,7 +61,7 @@ pub const MODELS: &[Model] = &[
             let runtime = Builder::new_current_thread().enable_all().build()?;
             run(runtime, listener, service, limits, stop)
         },
-        available: no_obstacle,
+        available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
         offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),

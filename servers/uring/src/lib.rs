@@ -164,7 +164,7 @@ fn serve_on(
 }
 
 /// What stays here of a connection while an operation has the rest of it.
-struct Place {
+struct Slot {
     /// The operation. There is always one, and never two: nothing is read while an answer is owed.
     ticket: Ticket,
     /// When it last took or gave a byte, or had its work done.
@@ -175,7 +175,7 @@ struct Place {
     lingering: Option<Instant>,
 }
 
-impl Place {
+impl Slot {
     /// When its time is over, if nothing happens until then.
     fn deadline(&self, idle_timeout: Duration) -> Instant {
         self.lingering.unwrap_or(self.progress + idle_timeout)
@@ -185,7 +185,7 @@ impl Place {
 /// The connections, all of them away with an operation, under small numbers that their completions bring back.
 struct Connections {
     ring: Ring,
-    places: Slab<Place>,
+    places: Slab<Slot>,
     deadlines: Deadlines,
     limits: Limits,
     /// After the stop: until when what was asked may still be answered.
@@ -218,7 +218,7 @@ impl Connections {
     /// Takes a peer that was accepted.
     fn insert(&mut self, stream: TcpStream, session: Box<dyn Session>) {
         self.tally.accepted += 1;
-        let key = self.places.insert(Place {
+        let key = self.places.insert(Slot {
             ticket: Ticket::NONE,
             progress: self.now,
             working: false,

@@ -26,19 +26,19 @@ static SHORT: Model = Model {
 
 // All of the suite that accepting or a full queue may have to do with, but for the shortage of descriptors: that is
 // brought about while the server runs, and an accept of many keeps to the limit that was set when it was submitted.
-contract::suite! { @promises crate::short_queues::SHORT;
-    exact_replies { many_clients_interleaved, }
-    idle_timeout { silence, }
-    connection_limit {
+contract::suite! { @guarantees crate::short_queues::SHORT;
+    exact { many_clients_interleaved, }
+    idle { silence, }
+    limit {
         the_next_one_waits_for_a_place,
         stop_at_the_limit,
         idle_peers_hold_their_workers_only,
         waiting_costs_nothing,
     }
-    accept_errors { a_broken_listener_ends_the_server, }
+    accept { a_broken_listener_ends_the_server, }
     files { to_many_at_once, }
     work { many_wait, }
-    graceful_stop {
+    stop {
         nobody_is_there,
         told_before_the_start,
         idle_peers_are_closed,
@@ -58,7 +58,7 @@ contract::suite! { @promises crate::short_queues::SHORT;
 #[test]
 #[ignore = "a child process: the checks that need a server process of its own run this"]
 fn server_process() {
-    contract::suite::process::serve(&contract::suite::Subject {
+    contract::suite::process::serve(&contract::suite::ModelUnderTest {
         model: &SHORT,
         test: concat!(module_path!(), "::server_process"),
     });

@@ -8,7 +8,7 @@ use protocol::{CloseReason, PROTOCOLS, Protocol};
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{GUARD, Subject, eventually};
+use super::{GUARD, ModelUnderTest, eventually};
 use crate::{LINGER, Tally};
 
 /// What a protocol refuses, a line of `length` bytes behind good ones, with what it says to all that; nothing for
@@ -29,8 +29,8 @@ fn refused(length: usize, end: &[u8]) -> Vec<(&'static Protocol, Vec<u8>, Vec<u8
     all
 }
 
-fn serve(subject: &Subject, protocol: &'static Protocol) -> Server {
-    Server::start(subject, Serving::protocol(protocol), subject.limits())
+fn serve(target: &ModelUnderTest, protocol: &'static Protocol) -> Server {
+    Server::start(target, Serving::protocol(protocol), target.limits())
 }
 
 fn one_refused(served: u64) -> Tally {
@@ -46,7 +46,7 @@ fn one_refused(served: u64) -> Tally {
 const LENGTHS: [usize; 2] = [70_000, 120_000];
 
 /// A line too long, with its end and without: earlier replies, the error, the end; and no reset before that.
-pub fn a_line_too_long(subject: &Subject) {
+pub fn a_line_too_long(target: &ModelUnderTest) {
     for (length, end) in [
         (LENGTHS[0], &b"\n"[..]),
         (LENGTHS[0], b""),
@@ -54,7 +54,7 @@ pub fn a_line_too_long(subject: &Subject) {
         (LENGTHS[1], b""),
     ] {
         for (protocol, input, said) in refused(length, end) {
-            let server = serve(subject, protocol);
+            let server = serve(target, protocol);
             let client = server.connect();
             client.send(&input);
             client.expect(&said);
@@ -71,9 +71,9 @@ pub fn a_line_too_long(subject: &Subject) {
 
 /// A peer that does not care about the refusal and sends as fast as it can: it can read why for as long as the server
 /// lingers, and then is closed all the same. Others are served meanwhile.
-pub fn a_peer_that_goes_on_after_the_refusal(subject: &Subject) {
+pub fn a_peer_that_goes_on_after_the_refusal(target: &ModelUnderTest) {
     let (protocol, input, said) = refused(LENGTHS[1], b"").remove(0);
-    let server = serve(subject, protocol);
+    let server = serve(target, protocol);
     let client = server.connect();
     let since = Instant::now();
     client.send(&input);
@@ -104,9 +104,9 @@ pub fn a_peer_that_goes_on_after_the_refusal(subject: &Subject) {
 
 /// What had arrived before the refusal is read before the server closes: closing on unread input would send RST, and
 /// take the error away from a peer that is slow to read it.
-pub fn what_was_sent_before_the_refusal_is_drained(subject: &Subject) {
+pub fn what_was_sent_before_the_refusal_is_drained(target: &ModelUnderTest) {
     for (protocol, input, _) in refused(400_000, b"") {
-        let server = serve(subject, protocol);
+        let server = serve(target, protocol);
         let client = server.connect();
         let mut oracle = Oracle::new(protocol);
         // A connection that has carried much has a window so large that the whole line arrives though nobody reads it.
@@ -131,10 +131,10 @@ pub fn what_was_sent_before_the_refusal_is_drained(subject: &Subject) {
 }
 
 /// Random bytes, also those that no text has: whatever the protocol says to them, and nobody else notices.
-pub fn garbage(subject: &Subject) {
+pub fn garbage(target: &ModelUnderTest) {
     let mut random = fastrand::Rng::with_seed(7);
     for protocol in PROTOCOLS {
-        let server = serve(subject, protocol);
+        let server = serve(target, protocol);
         let mut expected = all_served(65);
         for _ in 0..64 {
             let most = 1 << random.u32(0..15);

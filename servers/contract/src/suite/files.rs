@@ -2,16 +2,16 @@
 
 use std::thread;
 
-use super::graceful_stop::{is_cut_at_the_deadline, is_finished};
-use super::idle_timeout::stops_reading;
+use super::idle::stops_reading;
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{Subject, probe};
+use super::stop::{is_cut_at_the_deadline, is_finished};
+use super::{ModelUnderTest, probe};
 use crate::Tally;
 
 /// Between other replies, and one behind the other.
-pub fn whole_and_exact(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn whole_and_exact(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.send(&[b"a", probe::FILE, b"b", probe::FILE, probe::FILE, b"c"].concat());
     client.finish_sending();
@@ -26,9 +26,9 @@ pub fn whole_and_exact(subject: &Subject) {
 }
 
 /// The same file to many at the same time: nobody's place in it is anybody else's.
-pub fn to_many_at_once(subject: &Subject) {
+pub fn to_many_at_once(target: &ModelUnderTest) {
     const CLIENTS: usize = 20;
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+    let server = Server::start(target, Serving::Probes, target.limits());
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
             let client = server.connect();
@@ -44,13 +44,13 @@ pub fn to_many_at_once(subject: &Subject) {
 }
 
 /// A peer takes it little by little, and another has every request answered in between.
-pub fn to_a_slow_reader(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn to_a_slow_reader(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let (slow, other) = (server.connect(), server.connect());
     slow.send(probe::FILE);
     for piece in probe::body().chunks(128 * 1024) {
         slow.expect(piece);
-        if !subject.one_at_a_time() {
+        if !target.one_at_a_time() {
             other.ask(b"x", b"x");
         }
     }
@@ -61,13 +61,13 @@ pub fn to_a_slow_reader(subject: &Subject) {
 }
 
 /// A peer that does not take it is closed when its time is over, while others are served.
-pub fn to_a_peer_that_stops_reading(subject: &Subject) {
-    stops_reading(subject, probe::FILE);
+pub fn to_a_peer_that_stops_reading(target: &ModelUnderTest) {
+    stops_reading(target, probe::FILE);
 }
 
 /// A browser that breaks off a download and asks again.
-pub fn reset_and_asked_again(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn reset_and_asked_again(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     for _ in 0..5 {
         let client = server.connect();
         client.ask(probe::FILE, &probe::body()[..100_000]);
@@ -87,8 +87,8 @@ pub fn reset_and_asked_again(subject: &Subject) {
 
 /// A file that has become shorter than what was promised of it: what is there comes, and then the end, but for nobody
 /// else.
-pub fn become_shorter(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn become_shorter(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     let end = &probe::body()[probe::body().len() - probe::LEFT..];
     client.ask(probe::SHORTER, end);
@@ -106,11 +106,11 @@ pub fn become_shorter(subject: &Subject) {
 }
 
 /// After a stop, one that is under way is finished.
-pub fn finished_within_the_drain(subject: &Subject) {
-    is_finished(subject, probe::FILE);
+pub fn finished_within_the_drain(target: &ModelUnderTest) {
+    is_finished(target, probe::FILE);
 }
 
 /// After a stop, one that nobody takes is cut at the deadline, and not before.
-pub fn cut_at_the_deadline(subject: &Subject) {
-    is_cut_at_the_deadline(subject, probe::FILE);
+pub fn cut_at_the_deadline(target: &ModelUnderTest) {
+    is_cut_at_the_deadline(target, probe::FILE);
 }

@@ -7,13 +7,13 @@ use protocol::PROTOCOLS;
 use super::oracle::{replies, requests};
 use super::server::{Server, all_served};
 use super::serving::{Goodbyes, Serving};
-use super::{Subject, probe};
+use super::{ModelUnderTest, probe};
 use crate::{READ_BUFFER, Tally};
 
 /// Requests, a last line without its end, and FIN at once.
-pub fn the_last_line_needs_no_end(subject: &Subject) {
+pub fn the_last_line_needs_no_end(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
-        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
+        let server = Server::start(target, Serving::protocol(protocol), target.limits());
         let whole = requests(protocol, 3, 3, None).concat();
         for input in [&whole[..], b"", b"a", &[&whole[..], b"the last"].concat()] {
             let client = server.connect();
@@ -27,13 +27,13 @@ pub fn the_last_line_needs_no_end(subject: &Subject) {
 }
 
 /// The end of input comes right behind more than a server reads at once, or exactly as much.
-pub fn more_than_one_read_before_the_end(subject: &Subject) {
+pub fn more_than_one_read_before_the_end(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         // Whoever closes after the first bytes would reset the peer over the others.
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
+        let server = Server::start(target, Serving::protocol(protocol), target.limits());
         let sizes = [
             READ_BUFFER - 1,
             READ_BUFFER,
@@ -70,11 +70,11 @@ fn one_reset(served: u64) -> Tally {
 }
 
 /// A server for one who breaks off, and somebody else who is served all the same: before, if the model can, and after.
-fn breaks_off(subject: &Subject, break_off: impl FnOnce(&Server)) -> Tally {
+fn breaks_off(target: &ModelUnderTest, break_off: impl FnOnce(&Server)) -> Tally {
     let goodbyes = Goodbyes::new();
     let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
-    let server = Server::start(subject, serving, subject.limits());
-    let other = (!subject.one_at_a_time()).then(|| server.connect());
+    let server = Server::start(target, serving, target.limits());
+    let other = (!target.one_at_a_time()).then(|| server.connect());
     if let Some(other) = &other {
         other.ask(b"x", b"x");
     }
@@ -87,8 +87,8 @@ fn breaks_off(subject: &Subject, break_off: impl FnOnce(&Server)) -> Tally {
 }
 
 /// RST from a peer that is owed nothing.
-pub fn reset_between_requests(subject: &Subject) {
-    let tally = breaks_off(subject, |server| {
+pub fn reset_between_requests(target: &ModelUnderTest) {
+    let tally = breaks_off(target, |server| {
         let client = server.connect();
         client.ask(b"a", b"a");
         client.reset();
@@ -98,12 +98,12 @@ pub fn reset_between_requests(subject: &Subject) {
 
 /// RST right behind a request: before the server has seen that, or while it answers. Whoever waits for more from the
 /// peer comes to know; a protocol that closes after its reply may be gone by then, with everything sent.
-pub fn reset_behind_the_request(subject: &Subject) {
+pub fn reset_behind_the_request(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         let server = Server::start(
-            subject,
+            target,
             Serving::protocol(protocol),
-            subject.limits_of_one_acceptor(),
+            target.limits_of_one_acceptor(),
         );
         let request = requests(protocol, 13, 1, None).concat();
         for _ in 0..20 {
@@ -132,12 +132,12 @@ pub fn reset_behind_the_request(subject: &Subject) {
 }
 
 /// RST from a peer that has sent half a request.
-pub fn reset_in_mid_request(subject: &Subject) {
+pub fn reset_in_mid_request(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
+        let server = Server::start(target, Serving::protocol(protocol), target.limits());
         let request = requests(protocol, 5, 1, None).concat();
         let client = server.connect();
         client.ask(&request, &replies(protocol, &request));
@@ -151,8 +151,8 @@ pub fn reset_in_mid_request(subject: &Subject) {
 }
 
 /// RST from a peer that is owed more than the buffers hold.
-pub fn reset_in_mid_reply(subject: &Subject) {
-    let tally = breaks_off(subject, |server| {
+pub fn reset_in_mid_reply(target: &ModelUnderTest) {
+    let tally = breaks_off(target, |server| {
         let client = server.connect();
         client.ask(probe::BODY, &probe::body()[..1]);
         client.reset();
@@ -161,8 +161,8 @@ pub fn reset_in_mid_reply(subject: &Subject) {
 }
 
 /// FIN, and then RST while the reply is under way.
-pub fn reset_after_the_end_of_input(subject: &Subject) {
-    let tally = breaks_off(subject, |server| {
+pub fn reset_after_the_end_of_input(target: &ModelUnderTest) {
+    let tally = breaks_off(target, |server| {
         let client = server.connect();
         client.send(probe::BODY);
         client.finish_sending();

@@ -1,4 +1,4 @@
-//! The contract as tests: what every server promises, checked on real sockets.
+//! The contract as tests: what every server guarantees, checked on real sockets.
 //!
 //! A server crate runs all of it over its models with one line in `tests/contract.rs`:
 //!
@@ -6,7 +6,7 @@
 //! contract::suite! { mio: server_mio::MODELS[0] }
 //! ```
 //!
-//! Every check becomes a `#[test]` of its own, and its name tells model, promise and check:
+//! Every check becomes a `#[test]` of its own, and its name tells model, guarantee and check:
 //! `mio::half_close::reset_in_mid_reply`. Where a model declares a [deviation](crate::Deviation), the check is that
 //! exactly the declared thing happens.
 //!
@@ -26,25 +26,25 @@ use std::num::NonZero;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Capacity, Limits, Model, Promise};
+use crate::{Capacity, Guarantee, Limits, Model};
 
-pub mod accept_errors;
-pub mod backpressure;
+pub mod accept;
 pub mod bad_input;
 mod client;
-pub mod connection_limit;
-pub mod exact_replies;
+pub mod exact;
 pub mod files;
-pub mod graceful_stop;
 pub mod half_close;
-pub mod idle_timeout;
+pub mod idle;
+pub mod limit;
+pub mod memory;
 mod oracle;
-pub mod panic_isolation;
+pub mod panic;
 mod probe;
 #[doc(hidden)]
 pub mod process;
 mod server;
 mod serving;
+pub mod stop;
 pub mod tally;
 pub mod work;
 
@@ -53,16 +53,16 @@ pub const GUARD: Duration = Duration::from_secs(20);
 
 /// What a check is about: a model, and the name under which the check runs.
 #[derive(Debug)]
-pub struct Subject {
+pub struct ModelUnderTest {
     /// The model.
     pub model: &'static Model,
     /// The test's full name with the crate's in front.
     pub test: &'static str,
 }
 
-impl Subject {
+impl ModelUnderTest {
     /// Runs a check, if the model can run here.
-    pub fn check(&self, check: impl FnOnce(&Subject)) {
+    pub fn check(&self, check: impl FnOnce(&ModelUnderTest)) {
         match (self.model.available)() {
             Ok(()) => check(self),
             Err(why) => eprintln!("{} cannot run here: {why}; not checked", self.model.name),
@@ -121,8 +121,8 @@ impl Subject {
     /// by design, must be seen to.
     fn judge_idleness(&self, used: Duration, time: Duration) {
         let deviations = self.model.deviations.iter();
-        let mut promises = deviations.map(|deviation| deviation.promise);
-        if promises.any(|promise| promise == Promise::AcceptErrors) {
+        let mut guarantees = deviations.map(|deviation| deviation.guarantee);
+        if guarantees.any(|guarantee| guarantee == Guarantee::Accept) {
             assert!(
                 used > time / 4,
                 "not by design: busy for {used:?} of {time:?}"
@@ -135,20 +135,20 @@ impl Subject {
     /// A model declares what the checks know, and nothing else: what is declared is then checked to be so.
     pub fn declares_what_is_checked(&self) {
         let deviations = self.model.deviations.iter();
-        let mut declared: Vec<_> = deviations.map(|deviation| deviation.promise).collect();
+        let mut declared: Vec<_> = deviations.map(|deviation| deviation.guarantee).collect();
         declared.sort();
-        let known: &[&[Promise]] = match self.model.capacity {
+        let known: &[&[Guarantee]] = match self.model.capacity {
             // Or it never sleeps.
-            Capacity::Limit => &[&[], &[Promise::AcceptErrors]],
+            Capacity::Limit => &[&[], &[Guarantee::Accept]],
             // Those of its crate check what happens at the last number.
-            Capacity::Descriptors(_) => &[&[Promise::ConnectionLimit]],
-            Capacity::Shares => &[&[Promise::ConnectionLimit]],
+            Capacity::Descriptors(_) => &[&[Guarantee::Limit]],
+            Capacity::Shares => &[&[Guarantee::Limit]],
             Capacity::Workers | Capacity::One => {
                 &[&[
-                    Promise::ConnectionLimit,
-                    Promise::Backpressure,
+                    Guarantee::Limit,
+                    Guarantee::Memory,
                     // (This one is checked by `samewire check`.)
-                    Promise::Isolation,
+                    Guarantee::Isolation,
                 ]]
             }
         };
@@ -174,7 +174,7 @@ macro_rules! suite {
             #[test]
             #[ignore = "a child process: the checks that need a server process of its own run this"]
             fn server_process() {
-                $crate::suite::process::serve(&$crate::suite::Subject {
+                $crate::suite::process::serve(&$crate::suite::ModelUnderTest {
                     model: &$model,
                     test: concat!(module_path!(), "::server_process"),
                 });
@@ -182,15 +182,15 @@ macro_rules! suite {
 
             #[test]
             fn declares_what_is_checked() {
-                $crate::suite::Subject {
+                $crate::suite::ModelUnderTest {
                     model: &$model,
                     test: concat!(module_path!(), "::declares_what_is_checked"),
                 }
                 .declares_what_is_checked();
             }
 
-            $crate::suite! { @promises $model;
-                exact_replies {
+            $crate::suite! { @guarantees $model;
+                exact {
                     cut_in_every_way,
                     pipelined,
                     many_clients_interleaved,
@@ -205,25 +205,25 @@ macro_rules! suite {
                     reset_after_the_end_of_input,
                     reset_behind_the_request,
                 }
-                idle_timeout {
+                idle {
                     silence,
                     silence_in_mid_request,
                     a_byte_now_and_then,
                     a_peer_that_stops_reading,
                     big_replies_taken_slowly,
                 }
-                connection_limit {
+                limit {
                     the_next_one_waits_for_a_place,
                     stop_at_the_limit,
                     idle_peers_hold_their_workers_only,
                     waiting_costs_nothing,
                 }
-                accept_errors {
+                accept {
                     descriptors_run_out,
                     stop_without_descriptors,
                     a_broken_listener_ends_the_server,
                 }
-                backpressure {
+                memory {
                     a_peer_that_never_reads,
                     a_slow_reader,
                     a_flood,
@@ -234,7 +234,7 @@ macro_rules! suite {
                     what_was_sent_before_the_refusal_is_drained,
                     garbage,
                 }
-                graceful_stop {
+                stop {
                     nobody_is_there,
                     told_before_the_start,
                     idle_peers_are_closed,
@@ -249,7 +249,7 @@ macro_rules! suite {
                     again_on_the_same_port,
                     draining_costs_nothing,
                 }
-                panic_isolation {
+                panic {
                     in_every_place,
                     in_opening,
                 }
@@ -281,19 +281,19 @@ macro_rules! suite {
             }
         }
     )+};
-    (@promises $model:expr; $($promise:ident {
+    (@guarantees $model:expr; $($guarantee:ident {
         $($(#[$attribute:meta])* $check:ident,)+
     })+) => {$(
-        mod $promise {
+        mod $guarantee {
             $(
                 $(#[$attribute])*
                 #[test]
                 fn $check() {
-                    $crate::suite::Subject {
+                    $crate::suite::ModelUnderTest {
                         model: &$model,
                         test: concat!(module_path!(), "::", stringify!($check)),
                     }
-                    .check($crate::suite::$promise::$check);
+                    .check($crate::suite::$guarantee::$check);
                 }
             )+
         }

@@ -22,7 +22,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use super::client::Client;
 use super::server::BACKLOG;
 use super::serving::{Orders, Serving};
-use super::{GUARD, Subject, eventually};
+use super::{GUARD, ModelUnderTest, eventually};
 use crate::{Limits, Stop, Tally, listen};
 
 /// Where the process finds the test that started it.
@@ -64,17 +64,21 @@ pub(super) type Before = Vec<(Pid, Rlimit)>;
 impl ServerProcess {
     /// Starts the process and waits until it listens.
     #[track_caller]
-    pub(super) fn start(subject: &Subject, serving: Serving, limits: Limits) -> ServerProcess {
+    pub(super) fn start(
+        target: &ModelUnderTest,
+        serving: Serving,
+        limits: Limits,
+    ) -> ServerProcess {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = listen(anywhere, BACKLOG, subject.model.needs).expect("not listening");
-        ServerProcess::start_on(listener, subject, serving, limits, false)
+        let listener = listen(anywhere, BACKLOG, target.model.needs).expect("not listening");
+        ServerProcess::start_on(listener, target, serving, limits, false)
     }
 
     /// Starts the process on a listener; `stopped`: told to stop before that.
     #[track_caller]
     pub(super) fn start_on(
         listener: TcpListener,
-        subject: &Subject,
+        target: &ModelUnderTest,
         serving: Serving,
         limits: Limits,
         stopped: bool,
@@ -93,7 +97,7 @@ impl ServerProcess {
         let orders = serde_json::to_string(&orders).expect("plain data");
         let door = TcpListener::bind("127.0.0.1:0").expect("no control");
         let control = door.local_addr().expect("no address");
-        let test = format!("{}::server_process", subject.name());
+        let test = format!("{}::server_process", target.name());
         let mut child = Command::new(env::current_exe().expect("no test binary"))
             .args([&test, "--exact", "--ignored"])
             .args(["--nocapture", "--test-threads=1"])
@@ -328,7 +332,7 @@ fn parse<T: FromStr>(text: &str) -> T {
 }
 
 /// The server process' life: does as it is told, says how it ended.
-pub fn serve(subject: &Subject) {
+pub fn serve(target: &ModelUnderTest) {
     // Whoever runs ignored tests by hand has no orders.
     let (Ok(control), Ok(orders)) = (env::var(CONTROL), env::var(ORDERS)) else {
         return;
@@ -372,7 +376,7 @@ pub fn serve(subject: &Subject) {
 
     // The service's are its own; the listener, the stop's end and the second descriptor for `control` will be gone.
     let before = sockets() - if orders.stopped { 2 } else { 4 };
-    let ended = (subject.model.serve)(listener, service.clone(), limits, stop);
+    let ended = (target.model.serve)(listener, service.clone(), limits, stop);
     let end = match ended {
         Ok(tally) => {
             if let Some(waiting) = waiting {

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::client::Client;
 use super::process::ServerProcess;
 use super::serving::Serving;
-use super::{GUARD, Subject};
+use super::{GUARD, ModelUnderTest};
 use crate::{Limits, Stop, Stopper, Tally, listen};
 
 /// Enough for every check: no peer waits for its handshake.
@@ -33,40 +33,40 @@ enum Running {
 
 impl Server {
     #[track_caller]
-    pub(super) fn start(subject: &Subject, serving: Serving, limits: Limits) -> Server {
+    pub(super) fn start(target: &ModelUnderTest, serving: Serving, limits: Limits) -> Server {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Server::start_at(anywhere, subject, serving, limits)
+        Server::start_at(anywhere, target, serving, limits)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
     pub(super) fn start_at(
         address: SocketAddr,
-        subject: &Subject,
+        target: &ModelUnderTest,
         serving: Serving,
         limits: Limits,
     ) -> Result<Server, crate::ListenError> {
-        let listener = listen(address, BACKLOG, subject.model.needs)?;
-        Ok(Server::start_on(listener, subject, serving, limits, false))
+        let listener = listen(address, BACKLOG, target.model.needs)?;
+        Ok(Server::start_on(listener, target, serving, limits, false))
     }
 
     /// Starts it on a listener; `stopped`: told to stop before that.
     pub(super) fn start_on(
         listener: TcpListener,
-        subject: &Subject,
+        target: &ModelUnderTest,
         serving: Serving,
         limits: Limits,
         stopped: bool,
     ) -> Server {
         let address = listener.local_addr().expect("no address");
-        let running = if subject.model.needs.own_process {
+        let running = if target.model.needs.own_process {
             Running::Elsewhere(ServerProcess::start_on(
-                listener, subject, serving, limits, stopped,
+                listener, target, serving, limits, stopped,
             ))
         } else {
             let (stopper, stop) = Stop::channel().expect("no stop");
             let stopper = (!stopped).then_some(stopper);
             let (tell, tally) = mpsc::channel();
-            let (serve, service) = (subject.model.serve, serving.service());
+            let (serve, service) = (target.model.serve, serving.service());
             let life = move || drop(tell.send(serve(listener, service, limits, stop)));
             Running::Here {
                 stopper,

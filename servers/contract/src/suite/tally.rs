@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use super::server::Server;
 use super::serving::{Goodbyes, Serving};
-use super::{Subject, probe};
+use super::{ModelUnderTest, probe};
 use crate::{Limits, Tally};
 
 /// One connection of every ending, in one server.
-pub fn every_ending_is_counted(subject: &Subject) {
+pub fn every_ending_is_counted(target: &ModelUnderTest) {
     let goodbyes = Goodbyes::new();
     // The first three speak lines, which have a limit; the others are probes, which can panic.
     let serving = Serving::LinesThenProbes(goodbyes.address());
     let limits = Limits {
         idle_timeout: Duration::from_secs(1),
         drain: Duration::from_millis(100),
-        ..subject.limits()
+        ..target.limits()
     };
-    let server = Server::start(subject, serving, limits);
+    let server = Server::start(target, serving, limits);
 
     let served = server.connect();
     served.ask(b"x\n", b"x\n");
@@ -54,11 +54,11 @@ pub fn every_ending_is_counted(subject: &Subject) {
 
 /// After thousands of connections that end in every way, the process has as many descriptors and threads as before;
 /// and after the server's end none of the server's.
-pub fn nothing_is_left_behind(subject: &Subject) {
+pub fn nothing_is_left_behind(target: &ModelUnderTest) {
     let server = super::process::ServerProcess::start(
-        subject,
+        target,
         Serving::Probes,
-        subject.limits_of_one_acceptor(),
+        target.limits_of_one_acceptor(),
     );
     let wave = || {
         let clients: Vec<_> = (0..100).map(|_| server.connect()).collect();

@@ -4,17 +4,17 @@ use std::time::{Duration, Instant};
 
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{Subject, probe};
+use super::{ModelUnderTest, probe};
 use crate::{Limits, Offload, Tally};
 
 /// Each kind, between other replies: what was answered before does not wait for it, what comes after does.
-pub fn before_the_reply(subject: &Subject) {
+pub fn before_the_reply(target: &ModelUnderTest) {
     for (asked, least) in [
         (probe::WAIT, probe::WAITED),
         (probe::COMPUTE, probe::COMPUTED),
         (probe::BLOCK, probe::BLOCKED),
     ] {
-        let server = Server::start(subject, Serving::Probes, subject.limits());
+        let server = Server::start(target, Serving::Probes, target.limits());
         let client = server.connect();
         let since = Instant::now();
         client.send(&[b"a", asked, b"b"].concat());
@@ -30,16 +30,16 @@ pub fn before_the_reply(subject: &Subject) {
 
 /// One waits for very long. The others are served, and when he has broken off, his place is free at the latest when
 /// the server ends.
-pub fn a_wait_keeps_nobody_else(subject: &Subject) {
+pub fn a_wait_keeps_nobody_else(target: &ModelUnderTest) {
     let limits = Limits {
         drain: Duration::from_millis(300),
-        ..subject.limits()
+        ..target.limits()
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let waiting = server.connect();
     waiting.ask(&[b"a", probe::LONG_WAIT].concat(), b"a");
     let other = server.connect();
-    if subject.one_at_a_time() {
+    if target.one_at_a_time() {
         assert!(!other.has_heard_something(), "not by design");
         waiting.reset();
         other.ask(b"x", b"x");
@@ -66,12 +66,12 @@ pub fn a_wait_keeps_nobody_else(subject: &Subject) {
 }
 
 /// Many wait at the same time, each for its own.
-pub fn many_wait(subject: &Subject) {
+pub fn many_wait(target: &ModelUnderTest) {
     const PEERS: u64 = 50;
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+    let server = Server::start(target, Serving::Probes, target.limits());
     let peers: Vec<_> = (0..PEERS).map(|_| server.connect()).collect();
     for (number, peer) in peers.iter().enumerate() {
-        if subject.one_at_a_time() && number > 3 {
+        if target.one_at_a_time() && number > 3 {
             peer.send(b"x");
         } else {
             peer.send(&[probe::WAIT, b"x"].concat());
@@ -79,7 +79,7 @@ pub fn many_wait(subject: &Subject) {
         peer.finish_sending();
     }
     for (number, peer) in peers.iter().enumerate() {
-        if !subject.one_at_a_time() || number <= 3 {
+        if !target.one_at_a_time() || number <= 3 {
             peer.expect(probe::WAIT);
         }
         peer.expect(b"x");
@@ -89,12 +89,12 @@ pub fn many_wait(subject: &Subject) {
 }
 
 /// The server is slow then, not the peer: it is not closed as idle, neither meanwhile nor just after.
-pub fn a_wait_is_not_idleness(subject: &Subject) {
+pub fn a_wait_is_not_idleness(target: &ModelUnderTest) {
     let limits = Limits {
         idle_timeout: probe::WAITED / 2,
-        ..subject.limits()
+        ..target.limits()
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let client = server.connect();
     client.send(&[probe::WAIT, probe::WAIT, b"x"].concat());
     client.finish_sending();
@@ -104,8 +104,8 @@ pub fn a_wait_is_not_idleness(subject: &Subject) {
 }
 
 /// After a stop, what was asked before is waited for, and answered.
-pub fn a_wait_goes_on_during_the_drain(subject: &Subject) {
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn a_wait_goes_on_during_the_drain(target: &ModelUnderTest) {
+    let mut server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(&[b"a", probe::WAIT, b"x"].concat(), b"a");
     let since = Instant::now();
@@ -117,13 +117,13 @@ pub fn a_wait_goes_on_during_the_drain(subject: &Subject) {
 }
 
 /// After a stop, who waits for longer than the drain is cut at the deadline.
-pub fn a_long_wait_is_cut_at_the_deadline(subject: &Subject) {
+pub fn a_long_wait_is_cut_at_the_deadline(target: &ModelUnderTest) {
     let drain = Duration::from_millis(300);
     let limits = Limits {
         drain,
-        ..subject.limits()
+        ..target.limits()
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let client = server.connect();
     client.ask(&[b"a", probe::LONG_WAIT].concat(), b"a");
     let since = Instant::now();
@@ -139,8 +139,8 @@ pub fn a_long_wait_is_cut_at_the_deadline(subject: &Subject) {
 }
 
 /// A peer that breaks off while the server works for it: seen at once, or when the reply is to be sent.
-pub fn reset_meanwhile(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn reset_meanwhile(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(&[b"a", probe::WAIT].concat(), b"a");
     client.reset();
@@ -157,16 +157,16 @@ pub fn reset_meanwhile(subject: &Subject) {
 }
 
 /// One asks for much at once, and each answer keeps the thread. Others who share it have their turn in between.
-pub fn much_at_once(subject: &Subject) {
-    if subject.one_at_a_time() {
+pub fn much_at_once(target: &ModelUnderTest) {
+    if target.one_at_a_time() {
         return;
     }
-    let limits = match subject.model.offload {
+    let limits = match target.model.offload {
         // With one worker, who holds it keeps the others by design.
-        Offload::Needless(_) => subject.limits(),
-        _ => subject.limits_of_one_acceptor(),
+        Offload::Needless(_) => target.limits(),
+        _ => target.limits_of_one_acceptor(),
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let (much, other) = (server.connect(), server.connect());
     other.ask(b"x", b"x");
     let blocks = probe::BLOCK.repeat(3);
@@ -181,21 +181,21 @@ pub fn much_at_once(subject: &Subject) {
 
 /// One keeps a thread. Where that is moved away (or is nobody else's thread), the others are served meanwhile; where it
 /// can't be, they are served afterwards.
-pub fn offloaded(subject: &Subject) {
-    let nowhere = matches!(subject.model.offload, Offload::Nowhere(_));
+pub fn offloaded(target: &ModelUnderTest) {
+    let nowhere = matches!(target.model.offload, Offload::Nowhere(_));
     let limits = Limits {
         offload: !nowhere,
-        ..match subject.model.offload {
-            Offload::Needless(_) => subject.limits(),
+        ..match target.model.offload {
+            Offload::Needless(_) => target.limits(),
             // So that there is nobody else to serve the others.
-            _ => subject.limits_of_one_acceptor(),
+            _ => target.limits_of_one_acceptor(),
         }
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let blocked = server.connect();
     blocked.ask(&[b"a", probe::BLOCK].concat(), b"a");
     let other = server.connect();
-    let last = subject.one_at_a_time();
+    let last = target.one_at_a_time();
     if last {
         // It is served when he has left.
         blocked.finish_sending();

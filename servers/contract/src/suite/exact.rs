@@ -7,17 +7,17 @@ use protocol::{PROTOCOLS, Protocol};
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{Subject, probe};
+use super::{ModelUnderTest, probe};
 
-fn serve(subject: &Subject, protocol: &'static Protocol) -> Server {
-    Server::start(subject, Serving::protocol(protocol), subject.limits())
+fn serve(target: &ModelUnderTest, protocol: &'static Protocol) -> Server {
+    Server::start(target, Serving::protocol(protocol), target.limits())
 }
 
 /// The same requests whole, byte by byte, and in three pieces cut at every pair of places. After each piece, what is
 /// owed so far is waited for, so that pieces can't join again where a reply shows it.
-pub fn cut_in_every_way(subject: &Subject) {
+pub fn cut_in_every_way(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
-        let server = serve(subject, protocol);
+        let server = serve(target, protocol);
         let mut input = requests(protocol, 0, 2, None).concat();
         input.extend_from_slice(b"the last");
         let say = |pieces: &[&[u8]]| {
@@ -52,9 +52,9 @@ pub fn cut_in_every_way(subject: &Subject) {
 }
 
 /// Hundreds of requests in one write, longer than any buffer; the replies are read meanwhile.
-pub fn pipelined(subject: &Subject) {
+pub fn pipelined(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
-        let server = serve(subject, protocol);
+        let server = serve(target, protocol);
         let input = requests(protocol, 1, 800, Some(1000)).concat();
         let client = server.connect();
         thread::scope(|scope| {
@@ -71,17 +71,17 @@ pub fn pipelined(subject: &Subject) {
 
 /// Fifty clients that all say something else, each request cut in two, and everybody's first half before anybody's
 /// second.
-pub fn many_clients_interleaved(subject: &Subject) {
+pub fn many_clients_interleaved(target: &ModelUnderTest) {
     const CLIENTS: u64 = 50;
     for protocol in PROTOCOLS {
-        let server = serve(subject, protocol);
+        let server = serve(target, protocol);
         let mut clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
                 let requests = requests(protocol, number, 20, Some(100));
                 (server.connect(), Oracle::new(protocol), requests)
             })
             .collect();
-        if subject.one_at_a_time() {
+        if target.one_at_a_time() {
             // All are connected; they are served in the order in which they came.
             for (client, mut oracle, requests) in clients {
                 for request in requests {
@@ -122,8 +122,8 @@ pub fn many_clients_interleaved(subject: &Subject) {
 }
 
 /// Replies that no socket buffer holds, one behind the other.
-pub fn big_replies(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn big_replies(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.send(&[b"a", probe::BODY, b"b", probe::BODY].concat());
     client.finish_sending();

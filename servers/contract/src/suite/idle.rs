@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 
 use super::server::Server;
 use super::serving::{Goodbyes, Serving};
-use super::{GUARD, Subject, probe};
+use super::{GUARD, ModelUnderTest, probe};
 use crate::{Limits, Tally};
 use protocol::PROTOCOLS;
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-fn short(subject: &Subject) -> Limits {
+fn short(target: &ModelUnderTest) -> Limits {
     Limits {
         idle_timeout: TIMEOUT,
-        ..subject.limits()
+        ..target.limits()
     }
 }
 
 /// A peer that connects and says nothing, while others come and go.
-pub fn silence(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, short(subject));
+pub fn silence(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, short(target));
     let since = Instant::now();
     let silent = server.connect();
     let mut served = 0;
-    if !subject.one_at_a_time() {
+    if !target.one_at_a_time() {
         while !silent.has_heard_something() {
             let other = server.connect();
             other.ask(b"x", b"x");
@@ -53,9 +53,9 @@ pub fn silence(subject: &Subject) {
 }
 
 /// A peer that has been served, begins another request and falls silent.
-pub fn silence_in_mid_request(subject: &Subject) {
+pub fn silence_in_mid_request(target: &ModelUnderTest) {
     let serving = Serving::protocol(&PROTOCOLS[0]);
-    let server = Server::start(subject, serving, short(subject));
+    let server = Server::start(target, serving, short(target));
     let silent = server.connect();
     silent.ask(b"one\n", b"one\n");
     let since = Instant::now();
@@ -71,17 +71,17 @@ pub fn silence_in_mid_request(subject: &Subject) {
 }
 
 /// A peer that sends a byte now and then, in time, for much longer than the time-out; and one that asks as often.
-pub fn a_byte_now_and_then(subject: &Subject) {
+pub fn a_byte_now_and_then(target: &ModelUnderTest) {
     // If this thread is kept from sending in time, the server is right to close; that proves nothing.
     for _ in 0..10 {
         let serving = Serving::protocol(&PROTOCOLS[0]);
-        let server = Server::start(subject, serving, short(subject));
+        let server = Server::start(target, serving, short(target));
         let mut pace = Pace {
             last: Instant::now(),
             longest: Duration::ZERO,
         };
         let slow = server.connect();
-        let other = (!subject.one_at_a_time()).then(|| server.connect());
+        let other = (!target.one_at_a_time()).then(|| server.connect());
         let mut speak = || -> io::Result<()> {
             let mut line = Vec::new();
             for number in 0..24 {
@@ -124,20 +124,20 @@ impl Pace {
 }
 
 /// A peer that asks for more than the buffers hold and does not read, while others are served.
-pub fn a_peer_that_stops_reading(subject: &Subject) {
-    stops_reading(subject, probe::BODY);
+pub fn a_peer_that_stops_reading(target: &ModelUnderTest) {
+    stops_reading(target, probe::BODY);
 }
 
 /// Likewise; `asked` is what it asks for.
-pub(super) fn stops_reading(subject: &Subject, asked: &[u8]) {
+pub(super) fn stops_reading(target: &ModelUnderTest, asked: &[u8]) {
     let goodbyes = Goodbyes::new();
     let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
-    let server = Server::start(subject, serving, short(subject));
+    let server = Server::start(target, serving, short(target));
     let since = Instant::now();
     let stuck = server.connect();
     stuck.send(asked);
     let mut served = 0;
-    if subject.one_at_a_time() {
+    if target.one_at_a_time() {
         goodbyes.one();
     } else {
         // Everybody else says goodbye once; one more is his.
@@ -170,15 +170,15 @@ pub(super) fn stops_reading(subject: &Subject, asked: &[u8]) {
 ///
 /// Little: two megabytes at a time. The kernel lets a writer go on only when a third of its buffer is free again, so less
 /// would be no progress that a server could see.
-pub fn big_replies_taken_slowly(subject: &Subject) {
+pub fn big_replies_taken_slowly(target: &ModelUnderTest) {
     let limits = Limits {
         idle_timeout: Duration::from_secs(1),
-        ..subject.limits()
+        ..target.limits()
     };
     let replies = probe::body().repeat(4);
     // If this thread is kept from reading in time, the server is right to close; that proves nothing.
     for _ in 0..10 {
-        let server = Server::start(subject, Serving::Probes, limits.clone());
+        let server = Server::start(target, Serving::Probes, limits.clone());
         let slow = server.connect();
         slow.send(&probe::BODY.repeat(4));
         let mut pace = Pace {

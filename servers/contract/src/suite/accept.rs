@@ -8,16 +8,16 @@ use super::client::Client;
 use super::process::{Before, ServerProcess};
 use super::server::{BACKLOG, Server, all_served};
 use super::serving::Serving;
-use super::{GUARD, Subject, eventually};
+use super::{GUARD, ModelUnderTest, eventually};
 use crate::{Capacity, listen};
 
 const CLIENTS: usize = 12;
 
 /// How many peers can be accepted before descriptors run out. One who serves a peer at a time closes its descriptor
 /// before he accepts the next, and so does one who forks a process for it.
-fn before_that(subject: &Subject) -> usize {
-    let one_at_a_time = subject.places(&subject.limits_of_one_acceptor()) == 1;
-    if one_at_a_time || subject.model.needs.own_process {
+fn before_that(target: &ModelUnderTest) -> usize {
+    let one_at_a_time = target.places(&target.limits_of_one_acceptor()) == 1;
+    if one_at_a_time || target.model.needs.own_process {
         0
     } else {
         3
@@ -25,22 +25,22 @@ fn before_that(subject: &Subject) -> usize {
 }
 
 /// Runs the server out of descriptors: all peers are connected, and only some can be accepted.
-fn shortage(server: &mut ServerProcess, subject: &Subject) -> (Vec<Client>, Before) {
+fn shortage(server: &mut ServerProcess, target: &ModelUnderTest) -> (Vec<Client>, Before) {
     // A peer that is served before shows that the server has all that it opens for itself.
     let first = server.connect();
     first.ask(b"x", b"x");
     // Its descriptor is closed before its end can be heard.
     first.leave();
-    if !server.children().is_empty() && subject.model.capacity != Capacity::Workers {
+    if !server.children().is_empty() && target.model.capacity != Capacity::Workers {
         eventually("its process has ended", || server.children().is_empty());
     }
-    let more = before_that(subject);
+    let more = before_that(target);
     let (limit, full) = server.limit_descriptors(more);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
     for client in &clients {
         client.send(b"a");
     }
-    if subject.places(&subject.limits_of_one_acceptor()) == 1 {
+    if target.places(&target.limits_of_one_acceptor()) == 1 {
         // Who sleeps in accept(2) has his descriptor already: the shortage comes behind the next peer.
         let next = clients.remove(0);
         next.expect(b"a");
@@ -57,15 +57,14 @@ fn shortage(server: &mut ServerProcess, subject: &Subject) -> (Vec<Client>, Befo
 
 /// More peers than descriptors. The server goes on with those it has, sleeps otherwise, and serves the others as
 /// those leave.
-pub fn descriptors_run_out(subject: &Subject) {
-    let mut server =
-        ServerProcess::start(subject, Serving::Probes, subject.limits_of_one_acceptor());
-    let (mut clients, limit) = shortage(&mut server, subject);
-    let mut waiting = clients.split_off(before_that(subject));
+pub fn descriptors_run_out(target: &ModelUnderTest) {
+    let mut server = ServerProcess::start(target, Serving::Probes, target.limits_of_one_acceptor());
+    let (mut clients, limit) = shortage(&mut server, target);
+    let mut waiting = clients.split_off(before_that(target));
 
     let time = Duration::from_secs(1);
     let used = server.busy_during(|| sleep(time));
-    subject.judge_idleness(used, time);
+    target.judge_idleness(used, time);
 
     for client in &clients {
         client.ask(b"b", b"b");
@@ -95,10 +94,9 @@ pub fn descriptors_run_out(subject: &Subject) {
 }
 
 /// A stop during the shortage.
-pub fn stop_without_descriptors(subject: &Subject) {
-    let mut server =
-        ServerProcess::start(subject, Serving::Probes, subject.limits_of_one_acceptor());
-    let (clients, _) = shortage(&mut server, subject);
+pub fn stop_without_descriptors(target: &ModelUnderTest) {
+    let mut server = ServerProcess::start(target, Serving::Probes, target.limits_of_one_acceptor());
+    let (clients, _) = shortage(&mut server, target);
     server.tell_to_stop();
     for client in clients {
         client.expect_end_or_reset();
@@ -106,23 +104,23 @@ pub fn stop_without_descriptors(subject: &Subject) {
     let mut tally = server.stop().tally;
     assert!(tally.accept_errors > 0, "there was no shortage");
     tally.accept_errors = 0;
-    let one_more = subject.places(&subject.limits_of_one_acceptor()) == 1;
-    let served = 1 + before_that(subject) + usize::from(one_more);
+    let one_more = target.places(&target.limits_of_one_acceptor()) == 1;
+    let served = 1 + before_that(target) + usize::from(one_more);
     assert_eq!(tally, all_served(served as u64));
 }
 
 /// An error that concerns every connection to come is the end, said aloud; and those who are there are not forgotten.
-pub fn a_broken_listener_ends_the_server(subject: &Subject) {
+pub fn a_broken_listener_ends_the_server(target: &ModelUnderTest) {
     let listener =
-        listen(([127, 0, 0, 1], 0).into(), BACKLOG, subject.model.needs).expect("not listening");
+        listen(([127, 0, 0, 1], 0).into(), BACKLOG, target.model.needs).expect("not listening");
     let same = listener.try_clone().expect("no descriptor");
-    let server = Server::start_on(listener, subject, Serving::Probes, subject.limits(), false);
+    let server = Server::start_on(listener, target, Serving::Probes, target.limits(), false);
     let idle = server.connect();
     idle.ask(b"x", b"x");
     // On Linux this makes a socket that listens one that does not.
     let same = socket2::SockRef::from(&same);
     same.shutdown(Shutdown::Both).expect("not listening");
-    if subject.one_at_a_time() {
+    if target.one_at_a_time() {
         idle.leave();
     } else {
         idle.expect_end();

@@ -2,17 +2,17 @@
 
 use std::num::NonZero;
 
-use super::Subject;
+use super::ModelUnderTest;
 use super::client::Client;
 use super::server::{Server, all_served};
 use super::serving::Serving;
 use crate::{Capacity, Limits};
 
-fn two(subject: &Subject) -> Limits {
-    let mut limits = subject.limits_of_one_acceptor();
+fn two(target: &ModelUnderTest) -> Limits {
+    let mut limits = target.limits_of_one_acceptor();
     // (Where the workers are the limit, each takes its peers itself.)
-    if subject.model.capacity == Capacity::Workers {
-        limits.workers = subject.limits().workers;
+    if target.model.capacity == Capacity::Workers {
+        limits.workers = target.limits().workers;
     }
     Limits {
         max_connections: 2,
@@ -21,8 +21,8 @@ fn two(subject: &Subject) -> Limits {
 }
 
 /// How many places there are: the limit, or those that a model has by design.
-fn places(subject: &Subject) -> usize {
-    subject.places(&two(subject))
+fn places(target: &ModelUnderTest) -> usize {
+    target.places(&two(target))
 }
 
 /// Those who have a place are served, and those who wait are not, however often.
@@ -38,9 +38,9 @@ fn only_those_are_served(served: &[Client], waiting: &[Client]) {
 }
 
 /// Two more than there are places; whoever leaves makes place for the next, in the order in which they came.
-pub fn the_next_one_waits_for_a_place(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, two(subject));
-    let mut served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+pub fn the_next_one_waits_for_a_place(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, two(target));
+    let mut served: Vec<_> = (0..places(target)).map(|_| server.connect()).collect();
     only_those_are_served(&served, &[]);
     let mut waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
     for client in &waiting {
@@ -57,14 +57,14 @@ pub fn the_next_one_waits_for_a_place(subject: &Subject) {
     for client in served {
         client.leave();
     }
-    let all = places(subject) as u64 + 2;
+    let all = places(target) as u64 + 2;
     assert_eq!(server.stop(), all_served(all));
 }
 
 /// A stop ends those who are served, and those who wait.
-pub fn stop_at_the_limit(subject: &Subject) {
-    let mut server = Server::start(subject, Serving::Probes, two(subject));
-    let served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+pub fn stop_at_the_limit(target: &ModelUnderTest) {
+    let mut server = Server::start(target, Serving::Probes, two(target));
+    let served: Vec<_> = (0..places(target)).map(|_| server.connect()).collect();
     only_those_are_served(&served, &[]);
     let waiting = server.connect();
     server.tell_to_stop();
@@ -72,19 +72,19 @@ pub fn stop_at_the_limit(subject: &Subject) {
         client.expect_end();
     }
     waiting.expect_end_or_reset();
-    assert_eq!(server.stop(), all_served(places(subject) as u64));
+    assert_eq!(server.stop(), all_served(places(target) as u64));
 }
 
 /// Idle peers hold nothing but their own places; unless each holds a worker, by design: then nobody else is served until
 /// one of them leaves.
-pub fn idle_peers_hold_their_workers_only(subject: &Subject) {
+pub fn idle_peers_hold_their_workers_only(target: &ModelUnderTest) {
     let limits = Limits {
         workers: const { NonZero::new(2).unwrap() },
-        ..subject.limits()
+        ..target.limits()
     };
-    let places = subject.places(&limits);
+    let places = target.places(&limits);
     let idle = 6;
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let mut served: Vec<_> = (0..idle.min(places)).map(|_| server.connect()).collect();
     only_those_are_served(&served, &[]);
     let waiting: Vec<_> = (served.len()..idle).map(|_| server.connect()).collect();
@@ -104,12 +104,12 @@ pub fn idle_peers_hold_their_workers_only(subject: &Subject) {
 }
 
 /// At the limit, with peers in the backlog, the server sleeps.
-pub fn waiting_costs_nothing(subject: &Subject) {
+pub fn waiting_costs_nothing(target: &ModelUnderTest) {
     use std::thread::sleep;
     use std::time::Duration;
 
-    let server = super::process::ServerProcess::start(subject, Serving::Probes, two(subject));
-    let served: Vec<_> = (0..places(subject)).map(|_| server.connect()).collect();
+    let server = super::process::ServerProcess::start(target, Serving::Probes, two(target));
+    let served: Vec<_> = (0..places(target)).map(|_| server.connect()).collect();
     only_those_are_served(&served, &[]);
     let waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
     for client in &waiting {
@@ -118,13 +118,13 @@ pub fn waiting_costs_nothing(subject: &Subject) {
     only_those_are_served(&served, &waiting);
     let time = Duration::from_secs(1);
     let used = server.busy_during(|| sleep(time));
-    subject.judge_idleness(used, time);
+    target.judge_idleness(used, time);
     only_those_are_served(&served, &waiting);
     drop(served);
     for client in waiting {
         client.expect(b"w");
         client.leave();
     }
-    let all = places(subject) as u64 + 2;
+    let all = places(target) as u64 + 2;
     assert_eq!(server.stop().tally, all_served(all));
 }

@@ -11,28 +11,28 @@ use super::client::Client;
 use super::oracle::{Oracle, requests};
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{GUARD, Subject, eventually, probe};
+use super::{GUARD, ModelUnderTest, eventually, probe};
 use crate::{Limits, Tally, listen};
 
 /// Without peers there is nothing to wait for.
-pub fn nobody_is_there(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn nobody_is_there(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     assert_eq!(server.stop(), Tally::default());
 }
 
 /// A stop that came before the server did.
-pub fn told_before_the_start(subject: &Subject) {
+pub fn told_before_the_start(target: &ModelUnderTest) {
     let anywhere = ([127, 0, 0, 1], 0).into();
-    let listener = listen(anywhere, 1, subject.model.needs).expect("not listening");
-    let server = Server::start_on(listener, subject, Serving::Probes, subject.limits(), true);
+    let listener = listen(anywhere, 1, target.model.needs).expect("not listening");
+    let server = Server::start_on(listener, target, Serving::Probes, target.limits(), true);
     let tally = server.ended().expect("the server failed");
     assert_eq!(tally, Tally::default());
 }
 
 /// Peers that are owed nothing see the end, at once.
-pub fn idle_peers_are_closed(subject: &Subject) {
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
-    let count = if subject.one_at_a_time() { 1 } else { 5 };
+pub fn idle_peers_are_closed(target: &ModelUnderTest) {
+    let mut server = Server::start(target, Serving::Probes, target.limits());
+    let count = if target.one_at_a_time() { 1 } else { 5 };
     let clients: Vec<_> = (0..count).map(|_| server.connect()).collect();
     for client in &clients {
         client.ask(b"x", b"x");
@@ -46,12 +46,12 @@ pub fn idle_peers_are_closed(subject: &Subject) {
 
 /// Two reads' worth of requests, written just before the stop; to a server that waits for them, and to one that is
 /// busy with a reply.
-pub fn what_had_arrived_is_answered(subject: &Subject) {
+pub fn what_had_arrived_is_answered(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         if protocol.requests_per_connection.is_some() {
             continue;
         }
-        let mut server = Server::start(subject, Serving::protocol(protocol), subject.limits());
+        let mut server = Server::start(target, Serving::protocol(protocol), target.limits());
         let client = server.connect();
         let mut oracle = Oracle::new(protocol);
         let first = requests(protocol, 10, 1, None).concat();
@@ -64,7 +64,7 @@ pub fn what_had_arrived_is_answered(subject: &Subject) {
         client.expect_end();
         assert_eq!(server.stop(), all_served(1), "{}", protocol.name);
     }
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
+    let mut server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(probe::BODY, &probe::body()[..1]);
     client.send(b"x");
@@ -77,8 +77,8 @@ pub fn what_had_arrived_is_answered(subject: &Subject) {
 
 /// As before, with FIN behind it: what is no whole request without its end is one with it, though the server comes to
 /// it only after the stop.
-pub fn what_had_arrived_with_its_end_is_answered(subject: &Subject) {
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn what_had_arrived_with_its_end_is_answered(target: &ModelUnderTest) {
+    let mut server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(probe::BODY, &probe::body()[..1]);
     client.send(probe::HALF);
@@ -91,9 +91,9 @@ pub fn what_had_arrived_with_its_end_is_answered(subject: &Subject) {
 }
 
 /// Many connect and ask, then comes the stop: whoever was accepted is answered, all others hear nothing.
-pub fn who_was_accepted_is_answered(subject: &Subject) {
+pub fn who_was_accepted_is_answered(target: &ModelUnderTest) {
     for round in 0..10 {
-        let mut server = Server::start(subject, Serving::Probes, subject.limits());
+        let mut server = Server::start(target, Serving::Probes, target.limits());
         let clients: Vec<_> = (0..100)
             .map(|_| {
                 let client = server.connect();
@@ -104,7 +104,7 @@ pub fn who_was_accepted_is_answered(subject: &Subject) {
         // Not always at the same moment.
         for client in clients.iter().take(round) {
             client.expect(b"x");
-            if subject.one_at_a_time() {
+            if target.one_at_a_time() {
                 client.finish_sending();
             }
         }
@@ -116,9 +116,9 @@ pub fn who_was_accepted_is_answered(subject: &Subject) {
 }
 
 /// Half a request is not one.
-pub fn a_request_half_sent_is_cut(subject: &Subject) {
+pub fn a_request_half_sent_is_cut(target: &ModelUnderTest) {
     let serving = Serving::protocol(&PROTOCOLS[0]);
-    let mut server = Server::start(subject, serving, subject.limits());
+    let mut server = Server::start(target, serving, target.limits());
     let client = server.connect();
     client.ask(b"one\n", b"one\n");
     client.send(b"tw");
@@ -133,13 +133,13 @@ pub fn a_request_half_sent_is_cut(subject: &Subject) {
 }
 
 /// A big reply is finished within the drain.
-pub fn a_reply_under_way_is_finished(subject: &Subject) {
-    is_finished(subject, probe::BODY);
+pub fn a_reply_under_way_is_finished(target: &ModelUnderTest) {
+    is_finished(target, probe::BODY);
 }
 
 /// Likewise; `asked` is what it was asked for.
-pub(super) fn is_finished(subject: &Subject, asked: &[u8]) {
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
+pub(super) fn is_finished(target: &ModelUnderTest, asked: &[u8]) {
+    let mut server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(asked, &probe::body()[..1]);
     server.tell_to_stop();
@@ -149,18 +149,18 @@ pub(super) fn is_finished(subject: &Subject, asked: &[u8]) {
 }
 
 /// A peer that does not take its reply is cut, but not before the deadline.
-pub fn a_reply_not_taken_is_cut_at_the_deadline(subject: &Subject) {
-    is_cut_at_the_deadline(subject, probe::BODY);
+pub fn a_reply_not_taken_is_cut_at_the_deadline(target: &ModelUnderTest) {
+    is_cut_at_the_deadline(target, probe::BODY);
 }
 
 /// Likewise; `asked` is what it was asked for.
-pub(super) fn is_cut_at_the_deadline(subject: &Subject, asked: &[u8]) {
+pub(super) fn is_cut_at_the_deadline(target: &ModelUnderTest, asked: &[u8]) {
     let drain = Duration::from_millis(300);
     let limits = Limits {
         drain,
-        ..subject.limits()
+        ..target.limits()
     };
-    let server = Server::start(subject, Serving::Probes, limits);
+    let server = Server::start(target, Serving::Probes, limits);
     let client = server.connect();
     client.ask(asked, &probe::body()[..1]);
     let since = Instant::now();
@@ -179,12 +179,12 @@ pub(super) fn is_cut_at_the_deadline(subject: &Subject, asked: &[u8]) {
 
 /// While a reply is being finished nobody new gets in: not even into the backlog, where nobody would come for them.
 /// (The only thread of a model that serves one at a time is busy with the reply, and closes the listener afterwards.)
-pub fn new_peers_are_refused_during_the_drain(subject: &Subject) {
-    let mut server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn new_peers_are_refused_during_the_drain(target: &ModelUnderTest) {
+    let mut server = Server::start(target, Serving::Probes, target.limits());
     let address = server.address();
     let client = server.connect();
     client.ask(probe::BODY, &probe::body()[..1]);
-    let idle = (!subject.one_at_a_time()).then(|| server.connect());
+    let idle = (!target.one_at_a_time()).then(|| server.connect());
     if let Some(idle) = &idle {
         idle.ask(b"x", b"x");
     }
@@ -205,9 +205,9 @@ pub fn new_peers_are_refused_during_the_drain(subject: &Subject) {
 }
 
 /// Peers that connect, ask and leave without a pause, before, during and after the stop.
-pub fn in_a_connect_storm(subject: &Subject) {
+pub fn in_a_connect_storm(target: &ModelUnderTest) {
     const STORM: u64 = 3;
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+    let server = Server::start(target, Serving::Probes, target.limits());
     let address = server.address();
     let answered = AtomicU64::new(0);
     let since = Instant::now();
@@ -236,17 +236,17 @@ pub fn in_a_connect_storm(subject: &Subject) {
 }
 
 /// A server that closed first leaves connections in TIME_WAIT; the next one listens on that port all the same.
-pub fn again_on_the_same_port(subject: &Subject) {
+pub fn again_on_the_same_port(target: &ModelUnderTest) {
     // Another test's peer may be given the port meanwhile; but not every time.
     for _ in 0..5 {
-        let mut server = Server::start(subject, Serving::Probes, subject.limits());
+        let mut server = Server::start(target, Serving::Probes, target.limits());
         let address = server.address();
         let client = server.connect();
         client.ask(b"x", b"x");
         server.tell_to_stop();
         client.expect_end();
         server.stop();
-        if let Ok(server) = Server::start_at(address, subject, Serving::Probes, subject.limits()) {
+        if let Ok(server) = Server::start_at(address, target, Serving::Probes, target.limits()) {
             let client = server.connect();
             client.ask(b"x", b"x");
             client.leave();
@@ -259,13 +259,13 @@ pub fn again_on_the_same_port(subject: &Subject) {
 
 /// While the drain waits for a peer, the server sleeps; also when there was a peer in the backlog, and places become
 /// free.
-pub fn draining_costs_nothing(subject: &Subject) {
+pub fn draining_costs_nothing(target: &ModelUnderTest) {
     let limits = Limits {
         max_connections: 2,
-        ..subject.limits_of_one_acceptor()
+        ..target.limits_of_one_acceptor()
     };
-    let places = subject.places(&limits);
-    let server = super::process::ServerProcess::start(subject, Serving::Probes, limits);
+    let places = target.places(&limits);
+    let server = super::process::ServerProcess::start(target, Serving::Probes, limits);
     let stuck = server.connect();
     stuck.ask(probe::BODY, &probe::body()[..1]);
     let (idle, waiting) = (server.connect(), server.connect());
@@ -279,7 +279,7 @@ pub fn draining_costs_nothing(subject: &Subject) {
     }
     let time = Duration::from_secs(1);
     let used = server.busy_during(|| thread::sleep(time));
-    subject.judge_idleness(used, time);
+    target.judge_idleness(used, time);
     stuck.expect(&probe::body()[1..]);
     stuck.expect_end();
     waiting.expect_end_or_reset();

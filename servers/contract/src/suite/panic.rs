@@ -2,14 +2,14 @@
 
 use super::server::Server;
 use super::serving::Serving;
-use super::{Subject, probe};
+use super::{ModelUnderTest, probe};
 use crate::Tally;
 
 /// In everything that a server calls while it serves; before and after an answer of the same connection.
-pub fn in_every_place(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn in_every_place(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let mut failed = 0;
-    let other = (!subject.one_at_a_time()).then(|| server.connect());
+    let other = (!target.one_at_a_time()).then(|| server.connect());
     for place in [
         probe::PANIC_IN_RECEIVE,
         probe::PANIC_IN_STEP,
@@ -50,8 +50,8 @@ pub fn in_every_place(subject: &Subject) {
 }
 
 /// While the session is opened: every second one, here.
-pub fn in_opening(subject: &Subject) {
-    let server = Server::start(subject, Serving::PanicsInOpening, subject.limits());
+pub fn in_opening(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::PanicsInOpening, target.limits());
     for _ in 0..3 {
         server.connect().expect_end();
         let client = server.connect();

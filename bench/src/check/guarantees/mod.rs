@@ -1,6 +1,6 @@
-//! The promises: a check each.
+//! The guarantees: a check each.
 
-use contract::Promise;
+use contract::Guarantee;
 
 use super::case::{Case, Verdict};
 
@@ -36,12 +36,10 @@ impl Company {
     pub(super) const ALL: [Company; 3] = [Company::Any, Company::Quiet, Company::None];
 }
 
-/// How a promise is checked.
+/// How a guarantee is checked.
 #[derive(Debug)]
 pub(super) struct Check {
-    pub(super) promise: Promise,
-    /// What the command line calls it, and the head of its column.
-    pub(super) name: &'static str,
+    pub(super) guarantee: Guarantee,
     /// What is looked for, in one line.
     pub(super) summary: &'static str,
     pub(super) check: fn(&Case<'_>) -> Verdict,
@@ -49,95 +47,82 @@ pub(super) struct Check {
     pub(super) company: Company,
 }
 
-/// All checks, in the order of their promises.
+/// All checks, in the order of their guarantees.
 pub(super) const CHECKS: &[Check] = &[
     Check {
-        promise: Promise::ExactReplies,
-        name: "exact",
+        guarantee: Guarantee::Exact,
         summary: "replies are exact, however the requests are cut or joined",
         check: exact_replies::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::HalfClose,
-        name: "half-close",
+        guarantee: Guarantee::HalfClose,
         summary: "FIN: all that is owed is still sent; RST: that connection dies, nothing else",
         check: half_close::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::IdleTimeout,
-        name: "idle",
+        guarantee: Guarantee::Idle,
         summary: "idle peers are closed in time, neither early nor late",
         check: idle_timeout::check,
         company: Company::Quiet,
     },
     Check {
-        promise: Promise::ConnectionLimit,
-        name: "limit",
+        guarantee: Guarantee::Limit,
         summary: "at the limit others wait, are served later, and nobody spins",
         check: connection_limit::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::AcceptErrors,
-        name: "accept",
+        guarantee: Guarantee::Accept,
         summary: "without descriptors it lives, sleeps, and recovers when they come free",
         check: accept_errors::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::Backpressure,
-        name: "memory",
+        guarantee: Guarantee::Memory,
         summary: "peers that never read cost bounded memory, and delay nobody else",
         check: backpressure::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::BadInput,
-        name: "bad-input",
+        guarantee: Guarantee::BadInput,
         summary: "over-long input gets an error and a close; garbage harms nobody",
         check: bad_input::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::GracefulStop,
-        name: "stop",
+        guarantee: Guarantee::Stop,
         summary: "what is under way is finished, the rest cut at the deadline, status 0; a second signal ends it at once",
         check: graceful_stop::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::PanicIsolation,
-        name: "panic",
+        guarantee: Guarantee::Panic,
         summary: "a panic in one session leaves the others unharmed",
         check: panic_isolation::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::Tally,
-        name: "tally",
+        guarantee: Guarantee::Tally,
         summary: "the tally accounts for every connection",
         check: tally::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::Isolation,
-        name: "isolation",
+        guarantee: Guarantee::Isolation,
         summary: "well-behaved clients are served beside every kind of misbehaving ones; their p99 against undisturbed",
         check: isolation::check,
         company: Company::None,
     },
     Check {
-        promise: Promise::NoLeaks,
-        name: "leaks",
+        guarantee: Guarantee::Leaks,
         summary: "after 20,000 connections (--quick: 2,000) it has the descriptors, threads, processes and memory that it had",
         check: no_leaks::check,
         company: Company::Any,
     },
     Check {
-        promise: Promise::Restart,
-        name: "restart",
+        guarantee: Guarantee::Restart,
         summary: "it can be started again on the same port at once",
         check: restart::check,
         company: Company::Any,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contract::Promise;
+use contract::Guarantee;
 
 use super::super::case::{Case, Miss, PATIENCE, broken};
 use crate::process::{Courtesy, Demand, Tree};
@@ -53,7 +53,7 @@ impl Activity {
 /// must be busy. Gives what it did.
 pub(super) fn must_sleep(case: &Case<'_>, tree: &Tree, when: &str) -> Result<Activity, Miss> {
     // (Errors of accept(2) are where models declare that they never sleep.)
-    let declared = case.subject.deviation(Promise::AcceptErrors).is_some();
+    let declared = case.subject.deviation(Guarantee::Accept).is_some();
     let time = window(case);
     let mut tree = tree.clone();
     let mut last = None;

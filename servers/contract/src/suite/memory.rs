@@ -9,14 +9,14 @@ use protocol::PROTOCOLS;
 use super::oracle::{Oracle, replies, requests};
 use super::server::{Server, all_served};
 use super::serving::Serving;
-use super::{GUARD, Subject, eventually, probe};
+use super::{GUARD, ModelUnderTest, eventually, probe};
 
 /// What a peer can send that never reads. The sockets' buffers are most of it; the server adds no more than a read
 /// buffer and the session.
 const MOST: usize = 16 << 20;
 
 /// A peer sends until nothing more is taken. Others are served meanwhile; and when it reads at last, all is there.
-pub fn a_peer_that_never_reads(subject: &Subject) {
+pub fn a_peer_that_never_reads(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         if protocol.requests_per_connection.is_some() {
             continue;
@@ -26,7 +26,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
             // `bulk` asks for much with a few bytes: it would take hundreds of megabytes of replies.
             continue;
         }
-        let server = Server::start(subject, Serving::protocol(protocol), subject.limits());
+        let server = Server::start(target, Serving::protocol(protocol), target.limits());
         let input = some.repeat(MOST / some.len() + 1);
         let stuck = server.connect();
         let sent = stuck.send_until_stuck(&input);
@@ -36,7 +36,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
         let request = requests(protocol, 7, 1, None).concat();
         let reply = Oracle::new(protocol).receive(&request);
         other.send(&request);
-        if subject.one_at_a_time() {
+        if target.one_at_a_time() {
             assert!(!other.has_heard_something(), "not by design");
         } else {
             other.expect(&reply);
@@ -45,7 +45,7 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
         stuck.finish_sending();
         stuck.expect(&replies(protocol, &input[..sent]));
         stuck.expect_end();
-        if subject.one_at_a_time() {
+        if target.one_at_a_time() {
             other.expect(&reply);
         }
         other.leave();
@@ -54,14 +54,14 @@ pub fn a_peer_that_never_reads(subject: &Subject) {
 }
 
 /// A peer takes a big reply little by little; another has every request answered in between.
-pub fn a_slow_reader(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn a_slow_reader(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let slow = server.connect();
     slow.send(probe::BODY);
     let other = server.connect();
     for piece in probe::body().chunks(128 * 1024) {
         slow.expect(piece);
-        if !subject.one_at_a_time() {
+        if !target.one_at_a_time() {
             other.ask(b"x", b"x");
         }
     }
@@ -70,8 +70,8 @@ pub fn a_slow_reader(subject: &Subject) {
     other.leave();
     assert_eq!(server.stop(), all_served(2));
     // Not read by anybody, a reply is taken by nobody: the other one is served then, too.
-    if !subject.one_at_a_time() {
-        let server = Server::start(subject, Serving::Probes, subject.limits());
+    if !target.one_at_a_time() {
+        let server = Server::start(target, Serving::Probes, target.limits());
         let (stuck, other) = (server.connect(), server.connect());
         stuck.ask(probe::BODY, &probe::body()[..1]);
         for _ in 0..100 {
@@ -90,8 +90,8 @@ pub fn a_slow_reader(subject: &Subject) {
 }
 
 /// A peer sends faster than the server can take it, so its socket is never empty. Others have their turn all the same.
-pub fn a_flood(subject: &Subject) {
-    let server = Server::start(subject, Serving::Probes, subject.limits());
+pub fn a_flood(target: &ModelUnderTest) {
+    let server = Server::start(target, Serving::Probes, target.limits());
     let (flooding, other) = (server.connect(), server.connect());
     let over = AtomicBool::new(false);
     let since = Instant::now();
@@ -110,7 +110,7 @@ pub fn a_flood(subject: &Subject) {
             sent.load(Ordering::Relaxed) > 1 << 20
         });
         for _ in 0..3 {
-            if !subject.one_at_a_time() {
+            if !target.one_at_a_time() {
                 other.ask(b"x", b"x");
             }
         }
