@@ -469,7 +469,7 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     );
     row(
         "others",
-        &report.others,
+        &report.bystanders,
         "requests before which the server had nothing to do: what they waited for was somebody else's work",
     );
     row("client lag", &report.lag, "how late the client itself was");
@@ -597,7 +597,7 @@ fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<se
         json["received_bytes_per_s"] = json!(received_per_s(report));
     }
     if plan.work.is_some() {
-        json["others"] = json!(Times::of(&report.others)?);
+        json["others"] = json!(Times::of(&report.bystanders)?);
     }
     if plan.protocol.name == "http" {
         json["path"] = json!(plan.page.path);

@@ -10,8 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use client::misbehave::{Asked, Misbehaviour, Owed};
-use client::{Act, Cast, FaultKind, Outcome, Role, Seen, Stage, StageOptions};
+use client::misbehave::{Misbehaviour, Obligation, RequestSpec};
+use client::{
+    Action, FaultKind, GroupProgress, PeerDriver, PeerDriverOptions, PeerGroup, PeerOutcome,
+    PeerScript,
+};
 use contract::pin;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -45,13 +48,20 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds what came of a cast, of those that stay or of those that do not.
-    fn add(&mut self, owed: Owed, stay: bool, again: bool, seen: Seen, outcomes: &[Outcome]) {
+    /// Adds what came of a group, of those that stay or of those that do not.
+    fn add(
+        &mut self,
+        obligation: Obligation,
+        stay: bool,
+        again: bool,
+        seen: GroupProgress,
+        outcomes: &[PeerOutcome],
+    ) {
         self.clients += outcomes.len();
         self.connected += seen.connects;
         self.stayed += (seen.peers - seen.ended) as u64;
         // Who only pauses before the next time has done it this time, too.
-        let pauses = |outcome: &&Outcome| {
+        let pauses = |outcome: &&PeerOutcome| {
             again && matches!(outcome.done_at[..], [.., Some(_), None]) && outcome.fault.is_none()
         };
         let pausing = outcomes.iter().filter(pauses).count() as u64;
@@ -59,7 +69,7 @@ impl Sum {
             &mut self.closed
         } else {
             &mut self.done
-        } += seen.times_done + pausing;
+        } += seen.completed_runs + pausing;
         for fault in outcomes.iter().filter_map(|outcome| outcome.fault.as_ref()) {
             *match fault.kind {
                 FaultKind::Connect => {
@@ -70,7 +80,7 @@ impl Sum {
                 FaultKind::Local => &mut self.local,
                 FaultKind::WrongBytes => &mut self.wrong,
                 FaultKind::Silence => &mut self.unanswered,
-                FaultKind::End | FaultKind::Reset if stay && owed == Owed::Nothing => {
+                FaultKind::End | FaultKind::Reset if stay && obligation == Obligation::Nothing => {
                     &mut self.closed
                 }
                 FaultKind::End => &mut self.closed_early,
@@ -80,41 +90,50 @@ impl Sum {
     }
 
     /// Whether all came that the server owed them.
-    fn had_their_due(&self, owed: Owed) -> bool {
+    fn had_their_due(&self, obligation: Obligation) -> bool {
         let faults = self.wrong + self.local;
         let missing = self.unconnected + self.closed_early + self.broken_off + self.unanswered;
         // (Whoever is still waiting at the end may have been about to have it; all of them were not.)
-        faults == 0 && (owed == Owed::Nothing || (missing == 0 && self.done > 0))
+        faults == 0 && (obligation == Obligation::Nothing || (missing == 0 && self.done > 0))
     }
 }
 
-/// Lets roles begin again when they have ended: all together 2,000 times a second at most, so that it is not this side
+/// Lets peer_scripts begin again when they have ended: all together 2,000 times a second at most, so that it is not this side
 /// that is tried, nor its ports; and not all at the same time, but for the first.
-pub(crate) fn again_and_again(roles: &mut [Role]) {
+pub(crate) fn again_and_again(peer_scripts: &mut [PeerScript]) {
     const EACH: Duration = Duration::from_micros(500);
     const LEAST: Duration = Duration::from_millis(20);
-    let count = roles.len();
+    let count = peer_scripts.len();
     let pause = EACH.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
-    for (number, role) in roles.iter_mut().enumerate() {
-        role.again = true;
+    for (number, peer_script) in peer_scripts.iter_mut().enumerate() {
+        peer_script.again = true;
         let share = 0.5 + number as f64 / count as f64;
-        role.acts.push(Act::Pause(pause.max(LEAST).mul_f64(share)));
+        peer_script
+            .actions
+            .push(Action::Pause(pause.max(LEAST).mul_f64(share)));
     }
 }
 
-/// Whether somebody with this role stays, for as long as it may.
-fn stays(role: &Role) -> bool {
-    matches!(role.acts.last(), Some(Act::Hold | Act::Sip(_)))
+/// Whether somebody with this peer_script stays, for as long as it may.
+fn stays(peer_script: &PeerScript) -> bool {
+    matches!(
+        peer_script.actions.last(),
+        Some(Action::StayIdle | Action::ReadSlowly(_))
+    )
 }
 
-/// Those that stay hear the server's close, instead of nothing for good. Those that never read read on their cue only.
-fn listen(role: &mut Role) {
-    if let Some(Act::Hold) = role.acts.last() {
-        role.acts.pop();
-        if role.acts.iter().any(|act| matches!(act, Act::Flood { .. })) {
-            role.acts.push(Act::Await);
+/// Those that stay hear the server's close, instead of nothing for good. Those that never read read on their signal only.
+fn listen(peer_script: &mut PeerScript) {
+    if let Some(Action::StayIdle) = peer_script.actions.last() {
+        peer_script.actions.pop();
+        if peer_script
+            .actions
+            .iter()
+            .any(|act| matches!(act, Action::Flood { .. }))
+        {
+            peer_script.actions.push(Action::WaitForSignal);
         }
-        role.acts.push(Act::HearOut);
+        peer_script.actions.push(Action::ReadToEnd);
     }
 }
 
@@ -128,15 +147,15 @@ fn live() -> ProgressBar {
     )
 }
 
-fn show(bar: &ProgressBar, kind: &Misbehaviour, elapsed: Duration, seen: [Seen; 2]) {
-    let sum = |of: fn(&Seen) -> u64| figures::count(seen.iter().map(of).sum());
+fn show(bar: &ProgressBar, kind: &Misbehaviour, elapsed: Duration, seen: [GroupProgress; 2]) {
+    let sum = |of: fn(&GroupProgress) -> u64| figures::count(seen.iter().map(of).sum());
     bar.set_message(format!(
         "{:>6.1} s   {} {}   {} connects   {} times done   {} failed",
         elapsed.as_secs_f64(),
         sum(|seen| (seen.peers - seen.ended) as u64),
         kind.name,
         sum(|seen| seen.connects),
-        sum(|seen| seen.times_done),
+        sum(|seen| seen.completed_runs),
         sum(|seen| seen.failed as u64),
     ));
     bar.tick();
@@ -162,26 +181,29 @@ pub(crate) fn run(
         return Ok(ExitCode::from(2));
     }
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let asked = Asked {
+    let asked = RequestSpec {
         protocol: args.protocol,
         seed,
         bulk: args.bulk.bulk(),
         page: Arc::new(args.page(address)),
     };
     let clients = args.connections.map_or(kind.clients, NonZero::get);
-    let Some(roles) = kind.roles(&asked, clients) else {
+    let Some(peer_scripts) = kind.peer_scripts(&asked, clients) else {
         output::print_error(&format!(
             "error: over {} nobody can do what {} does; see samewire list for others",
             args.protocol.name, kind.name
         ));
         return Ok(ExitCode::from(2));
     };
-    let (mut stayers, mut others): (Vec<Role>, Vec<Role>) = roles.into_iter().partition(stays);
+    let (mut stayers, mut others): (Vec<PeerScript>, Vec<PeerScript>) =
+        peer_scripts.into_iter().partition(stays);
     stayers.iter_mut().for_each(listen);
-    for roles in [&mut stayers, &mut others] {
+    for peer_scripts in [&mut stayers, &mut others] {
         match args.duration {
-            Some(_) => again_and_again(roles),
-            None => roles.iter_mut().for_each(|role| role.again = false),
+            Some(_) => again_and_again(peer_scripts),
+            None => peer_scripts
+                .iter_mut()
+                .for_each(|peer_script| peer_script.again = false),
         }
     }
     let somebody_stays = !stayers.is_empty();
@@ -193,19 +215,19 @@ pub(crate) fn run(
     interrupt::catch(&interrupted)?;
 
     let time = args.duration.unwrap_or(HOLD);
-    let options = StageOptions {
+    let options = PeerDriverOptions {
         // Who stays hears nothing for as long as all this takes, and that is no fault.
         patience: if somebody_stays {
             args.timeout.max(time + LAST_READING + HOLD)
         } else {
             args.timeout
         },
-        in_the_background: false,
+        low_priority: false,
         interrupted: None,
     };
     let began = Instant::now();
-    let stage = Stage::open(address, options)?;
-    let casts = [(true, stage.enter(stayers)), (false, stage.enter(others))];
+    let driver = PeerDriver::open(address, options)?;
+    let groups = [(true, driver.enter(stayers)), (false, driver.enter(others))];
     let bar = live();
     // Once, and who stays stays for a time; others have what their own patience gives them.
     let limited = args.duration.is_some() || somebody_stays;
@@ -216,29 +238,36 @@ pub(crate) fn run(
             HOLD
         };
         let tick = left.min(Duration::from_millis(100));
-        let ended = |(_, cast): &(bool, Cast)| cast.wait(tick, |seen| seen.ended == seen.peers);
-        if left.is_zero() || casts.iter().all(ended) {
+        let ended =
+            |(_, group): &(bool, PeerGroup)| group.wait(tick, |seen| seen.ended == seen.peers);
+        if left.is_zero() || groups.iter().all(ended) {
             break;
         }
         show(
             &bar,
             kind,
             began.elapsed(),
-            casts.each_ref().map(|(_, cast)| cast.seen()),
+            groups.each_ref().map(|(_, group)| group.seen()),
         );
     }
-    for (_, cast) in &casts {
-        if cast.seen().waiting > 0 {
-            cast.cue_all();
-            cast.wait(LAST_READING, |seen| seen.ended == seen.peers);
+    for (_, group) in &groups {
+        if group.seen().waiting > 0 {
+            group.signal_all();
+            group.wait(LAST_READING, |seen| seen.ended == seen.peers);
         }
     }
     bar.finish_and_clear();
     let (mut sum, mut outcomes) = (Sum::default(), Vec::new());
-    for (stay, cast) in casts {
-        let seen = cast.seen();
-        let theirs = cast.leave();
-        sum.add(kind.owed, stay, args.duration.is_some(), seen, &theirs);
+    for (stay, group) in groups {
+        let seen = group.seen();
+        let theirs = group.leave();
+        sum.add(
+            kind.obligation,
+            stay,
+            args.duration.is_some(),
+            seen,
+            &theirs,
+        );
         outcomes.extend(theirs);
     }
     let took = began.elapsed();
@@ -255,11 +284,11 @@ pub(crate) fn run(
             address
         );
     }
-    let good = sum.had_their_due(kind.owed);
+    let good = sum.had_their_due(kind.obligation);
     // Where nothing is owed, only what is wrong in any case is a fault to show.
     let fault = outcomes.iter().find(|outcome| {
         outcome.fault.as_ref().is_some_and(|fault| {
-            kind.owed != Owed::Nothing
+            kind.obligation != Obligation::Nothing
                 || matches!(fault.kind, FaultKind::WrongBytes | FaultKind::Local)
         })
     });
@@ -278,10 +307,10 @@ pub(crate) fn run(
             "address": address.to_string(),
             "protocol": args.protocol.name,
             "misbehave": kind.name,
-            "owed": match kind.owed {
-                Owed::Replies => "replies",
-                Owed::AnEnd => "an end",
-                Owed::Nothing => "nothing",
+            "owed": match kind.obligation {
+                Obligation::Replies => "replies",
+                Obligation::AnEnd => "an end",
+                Obligation::Nothing => "nothing",
             },
             "owed_came": good,
             "seed": seed.to_string(),
@@ -320,13 +349,13 @@ fn to_text(
     took: Duration,
     seed: u64,
     interrupted: bool,
-    shown: Option<&Outcome>,
+    shown: Option<&PeerOutcome>,
 ) -> String {
     let mut text = String::new();
-    let owed = match kind.owed {
-        Owed::Replies => "they are owed all replies",
-        Owed::AnEnd => "they are owed an end",
-        Owed::Nothing => "they are owed nothing",
+    let owed = match kind.obligation {
+        Obligation::Replies => "they are owed all replies",
+        Obligation::AnEnd => "they are owed an end",
+        Obligation::Nothing => "they are owed nothing",
     };
     let _ = writeln!(
         text,

@@ -574,7 +574,7 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
                 let planned = client.replies + client.unanswered;
                 assert!((1_790..=1_810).contains(&planned), "{what}: {planned}");
                 // Nine in ten, and all of them told apart.
-                let others = client.others.count;
+                let others = client.bystanders.count;
                 assert!((1_500..1_750).contains(&others), "{what}: {others}");
                 assert!(figure(Metric::OthersP99Ms) > Some(0.0), "{what}");
             }

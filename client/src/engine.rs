@@ -1,9 +1,9 @@
 //! The event loop: its stages, and what wakes it.
 //!
-//! A client's way through it is in `request`, what is counted at the end in `settle`.
+//! A client's way through it is in `request`, what is counted at the end in `finalize`.
 
+mod finalize;
 mod request;
-mod settle;
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use crate::DriveError;
+use crate::barrier::Shared;
 use crate::connection::{Client, State};
 use crate::cpu::cpu_time;
-use crate::meeting::Shared;
 use crate::plan::{Load, Plan};
 use crate::report::Report;
 use crate::schedule::Schedule;
@@ -38,7 +38,7 @@ const GRACE: u64 = 250_000_000;
 
 /// What the loop is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Phase {
     /// Waits for the other threads, to begin the next round.
     RoundMeeting(u64),
     /// Connects all its clients before the first asks.
@@ -60,13 +60,13 @@ pub(crate) struct EventLoop<'d> {
     poll: Poll,
     timers: Timers,
     clients: Vec<Client>,
-    stage: Stage,
+    stage: Phase,
     think: u64,
     timeout: u64,
     /// Of [`Load::Messages`]: per client and round.
     messages: Option<u64>,
     rounds_left: u64,
-    /// Clients of this round that have not been connected yet (in [`Stage::Opening`]).
+    /// Clients of this round that have not been connected yet (in [`Phase::Opening`]).
     opening: usize,
     /// Clients of this round that are not yet gone.
     active: usize,
@@ -131,7 +131,7 @@ impl<'d> EventLoop<'d> {
             poll,
             timers,
             clients,
-            stage: Stage::Over,
+            stage: Phase::Over,
             think: nanos(think),
             timeout: nanos(plan.timeout),
             messages,
@@ -160,7 +160,7 @@ impl<'d> EventLoop<'d> {
     /// Drives the clients to their end.
     pub(crate) fn run(mut self) -> Result<Finished, DriveError> {
         let mut events = Events::with_capacity(BATCH);
-        self.stage = Stage::RoundMeeting(self.shared.arrive());
+        self.stage = Phase::RoundMeeting(self.shared.arrive());
         while self.advance() {
             let timeout = if self.unread.is_empty() {
                 let armed = self.timers.arm(self.shared.clock);
@@ -193,33 +193,33 @@ impl<'d> EventLoop<'d> {
     /// Goes from stage to stage; false at the end.
     fn advance(&mut self) -> bool {
         if self.shared.ended() {
-            self.stage = Stage::Over;
+            self.stage = Phase::Over;
         }
         loop {
             match self.stage {
-                Stage::RoundMeeting(number) => match self.shared.held(number) {
+                Phase::RoundMeeting(number) => match self.shared.passed(number) {
                     Some(now) => self.begin_round(now),
                     None => return true,
                 },
-                Stage::Opening if self.opening == 0 => {
-                    self.stage = Stage::OpenMeeting(self.shared.arrive());
+                Phase::Opening if self.opening == 0 => {
+                    self.stage = Phase::OpenMeeting(self.shared.arrive());
                 }
-                Stage::OpenMeeting(number) => match self.shared.held(number) {
+                Phase::OpenMeeting(number) => match self.shared.passed(number) {
                     Some(now) => self.begin_asking(now),
                     None => return true,
                 },
-                Stage::Asking if self.messages.is_some() && self.active == 0 => {
-                    self.settle_served(self.shared.clock.now());
+                Phase::Asking if self.messages.is_some() && self.active == 0 => {
+                    self.finalize_served(self.shared.clock.now());
                     self.rounds_left -= 1;
                     if self.rounds_left == 0 {
-                        self.stage = Stage::Over;
+                        self.stage = Phase::Over;
                     } else {
-                        self.stage = Stage::RoundMeeting(self.shared.arrive());
+                        self.stage = Phase::RoundMeeting(self.shared.arrive());
                     }
                 }
-                Stage::Grace if self.in_flight == 0 => self.stage = Stage::Over,
-                Stage::Over => return false,
-                Stage::Opening | Stage::Asking | Stage::Grace => return true,
+                Phase::Grace if self.in_flight == 0 => self.stage = Phase::Over,
+                Phase::Over => return false,
+                Phase::Opening | Phase::Asking | Phase::Grace => return true,
             }
         }
     }
@@ -249,17 +249,17 @@ impl<'d> EventLoop<'d> {
         if self.messages.is_none() || self.plan.connect_first {
             self.opening = self.active;
             self.asking = false;
-            self.stage = Stage::Opening;
+            self.stage = Phase::Opening;
         } else {
             self.asking = true;
-            self.stage = Stage::Asking;
+            self.stage = Phase::Asking;
         }
     }
 
     /// All clients of all threads are connected: the load begins.
     fn begin_asking(&mut self, now: u64) {
         self.asking = true;
-        self.stage = Stage::Asking;
+        self.stage = Phase::Asking;
         let start = match &self.plan.load {
             Load::Messages { .. } => now,
             Load::Closed {
@@ -310,11 +310,11 @@ impl<'d> EventLoop<'d> {
                 Some(Due::WindowBegins) => self.cpu_at_begin = Some(cpu_time()),
                 Some(Due::WindowEnds) => {
                     self.cpu_at_end = Some(cpu_time());
-                    self.stage = Stage::Grace;
+                    self.stage = Phase::Grace;
                     self.timers.push(now + GRACE.min(self.timeout), Due::End);
                 }
                 Some(Due::End) => {
-                    self.stage = Stage::Over;
+                    self.stage = Phase::Over;
                     return;
                 }
             }

@@ -5,7 +5,7 @@
 //!
 //! [`drive`] takes a [`Plan`] (what to ask, and when) and gives a [`Report`] (what came of it). Who reads on:
 //! `engine` is the event loop and the story of a request, `connection` is one client and its socket, `timers` is
-//! what is due when, `schedule` is the planned times of an open loop, `meeting` is what the threads share.
+//! what is due when, `schedule` is the planned times of an open loop, `barrier` is what the threads share.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,28 +14,28 @@ use std::time::Duration;
 
 use mio::{Poll, Waker};
 
-mod acts;
+mod actions;
+mod barrier;
 mod connection;
 mod cpu;
 mod engine;
-mod meeting;
 pub mod misbehave;
 mod peer;
+mod peer_driver;
 mod plan;
 mod report;
 mod schedule;
-mod stage;
 mod timers;
 
-pub use acts::{Act, Cut, Opens, Role};
-pub use peer::{FaultKind, Outcome, PeerFault, Transcript};
-pub use stage::{Cast, Seen, Stage, StageOptions};
+pub use actions::{Action, Cut, PeerScript, ScriptFactory};
+pub use peer::{FaultKind, PeerFault, PeerOutcome, Transcript};
+pub use peer_driver::{GroupProgress, PeerDriver, PeerDriverOptions, PeerGroup};
 
 pub use plan::{Arrivals, Load, Plan};
 pub use report::{Errors, Fairness, Report, histogram};
 
+use barrier::Shared;
 use engine::{EventLoop, Finished};
-use meeting::Shared;
 use timers::{Clock, nanos};
 
 /// The highest rate that can be planned, in requests per second. Above it, planned times would be closer than a clock

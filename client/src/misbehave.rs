@@ -9,7 +9,7 @@ use protocol::{
     WrongReply,
 };
 
-use crate::acts::{Act, Cut, Opens, Role};
+use crate::actions::{Action, Cut, PeerScript, ScriptFactory};
 
 /// One way to misbehave, or to be cut as the network may cut.
 #[derive(Debug)]
@@ -21,25 +21,25 @@ pub struct Misbehaviour {
     /// So many do it, if nobody says otherwise.
     pub clients: usize,
     /// What each does, by its number; `None`: that can't be done over this protocol.
-    pub role: fn(&Asked, usize) -> Option<Role>,
+    pub peer_script: fn(&RequestSpec, usize) -> Option<PeerScript>,
     /// What the server owes them.
-    pub owed: Owed,
+    pub obligation: Obligation,
 }
 
 /// What a server owes a client of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owed {
-    /// All replies, byte by byte: these clients do nothing wrong, and all of their acts must come to their end.
+pub enum Obligation {
+    /// All replies, byte by byte: these clients do nothing wrong, and all of their actions must come to their end.
     Replies,
-    /// What they do must come to its end, as their acts say: an error in the protocol's own form, or a close.
+    /// What they do must come to its end, as their actions say: an error in the protocol's own form, or a close.
     AnEnd,
     /// Nothing: they stay until they are told to leave, or the server closes them.
     Nothing,
 }
 
-/// What is asked for, and what the server was told: so that replies can be foretold.
+/// What is asked for, and what the server was told: so that replies can be deterministic.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct RequestSpec {
     /// What is said.
     pub protocol: &'static Protocol,
     /// The same seed says the same.
@@ -52,14 +52,14 @@ pub struct Asked {
 
 /// What a session says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct SessionOutput {
     /// All of it.
     pub bytes: Vec<u8>,
     /// How the conversation ended, if it did.
     pub over: Option<CloseReason>,
 }
 
-impl Asked {
+impl RequestSpec {
     /// The script of one client's conversation; no two clients and no two conversations of one say the same.
     pub fn script(&self, client: usize, conversation: u64, size: Option<usize>) -> Box<dyn Script> {
         (self.protocol.ask)(&ScriptOptions {
@@ -73,8 +73,8 @@ impl Asked {
         })
     }
 
-    /// The same, for [`Act::Converse`].
-    pub fn scripts(&self, client: usize) -> Opens {
+    /// The same, for [`Action::Converse`].
+    pub fn scripts(&self, client: usize) -> ScriptFactory {
         let asked = self.clone();
         Arc::new(move |conversation| asked.script(client, conversation, None))
     }
@@ -87,8 +87,8 @@ impl Asked {
             .min(most)
     }
 
-    /// Whether what a server must say can be foretold byte by byte. Of `http` it can't: replies have dates.
-    pub fn foretold(&self) -> bool {
+    /// Whether what a server must say can be deterministic byte by byte. Of `http` it can't: replies have dates.
+    pub fn deterministic(&self) -> bool {
         self.protocol.name != "http"
     }
 
@@ -103,8 +103,8 @@ impl Asked {
     }
 
     /// What a session says to this input, and to its end if `ended`. Nothing that is worth anything where it can't be
-    /// [foretold](Self::foretold).
-    pub fn replies(&self, input: &[u8], ended: bool) -> Said {
+    /// [deterministic](Self::deterministic).
+    pub fn replies(&self, input: &[u8], ended: bool) -> SessionOutput {
         let options = SessionOptions {
             bulk: self.bulk,
             ..SessionOptions::default()
@@ -114,7 +114,7 @@ impl Asked {
         if ended {
             session.end_of_input();
         }
-        let mut said = Said::default();
+        let mut said = SessionOutput::default();
         loop {
             match session.step() {
                 Step::Read => return said,
@@ -167,22 +167,22 @@ impl Asked {
 
     /// So many requests of one client (or fewer, if a conversation has fewer) as one long request, and all their replies
     /// as its reply.
-    pub fn pipeline(&self, client: usize, size: Option<usize>, most: u64) -> Opens {
+    pub fn pipeline(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
         self.in_one(client, size, most, true)
     }
 
     /// The replies to [the same](Self::pipeline), for whoever has asked already: nothing is said.
-    pub fn pipeline_heard(&self, client: usize, size: Option<usize>, most: u64) -> Opens {
+    pub fn pipeline_heard(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
         self.in_one(client, size, most, false)
     }
 
-    fn in_one(&self, client: usize, size: Option<usize>, most: u64, says: bool) -> Opens {
+    fn in_one(&self, client: usize, size: Option<usize>, most: u64, says: bool) -> ScriptFactory {
         let (requests, count) = self.all_at_once(client, size, most);
         let request: Arc<[u8]> = if says { requests.as_slice() } else { &[] }.into();
-        if self.foretold() {
+        if self.deterministic() {
             let reply: Arc<[u8]> = self.replies(&requests, false).bytes.into();
             return Arc::new(move |_| {
-                Box::new(Foretold {
+                Box::new(PredictedReply {
                     request: Arc::clone(&request),
                     reply: Arc::clone(&reply),
                     heard: 0,
@@ -191,7 +191,7 @@ impl Asked {
         }
         let asked = self.clone();
         Arc::new(move |_| {
-            Box::new(OneByOne {
+            Box::new(ReplySequence {
                 request: Arc::clone(&request),
                 script: asked.script(client, 0, size),
                 body: asked.page.content.get().map_or(0, |content| content.length),
@@ -218,13 +218,13 @@ impl Asked {
 }
 
 /// A request whose reply is known.
-struct Foretold {
+struct PredictedReply {
     request: Arc<[u8]>,
     reply: Arc<[u8]>,
     heard: usize,
 }
 
-impl Script for Foretold {
+impl Script for PredictedReply {
     fn ask(&mut self, request: &mut Vec<u8>) {
         request.extend_from_slice(&self.request);
         self.heard = 0;
@@ -255,7 +255,7 @@ impl Script for Foretold {
 ///
 /// A script takes no byte beyond its reply, and says only then that it is complete. So it is given the lines of a head
 /// one by one, as much of the body as it surely has, and the rest byte by byte.
-struct OneByOne {
+struct ReplySequence {
     request: Arc<[u8]>,
     script: Box<dyn Script>,
     /// The least that a body has.
@@ -267,7 +267,7 @@ struct OneByOne {
     body_left: u64,
 }
 
-impl OneByOne {
+impl ReplySequence {
     fn next(&mut self) {
         self.line = Some(0);
         // What one of them would say has been said.
@@ -275,7 +275,7 @@ impl OneByOne {
     }
 }
 
-impl Script for OneByOne {
+impl Script for ReplySequence {
     fn ask(&mut self, request: &mut Vec<u8>) {
         request.extend_from_slice(&self.request);
         self.next();
@@ -339,37 +339,37 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
         name: "byte-by-byte",
         summary: "sends one byte at a time",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             asked.may_cut().then(|| {
-                Role::new(vec![Act::Converse {
+                PeerScript::new(vec![Action::Converse {
                     script: asked.scripts(client),
                     requests: asked.requests(3),
                     cut: Cut::Every(1, BETWEEN),
                 }])
             })
         },
-        owed: Owed::Replies,
+        obligation: Obligation::Replies,
     },
     Misbehaviour {
         name: "cut-everywhere",
         summary: "sends its requests in two pieces, each client cut at another position",
         clients: 64,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             asked.may_cut().then(|| {
-                Role::new(vec![Act::Converse {
+                PeerScript::new(vec![Action::Converse {
                     script: asked.scripts(client),
                     requests: asked.requests(2),
                     cut: Cut::At(1 + client, 10 * BETWEEN),
                 }])
             })
         },
-        owed: Owed::Replies,
+        obligation: Obligation::Replies,
     },
     Misbehaviour {
         name: "pipelined",
         summary: "sends all requests at once, before it reads the first reply",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let most = match asked.protocol.name {
                 // One asks for much.
                 "bulk" => 10,
@@ -377,216 +377,226 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
                 "http" => 200,
                 _ => 2000,
             };
-            Some(Role::new(vec![Act::Converse {
+            Some(PeerScript::new(vec![Action::Converse {
                 script: asked.pipeline(client, None, most),
                 requests: 1,
                 cut: Cut::Whole,
             }]))
         },
-        owed: Owed::Replies,
+        obligation: Obligation::Replies,
     },
     Misbehaviour {
         name: "half-close",
         summary: "ends its side right after its requests, and then reads the replies",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let most = if asked.protocol.name == "bulk" {
                 3
             } else {
                 100
             };
             let (requests, _) = asked.all_at_once(client, None, most);
-            Some(Role::new(vec![
-                Act::send(requests),
-                Act::Finish,
-                Act::Converse {
+            Some(PeerScript::new(vec![
+                Action::send(requests),
+                Action::HalfClose,
+                Action::Converse {
                     script: asked.pipeline_heard(client, None, most),
                     requests: 1,
                     cut: Cut::Whole,
                 },
-                Act::HearEnd,
+                Action::ExpectFin,
             ]))
         },
-        owed: Owed::Replies,
+        obligation: Obligation::Replies,
     },
     Misbehaviour {
         name: "rst-mid-request",
         summary: "breaks the connection off (RST) in the middle of a request",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let half = asked.half(client)?;
-            Some(Role::new(vec![
-                Act::send(half),
-                Act::Pause(BETWEEN),
-                Act::Reset,
+            Some(PeerScript::new(vec![
+                Action::send(half),
+                Action::Pause(BETWEEN),
+                Action::Reset,
             ]))
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "rst-mid-reply",
         summary: "breaks the connection off (RST) in the middle of a reply",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let (requests, _) = asked.all_at_once(client, Some(1000), 100);
-            Some(Role {
+            Some(PeerScript {
                 small_buffers: true,
-                ..Role::new(vec![Act::send(requests), Act::Take(1), Act::Reset])
+                ..PeerScript::new(vec![
+                    Action::send(requests),
+                    Action::ReadBytes(1),
+                    Action::Reset,
+                ])
             })
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "fin-mid-line",
         summary: "ends its side in the middle of a line",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let half = asked.half(client)?;
-            let mut acts = vec![Act::send(half.clone()), Act::Finish];
-            if asked.foretold() {
-                acts.extend([Act::hear(asked.replies(&half, true).bytes), Act::HearEnd]);
+            let mut actions = vec![Action::send(half.clone()), Action::HalfClose];
+            if asked.deterministic() {
+                actions.extend([
+                    Action::expect(asked.replies(&half, true).bytes),
+                    Action::ExpectFin,
+                ]);
             } else {
-                acts.push(Act::HearOut);
+                actions.push(Action::ReadToEnd);
             }
-            Some(Role::new(acts))
+            Some(PeerScript::new(actions))
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "silent",
         summary: "connects and says nothing",
         clients: 10,
-        role: |_, _| Some(Role::new(vec![Act::Hold])),
-        owed: Owed::Nothing,
+        peer_script: |_, _| Some(PeerScript::new(vec![Action::StayIdle])),
+        obligation: Obligation::Nothing,
     },
     Misbehaviour {
         name: "slowloris",
         summary: "begins a request and never goes on (250 of them: more than most pools have workers)",
         clients: 250,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let half = asked.half(client)?;
-            Some(Role::new(vec![Act::send(half), Act::Hold]))
+            Some(PeerScript::new(vec![Action::send(half), Action::StayIdle]))
         },
-        owed: Owed::Nothing,
+        obligation: Obligation::Nothing,
     },
     Misbehaviour {
         name: "never-reads",
         summary: "sends requests without end and reads no reply",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let (requests, _) = asked.all_at_once(client, Some(1000), 100);
-            let flood = Act::Flood {
+            let flood = Action::Flood {
                 bytes: requests.into(),
                 most: 16 << 20,
                 stuck: Duration::from_millis(300),
             };
-            Some(Role {
+            Some(PeerScript {
                 small_buffers: true,
-                ..Role::new(vec![flood, Act::Hold])
+                ..PeerScript::new(vec![flood, Action::StayIdle])
             })
         },
-        owed: Owed::Nothing,
+        obligation: Obligation::Nothing,
     },
     Misbehaviour {
         name: "slow-reader",
         summary: "asks for much and reads one byte a second",
         clients: 10,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let (requests, _) = asked.all_at_once(client, Some(1000), 100);
-            Some(Role {
+            Some(PeerScript {
                 small_buffers: true,
-                ..Role::new(vec![Act::send(requests), Act::Sip(Duration::from_secs(1))])
+                ..PeerScript::new(vec![
+                    Action::send(requests),
+                    Action::ReadSlowly(Duration::from_secs(1)),
+                ])
             })
         },
-        owed: Owed::Nothing,
+        obligation: Obligation::Nothing,
     },
     Misbehaviour {
         name: "storm",
         summary: "2,000 connect at once, ask once and leave",
         clients: 2000,
-        role: |asked, client| {
-            Some(Role::new(vec![
-                Act::Converse {
+        peer_script: |asked, client| {
+            Some(PeerScript::new(vec![
+                Action::Converse {
                     script: asked.scripts(client),
                     requests: 1,
                     cut: Cut::Whole,
                 },
-                Act::Close,
+                Action::Close,
             ]))
         },
-        owed: Owed::Replies,
+        obligation: Obligation::Replies,
     },
     Misbehaviour {
         name: "hit-and-run",
         summary: "connects and leaves at once, with FIN or with RST",
         clients: 100,
-        role: |_, client| {
+        peer_script: |_, client| {
             let leave = if client % 2 == 0 {
-                Act::Close
+                Action::Close
             } else {
-                Act::Reset
+                Action::Reset
             };
-            Some(Role::new(vec![leave]))
+            Some(PeerScript::new(vec![leave]))
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "long-line",
         summary: "sends a line, or a head, that is longer than the limit of 64 KiB",
         clients: 10,
-        role: |asked, _| {
+        peer_script: |asked, _| {
             if !asked.framed() {
                 return None;
             }
             let mut line = b"GET /".to_vec();
             line.resize(100_000, b'x');
-            let mut acts = vec![Act::send(line.clone())];
-            if asked.foretold() {
-                acts.push(Act::hear(asked.replies(&line, false).bytes));
+            let mut actions = vec![Action::send(line.clone())];
+            if asked.deterministic() {
+                actions.push(Action::expect(asked.replies(&line, false).bytes));
             }
-            acts.push(Act::HearOut);
-            Some(Role::new(acts))
+            actions.push(Action::ReadToEnd);
+            Some(PeerScript::new(actions))
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "garbage",
         summary: "sends NULs and random bytes, and ends its side",
         clients: 20,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             let mut random = fastrand::Rng::with_seed(asked.seed ^ client as u64);
             let mut bytes = vec![0; 1000];
             if client % 2 == 1 {
                 random.fill(&mut bytes);
             }
-            let mut acts = vec![Act::send(bytes.clone()), Act::Finish];
-            if asked.foretold() {
-                acts.push(Act::hear(asked.replies(&bytes, true).bytes));
+            let mut actions = vec![Action::send(bytes.clone()), Action::HalfClose];
+            if asked.deterministic() {
+                actions.push(Action::expect(asked.replies(&bytes, true).bytes));
             }
-            acts.push(Act::HearOut);
-            Some(Role::new(acts))
+            actions.push(Action::ReadToEnd);
+            Some(PeerScript::new(actions))
         },
-        owed: Owed::AnEnd,
+        obligation: Obligation::AnEnd,
     },
     Misbehaviour {
         name: "idle-crowd",
         summary: "100 are idle beside one that is busy",
         clients: 101,
-        role: |asked, client| {
+        peer_script: |asked, client| {
             Some(if client == 0 {
-                Role {
+                PeerScript {
                     again: true,
-                    ..Role::new(vec![Act::Converse {
+                    ..PeerScript::new(vec![Action::Converse {
                         script: asked.scripts(client),
                         requests: asked.requests(1000),
                         cut: Cut::Whole,
                     }])
                 }
             } else {
-                Role::new(vec![Act::Hold])
+                PeerScript::new(vec![Action::StayIdle])
             })
         },
-        owed: Owed::Nothing,
+        obligation: Obligation::Nothing,
     },
 ];
 
@@ -604,10 +614,10 @@ impl Misbehaviour {
         })
     }
 
-    /// The roles of so many; `None`: that can't be done over this protocol.
-    pub fn roles(&self, asked: &Asked, clients: usize) -> Option<Vec<Role>> {
+    /// The peer_scripts of so many; `None`: that can't be done over this protocol.
+    pub fn peer_scripts(&self, asked: &RequestSpec, clients: usize) -> Option<Vec<PeerScript>> {
         (0..clients)
-            .map(|client| (self.role)(asked, client))
+            .map(|client| (self.peer_script)(asked, client))
             .collect()
     }
 }

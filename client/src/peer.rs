@@ -1,4 +1,4 @@
-//! One peer on the [stage](crate::Stage): what it does now, what it has said and heard.
+//! One peer on the [driver](crate::PeerDriver): what it does now, what it has said and heard.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,7 +13,7 @@ use protocol::{ReplyStatus, Script};
 use rustix::io::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::acts::{Act, Cut, Role};
+use crate::actions::{Action, Cut, PeerScript};
 use crate::timers::nanos;
 
 /// The receive buffer of a peer that has small ones, in bytes.
@@ -31,42 +31,42 @@ const FIRST: usize = 24;
 const LAST: usize = 24;
 
 /// Readings and writings in one turn. Whoever talks without end, or is talked to, must not keep the others from theirs,
-/// nor the stage from its orders.
+/// nor the driver from its orders.
 const TURN: u32 = 64;
 
-/// Bytes of what was heard that are kept by the acts that hear whatever comes.
+/// Bytes of what was heard that are kept by the actions that hear whatever comes.
 const KEPT: usize = 4096;
 
-/// What became of a peer.
+/// PeerEvent became of a peer.
 #[derive(Debug)]
-pub struct Outcome {
-    /// Its place among the roles of its cast.
+pub struct PeerOutcome {
+    /// Its place among the peer_scripts of its group.
     pub number: usize,
-    /// What went wrong, if something did. Who left before the end of its acts has nothing that went wrong.
+    /// PeerEvent went wrong, if something did. Who left before the end of its actions has nothing that went wrong.
     pub fault: Option<PeerFault>,
-    /// Came to the end of its acts.
+    /// Came to the end of its actions.
     pub done: bool,
-    /// When each act was done, the last time that it was, since the stage was opened; `None`: it was not. The first of
+    /// When each act was done, the last time that it was, since the driver was opened; `None`: it was not. The first of
     /// them is the connect.
     pub done_at: Vec<Option<Duration>>,
-    /// What [`Act::HearOut`], [`Act::HearReset`] and [`Act::Take`] heard, as far as it was kept (4 KiB).
+    /// PeerEvent [`Action::ReadToEnd`], [`Action::ExpectReset`] and [`Action::ReadBytes`] heard, as far as it was kept (4 KiB).
     pub heard: Vec<u8>,
     /// Bytes that the kernel took for the server.
     pub bytes_sent: u64,
     /// Bytes that came from the server.
     pub bytes_heard: u64,
-    /// What was said, byte by byte.
+    /// PeerEvent was said, byte by byte.
     pub transcript: Transcript,
 }
 
-/// What went wrong for a peer.
+/// PeerEvent went wrong for a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerFault {
     /// Of which kind it is.
     pub kind: FaultKind,
-    /// What should have come.
+    /// PeerEvent should have come.
     pub expected: String,
-    /// What came.
+    /// PeerEvent came.
     pub seen: String,
 }
 
@@ -89,11 +89,11 @@ pub enum FaultKind {
     End,
     /// The connection was broken off.
     Reset,
-    /// What should have come did not.
+    /// PeerEvent should have come did not.
     Silence,
 }
 
-/// What was said and heard, in order; of a long one the middle is left out.
+/// PeerEvent was said and heard, in order; of a long one the middle is left out.
 #[derive(Debug, Clone, Default)]
 pub struct Transcript {
     first: Vec<Line>,
@@ -108,11 +108,11 @@ pub struct Transcript {
 #[derive(Debug, Clone)]
 struct Line {
     at: Duration,
-    what: What,
+    what: PeerEvent,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+enum PeerEvent {
     Connected,
     Sent(usize, Vec<u8>),
     Heard(usize, Vec<u8>),
@@ -121,18 +121,18 @@ enum What {
 }
 
 impl Transcript {
-    fn add(&mut self, now: u64, what: What) {
+    fn add(&mut self, now: u64, what: PeerEvent) {
         let at = Duration::from_nanos(now);
         match what {
-            What::Connected => self.acted = at,
+            PeerEvent::Connected => self.acted = at,
             // Who is told to leave does not do so of its own.
-            What::Did("close") => {}
-            What::Sent(..) | What::Did(_) => {
+            PeerEvent::Did("close") => {}
+            PeerEvent::Sent(..) | PeerEvent::Did(_) => {
                 let pause = at.saturating_sub(self.acted);
                 self.longest_pause = self.longest_pause.max(pause);
                 self.acted = at;
             }
-            What::Heard(..) | What::Met(_) => {}
+            PeerEvent::Heard(..) | PeerEvent::Met(_) => {}
         }
         if self.first.len() < FIRST {
             self.first.push(Line { at, what });
@@ -146,7 +146,7 @@ impl Transcript {
     }
 
     /// The longest time between two things that the peer itself did: connected, sent, ended its side. Whoever waits for
-    /// it may have thought it idle for no longer. (What comes after the last of them is no pause: it may be the server
+    /// it may have thought it idle for no longer. (PeerEvent comes after the last of them is no pause: it may be the server
     /// that does nothing.)
     pub fn longest_pause(&self) -> Duration {
         self.longest_pause
@@ -158,7 +158,7 @@ impl Transcript {
     }
 }
 
-/// A line for each reading or writing: seconds since the stage was opened, `>` for what the peer sent, `<` for what it
+/// A line for each reading or writing: seconds since the driver was opened, `>` for what the peer sent, `<` for what it
 /// heard, `-` for everything else.
 impl fmt::Display for Transcript {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,46 +187,46 @@ impl fmt::Display for Line {
             )
         };
         match &self.what {
-            What::Sent(count, start) => bytes('>', *count, start),
-            What::Heard(count, start) => bytes('<', *count, start),
-            What::Connected => write!(f, "- connected"),
-            What::Did(what) => write!(f, "> {what}"),
-            What::Met(what) => write!(f, "< {what}"),
+            PeerEvent::Sent(count, start) => bytes('>', *count, start),
+            PeerEvent::Heard(count, start) => bytes('<', *count, start),
+            PeerEvent::Connected => write!(f, "- connected"),
+            PeerEvent::Did(what) => write!(f, "> {what}"),
+            PeerEvent::Met(what) => write!(f, "< {what}"),
         }
     }
 }
 
 /// How far a peer came when it was its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub(crate) enum PeerProgress {
     /// It waits for its socket; until then at most.
     Waits(Option<u64>),
     /// It goes on then, and may do so earlier.
     Until(u64),
     /// It waits for its next turn, and nothing else.
     ForItsTurn,
-    ForCue,
+    ForSignal,
     /// It is done, and begins anew.
     Again,
     Done,
     Failed,
 }
 
-/// What an act comes to.
-enum Step {
+/// PeerEvent an act comes to.
+enum PeerStep {
     Done,
-    /// Waits for the socket, under the guard of the stage's patience.
+    /// Waits for the socket, under the guard of the driver's patience.
     Waits,
     /// Waits for the socket for as long as it takes.
     WaitsLong,
     /// Waits until then.
     Until(u64),
-    ForCue,
+    ForSignal,
 }
 
 pub(crate) struct Peer {
     number: usize,
-    role: Role,
+    peer_script: PeerScript,
     stream: Option<TcpStream>,
     /// Times that it has connected.
     rounds: u64,
@@ -249,7 +249,7 @@ pub(crate) struct Peer {
     turn: u32,
     more: bool,
     script: Option<Box<dyn Script>>,
-    /// What the script has said and the socket has yet to take.
+    /// PeerEvent the script has said and the socket has yet to take.
     output: Vec<u8>,
     asked: u64,
     sent: u64,
@@ -259,20 +259,20 @@ pub(crate) struct Peer {
     transcript: Transcript,
     fault: Option<PeerFault>,
     done: bool,
-    /// The stage will wake it then, because it paused;
+    /// The driver will wake it then, because it paused;
     pub(crate) wakes_at: Option<u64>,
     /// and then, to see whether its patience is over.
     pub(crate) guarded_at: Option<u64>,
-    /// Nobody has given it its cue yet, for which it waits.
-    pub(crate) awaits_cue: bool,
+    /// Nobody has given it its signal yet, for which it waits.
+    pub(crate) awaits_signal: bool,
 }
 
 impl Peer {
-    pub(crate) fn new(number: usize, role: Role) -> Peer {
-        let done_at = vec![None; role.acts.len() + 1];
+    pub(crate) fn new(number: usize, peer_script: PeerScript) -> Peer {
+        let done_at = vec![None; peer_script.actions.len() + 1];
         Peer {
             number,
-            role,
+            peer_script,
             stream: None,
             rounds: 0,
             connected: false,
@@ -298,7 +298,7 @@ impl Peer {
             done: false,
             wakes_at: None,
             guarded_at: None,
-            awaits_cue: false,
+            awaits_signal: false,
         }
     }
 
@@ -314,17 +314,17 @@ impl Peer {
         self.rounds - u64::from(self.stream.is_some() && !self.connected)
     }
 
-    pub(crate) fn cue(&mut self) {
+    pub(crate) fn signal(&mut self) {
         self.cued = true;
-        self.awaits_cue = false;
+        self.awaits_signal = false;
     }
 
-    /// Leaves the stage: its connection is closed.
-    pub(crate) fn leave(mut self, now: u64) -> Outcome {
+    /// Leaves the driver: its connection is closed.
+    pub(crate) fn leave(mut self, now: u64) -> PeerOutcome {
         if self.stream.take().is_some() {
-            self.transcript.add(now, What::Did("close"));
+            self.transcript.add(now, PeerEvent::Did("close"));
         }
-        Outcome {
+        PeerOutcome {
             number: self.number,
             fault: self.fault,
             done: self.done,
@@ -344,13 +344,13 @@ impl Peer {
         registry: &Registry,
         token: Token,
         patience: u64,
-    ) -> Progress {
+    ) -> PeerProgress {
         self.turn = TURN;
         self.more = false;
         loop {
             let connecting = !self.connected;
             let step = if self.connected {
-                match self.role.acts.get(self.act).cloned() {
+                match self.peer_script.actions.get(self.act).cloned() {
                     Some(act) => self.carry_out(&act, now),
                     None => return self.come_to_the_end(now),
                 }
@@ -358,24 +358,24 @@ impl Peer {
                 self.connect(now, address, registry, token)
             };
             match step {
-                Ok(Step::Done) => {
+                Ok(PeerStep::Done) => {
                     // The connect is the first.
                     self.act += usize::from(!connecting);
                     self.done_at[self.act] = Some(Duration::from_nanos(now));
                     self.begin(now);
                 }
-                Ok(Step::ForCue) => return Progress::ForCue,
-                Ok(_) if self.more => return Progress::ForItsTurn,
-                Ok(Step::Waits) => {
+                Ok(PeerStep::ForSignal) => return PeerProgress::ForSignal,
+                Ok(_) if self.more => return PeerProgress::ForItsTurn,
+                Ok(PeerStep::Waits) => {
                     let limit = self.since.saturating_add(patience);
                     if now < limit {
-                        return Progress::Waits(Some(limit));
+                        return PeerProgress::Waits(Some(limit));
                     }
                     let fault = self.silence(patience);
                     return self.fail(now, fault);
                 }
-                Ok(Step::WaitsLong) => return Progress::Waits(None),
-                Ok(Step::Until(then)) => return Progress::Until(then),
+                Ok(PeerStep::WaitsLong) => return PeerProgress::Waits(None),
+                Ok(PeerStep::Until(then)) => return PeerProgress::Until(then),
                 Err(fault) => return self.fail(now, fault),
             }
         }
@@ -394,51 +394,53 @@ impl Peer {
         self.asked = 0;
     }
 
-    fn come_to_the_end(&mut self, now: u64) -> Progress {
+    fn come_to_the_end(&mut self, now: u64) -> PeerProgress {
         self.stream = None;
         self.connected = false;
         self.act = 0;
         self.done = true;
         self.begin(now);
-        if !self.role.again {
-            return Progress::Done;
+        if !self.peer_script.again {
+            return PeerProgress::Done;
         }
         self.transcript = Transcript::default();
         self.kept.clear();
-        Progress::Again
+        PeerProgress::Again
     }
 
-    fn fail(&mut self, now: u64, fault: PeerFault) -> Progress {
-        self.transcript.add(now, What::Met(fault.seen.clone()));
+    fn fail(&mut self, now: u64, fault: PeerFault) -> PeerProgress {
+        self.transcript.add(now, PeerEvent::Met(fault.seen.clone()));
         self.stream = None;
         self.fault = Some(fault);
         self.done = false;
-        Progress::Failed
+        PeerProgress::Failed
     }
 
     fn silence(&self, patience: u64) -> PeerFault {
-        let act = self.role.acts.get(self.act);
+        let act = self.peer_script.actions.get(self.act);
         let expected = match act {
             _ if !self.connected => "a connection".to_string(),
-            Some(Act::Ask { reply, .. }) => {
+            Some(Action::Ask { reply, .. }) => {
                 let rest = &reply[usize::try_from(self.come).unwrap_or(0).min(reply.len())..];
                 format!("{} (after {} bytes of it)", excerpt(rest), self.come)
             }
-            Some(Act::Converse { .. } | Act::Overfill { .. }) => {
+            Some(Action::Converse { .. } | Action::Overfill { .. }) => {
                 format!(
                     "the rest of reply {} ({} bytes of it came)",
                     self.asked, self.come
                 )
             }
-            Some(Act::HearEnd) => "the end of the connection".to_string(),
-            Some(Act::HearOut) => "the end of the connection, or a reset".to_string(),
-            Some(Act::HearReset) => "a reset".to_string(),
-            Some(Act::Send(bytes, _)) => format!(
+            Some(Action::ExpectFin) => "the end of the connection".to_string(),
+            Some(Action::ReadToEnd) => "the end of the connection, or a reset".to_string(),
+            Some(Action::ExpectReset) => "a reset".to_string(),
+            Some(Action::Send(bytes, _)) => format!(
                 "that the server reads on ({} of {} bytes were taken)",
                 self.out,
                 bytes.len()
             ),
-            Some(Act::Take(most)) => format!("{} bytes more", most.saturating_sub(self.come)),
+            Some(Action::ReadBytes(most)) => {
+                format!("{} bytes more", most.saturating_sub(self.come))
+            }
             Some(other) => format!("an end of \"{}\"", other.name()),
             None => "nothing".to_string(),
         };
@@ -455,7 +457,7 @@ impl Peer {
         address: SocketAddr,
         registry: &Registry,
         token: Token,
-    ) -> Result<Step, PeerFault> {
+    ) -> Result<PeerStep, PeerFault> {
         let failed = |why: &io::Error| {
             let local = matches!(
                 Errno::from_io_error(why),
@@ -478,7 +480,8 @@ impl Peer {
             }
         };
         let Some(stream) = &self.stream else {
-            let mut stream = open(address, self.role.small_buffers).map_err(|why| failed(&why))?;
+            let mut stream =
+                open(address, self.peer_script.small_buffers).map_err(|why| failed(&why))?;
             // Both, and never changed again: every act tries first, and then waits for an edge.
             registry
                 .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
@@ -486,7 +489,7 @@ impl Peer {
             self.stream = Some(stream);
             self.rounds += 1;
             self.since = now;
-            return Ok(Step::Waits);
+            return Ok(PeerStep::Waits);
         };
         match stream.take_error() {
             Ok(None) => {}
@@ -495,16 +498,19 @@ impl Peer {
         match stream.peer_addr() {
             Ok(_) => {
                 self.connected = true;
-                self.transcript.add(now, What::Connected);
-                Ok(Step::Done)
+                self.transcript.add(now, PeerEvent::Connected);
+                Ok(PeerStep::Done)
             }
-            Err(why) if why.kind() == ErrorKind::NotConnected => Ok(Step::Waits),
+            Err(why) if why.kind() == ErrorKind::NotConnected => Ok(PeerStep::Waits),
             Err(why) => Err(failed(&why)),
         }
     }
 
-    fn carry_out(&mut self, act: &Act, now: u64) -> Result<Step, PeerFault> {
-        let at_ease = matches!(act, Act::Pause(_) | Act::Await | Act::Hold);
+    fn carry_out(&mut self, act: &Action, now: u64) -> Result<PeerStep, PeerFault> {
+        let at_ease = matches!(
+            act,
+            Action::Pause(_) | Action::WaitForSignal | Action::StayIdle
+        );
         if self.stream.is_none() && !at_ease {
             return Err(PeerFault {
                 kind: FaultKind::Local,
@@ -513,13 +519,13 @@ impl Peer {
             });
         }
         match act {
-            Act::Send(bytes, cut) => self.send(now, bytes, *cut),
-            Act::Ask {
+            Action::Send(bytes, cut) => self.send(now, bytes, *cut),
+            Action::Ask {
                 request,
                 cut,
                 reply,
             } => self.ask(now, request, *cut, reply),
-            Act::Converse {
+            Action::Converse {
                 script,
                 requests,
                 cut,
@@ -529,7 +535,7 @@ impl Peer {
                 }
                 self.converse(now, *requests, *cut)
             }
-            Act::Overfill {
+            Action::Overfill {
                 script,
                 still,
                 finish,
@@ -539,31 +545,31 @@ impl Peer {
                 }
                 self.overfill(now, nanos(*still), *finish)
             }
-            Act::Flood { bytes, most, stuck } => self.flood(now, bytes, *most, nanos(*stuck)),
-            Act::Sip(pause) => {
+            Action::Flood { bytes, most, stuck } => self.flood(now, bytes, *most, nanos(*stuck)),
+            Action::ReadSlowly(pause) => {
                 if now < self.resume {
-                    return Ok(Step::Until(self.resume));
+                    return Ok(PeerStep::Until(self.resume));
                 }
                 let mut one = [0];
                 match self.read(now, &mut one, "the next byte")? {
-                    None => Ok(Step::WaitsLong),
-                    Some(0) => Ok(Step::Done),
+                    None => Ok(PeerStep::WaitsLong),
+                    Some(0) => Ok(PeerStep::Done),
                     Some(_) => {
                         self.resume = now + nanos(*pause);
-                        Ok(Step::Until(self.resume))
+                        Ok(PeerStep::Until(self.resume))
                     }
                 }
             }
-            Act::Take(most) => self.take(now, *most),
-            Act::Finish => {
+            Action::ReadBytes(most) => self.take(now, *most),
+            Action::HalfClose => {
                 self.finish(now)?;
-                Ok(Step::Done)
+                Ok(PeerStep::Done)
             }
-            Act::HearEnd => {
+            Action::ExpectFin => {
                 let mut more = [0; EXCERPT];
                 match self.read(now, &mut more, "the end of the connection")? {
-                    None => Ok(Step::Waits),
-                    Some(0) => Ok(Step::Done),
+                    None => Ok(PeerStep::Waits),
+                    Some(0) => Ok(PeerStep::Done),
                     Some(count) => Err(PeerFault {
                         kind: FaultKind::WrongBytes,
                         expected: "the end of the connection".to_string(),
@@ -571,18 +577,18 @@ impl Peer {
                     }),
                 }
             }
-            Act::HearOut => match self.take(now, u64::MAX) {
-                Ok(Step::Done) => Ok(Step::Done),
+            Action::ReadToEnd => match self.take(now, u64::MAX) {
+                Ok(PeerStep::Done) => Ok(PeerStep::Done),
                 Err(fault) if matches!(fault.kind, FaultKind::Reset | FaultKind::End) => {
-                    self.transcript.add(now, What::Met(fault.seen));
-                    Ok(Step::Done)
+                    self.transcript.add(now, PeerEvent::Met(fault.seen));
+                    Ok(PeerStep::Done)
                 }
                 other => other,
             },
-            Act::HearReset => match self.take(now, u64::MAX) {
+            Action::ExpectReset => match self.take(now, u64::MAX) {
                 Err(fault) if fault.kind == FaultKind::Reset => {
-                    self.transcript.add(now, What::Met(fault.seen));
-                    Ok(Step::Done)
+                    self.transcript.add(now, PeerEvent::Met(fault.seen));
+                    Ok(PeerStep::Done)
                 }
                 Err(fault) => Err(PeerFault {
                     expected: "a reset".to_string(),
@@ -590,28 +596,28 @@ impl Peer {
                 }),
                 other => other,
             },
-            Act::Reset => {
+            Action::Reset => {
                 let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
-                self.transcript.add(now, What::Did("RST"));
+                self.transcript.add(now, PeerEvent::Did("RST"));
                 self.stream = None;
-                Ok(Step::Done)
+                Ok(PeerStep::Done)
             }
-            Act::Close => {
-                self.transcript.add(now, What::Did("close"));
+            Action::Close => {
+                self.transcript.add(now, PeerEvent::Did("close"));
                 self.stream = None;
-                Ok(Step::Done)
+                Ok(PeerStep::Done)
             }
-            Act::Pause(pause) => {
+            Action::Pause(pause) => {
                 let then = self.since + nanos(*pause);
                 Ok(if now < then {
-                    Step::Until(then)
+                    PeerStep::Until(then)
                 } else {
-                    Step::Done
+                    PeerStep::Done
                 })
             }
-            Act::Await if self.cued => Ok(Step::Done),
-            Act::Await => Ok(Step::ForCue),
-            Act::Hold => Ok(Step::WaitsLong),
+            Action::WaitForSignal if self.cued => Ok(PeerStep::Done),
+            Action::WaitForSignal => Ok(PeerStep::ForSignal),
+            Action::StayIdle => Ok(PeerStep::WaitsLong),
         }
     }
 
@@ -624,20 +630,25 @@ impl Peer {
     fn finish(&mut self, now: u64) -> Result<(), PeerFault> {
         let finished = self.stream().shutdown(Shutdown::Write);
         finished.map_err(|why| broken("an open connection", &why))?;
-        self.transcript.add(now, What::Did("FIN"));
+        self.transcript.add(now, PeerEvent::Did("FIN"));
         Ok(())
     }
 
     /// Sends what may be sent now; `None`: all is sent.
-    fn send_some(&mut self, now: u64, bytes: &[u8], cut: Cut) -> Result<Option<Step>, PeerFault> {
+    fn send_some(
+        &mut self,
+        now: u64,
+        bytes: &[u8],
+        cut: Cut,
+    ) -> Result<Option<PeerStep>, PeerFault> {
         while self.out < bytes.len() {
             if now < self.resume {
-                return Ok(Some(Step::Until(self.resume)));
+                return Ok(Some(PeerStep::Until(self.resume)));
             }
             let (size, pause) = cut.next(self.out, bytes.len());
             let piece = &bytes[self.out..self.out + size];
             let Some(count) = self.write(now, piece)? else {
-                return Ok(Some(Step::Waits));
+                return Ok(Some(PeerStep::Waits));
             };
             self.out += count;
             if count == size {
@@ -647,22 +658,28 @@ impl Peer {
         Ok(None)
     }
 
-    fn send(&mut self, now: u64, bytes: &[u8], cut: Cut) -> Result<Step, PeerFault> {
-        Ok(self.send_some(now, bytes, cut)?.unwrap_or(Step::Done))
+    fn send(&mut self, now: u64, bytes: &[u8], cut: Cut) -> Result<PeerStep, PeerFault> {
+        Ok(self.send_some(now, bytes, cut)?.unwrap_or(PeerStep::Done))
     }
 
-    fn ask(&mut self, now: u64, request: &[u8], cut: Cut, reply: &[u8]) -> Result<Step, PeerFault> {
+    fn ask(
+        &mut self,
+        now: u64,
+        request: &[u8],
+        cut: Cut,
+        reply: &[u8],
+    ) -> Result<PeerStep, PeerFault> {
         loop {
             let sending = self.send_some(now, request, cut)?;
             let come = usize::try_from(self.come).unwrap_or(usize::MAX);
             if come == reply.len() {
-                return Ok(sending.unwrap_or(Step::Done));
+                return Ok(sending.unwrap_or(PeerStep::Done));
             }
             let mut buffer = [0; 16 * 1024];
             let most = buffer.len().min(reply.len() - come);
             let expected = &reply[come..];
             match self.read_within(now, &mut buffer[..most], || excerpt(expected))? {
-                None => return Ok(sending.unwrap_or(Step::Waits)),
+                None => return Ok(sending.unwrap_or(PeerStep::Waits)),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
@@ -686,7 +703,7 @@ impl Peer {
         }
     }
 
-    fn converse(&mut self, now: u64, requests: u64, cut: Cut) -> Result<Step, PeerFault> {
+    fn converse(&mut self, now: u64, requests: u64, cut: Cut) -> Result<PeerStep, PeerFault> {
         let mut script = self.script.take().expect("opened with the act");
         let step = self.converse_by(now, requests, cut, script.as_mut());
         self.script = Some(script);
@@ -694,7 +711,7 @@ impl Peer {
     }
 
     /// Sends until nothing goes out any more; from then on it is a conversation of one request.
-    fn overfill(&mut self, now: u64, still: u64, finish: bool) -> Result<Step, PeerFault> {
+    fn overfill(&mut self, now: u64, still: u64, finish: bool) -> Result<PeerStep, PeerFault> {
         if !self.reads {
             if self.asked == 0
                 && let Some(script) = &mut self.script
@@ -710,7 +727,7 @@ impl Peer {
             }
             let then = self.since.saturating_add(still);
             if self.more || now < then {
-                return Ok(Step::Until(then));
+                return Ok(PeerStep::Until(then));
             }
             self.reads = true;
             self.since = now;
@@ -736,9 +753,9 @@ impl Peer {
         requests: u64,
         cut: Cut,
         script: &mut dyn Script,
-    ) -> Result<Step, PeerFault> {
+    ) -> Result<PeerStep, PeerFault> {
         if requests == 0 {
-            return Ok(Step::Done);
+            return Ok(PeerStep::Done);
         }
         if self.asked == 0 {
             script.ask(&mut self.output);
@@ -755,11 +772,11 @@ impl Peer {
             }
             if self.asked > requests {
                 // All is answered; the last receipts may have to wait.
-                return Ok(sending.unwrap_or(Step::Done));
+                return Ok(sending.unwrap_or(PeerStep::Done));
             }
             let mut buffer = [0; 16 * 1024];
             let count = match self.read(now, &mut buffer, "a reply")? {
-                None => return Ok(sending.unwrap_or(Step::Waits)),
+                None => return Ok(sending.unwrap_or(PeerStep::Waits)),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
@@ -816,37 +833,37 @@ impl Peer {
         bytes: &Arc<[u8]>,
         most: u64,
         stuck: u64,
-    ) -> Result<Step, PeerFault> {
+    ) -> Result<PeerStep, PeerFault> {
         loop {
             let left = usize::try_from(most - self.come).unwrap_or(usize::MAX);
             let piece = &bytes[self.out..];
             let piece = &piece[..piece.len().min(left)];
             if piece.is_empty() {
-                return Ok(Step::Done);
+                return Ok(PeerStep::Done);
             }
             match self.write(now, piece)? {
                 Some(count) => {
                     self.come += count as u64;
                     self.out = (self.out + count) % bytes.len();
                 }
-                None if !self.more && now >= self.since + stuck => return Ok(Step::Done),
-                None => return Ok(Step::Until(self.since + stuck)),
+                None if !self.more && now >= self.since + stuck => return Ok(PeerStep::Done),
+                None => return Ok(PeerStep::Until(self.since + stuck)),
             }
         }
     }
 
-    fn take(&mut self, now: u64, most: u64) -> Result<Step, PeerFault> {
+    fn take(&mut self, now: u64, most: u64) -> Result<PeerStep, PeerFault> {
         let mut buffer = [0; 16 * 1024];
         loop {
             let left = most - self.come;
             if left == 0 {
-                return Ok(Step::Done);
+                return Ok(PeerStep::Done);
             }
             let size = usize::try_from(left)
                 .unwrap_or(usize::MAX)
                 .min(buffer.len());
             match self.read(now, &mut buffer[..size], "more")? {
-                None => return Ok(Step::Waits),
+                None => return Ok(PeerStep::Waits),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
@@ -893,14 +910,14 @@ impl Peer {
         loop {
             match self.stream().read(buffer) {
                 Ok(0) => {
-                    self.transcript.add(now, What::Met("FIN".to_string()));
+                    self.transcript.add(now, PeerEvent::Met("FIN".to_string()));
                     return Ok(Some(0));
                 }
                 Ok(count) => {
                     self.since = now;
                     self.heard += count as u64;
                     let start = buffer[..count.min(EXCERPT)].to_vec();
-                    self.transcript.add(now, What::Heard(count, start));
+                    self.transcript.add(now, PeerEvent::Heard(count, start));
                     return Ok(Some(count));
                 }
                 Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(None),
@@ -921,7 +938,7 @@ impl Peer {
                     self.since = now;
                     self.sent += count as u64;
                     let start = bytes[..count.min(EXCERPT)].to_vec();
-                    self.transcript.add(now, What::Sent(count, start));
+                    self.transcript.add(now, PeerEvent::Sent(count, start));
                     return Ok(Some(count));
                 }
                 Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(None),

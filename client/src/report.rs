@@ -38,7 +38,7 @@ pub struct Report {
     /// Of [`response_time`](Report::response_time), the requests before whose replies the server had nothing to do: what
     /// they had to wait for was somebody else's. Only those that were asked: what a request that was never sent would have
     /// been, nobody knows. Empty without [`Plan::work`](crate::Plan::work), or if that is before all replies.
-    pub others: Histogram<u64>,
+    pub bystanders: Histogram<u64>,
     /// How late the client itself was: the actual send minus the planned time, for requests whose connection was free
     /// at the planned time. If this is large, the client was the limit. Empty if nothing was planned ahead, as in a
     /// closed loop without think time.
@@ -85,7 +85,7 @@ impl Report {
             unanswered: 0,
             response_time: histogram(),
             service_time: histogram(),
-            others: histogram(),
+            bystanders: histogram(),
             lag: histogram(),
             connect_time: histogram(),
             first_reply: histogram(),
@@ -156,7 +156,7 @@ impl Report {
         for (mine, others) in [
             (&mut self.response_time, &other.response_time),
             (&mut self.service_time, &other.service_time),
-            (&mut self.others, &other.others),
+            (&mut self.bystanders, &other.bystanders),
             (&mut self.lag, &other.lag),
             (&mut self.connect_time, &other.connect_time),
             (&mut self.first_reply, &other.first_reply),

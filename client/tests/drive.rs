@@ -1150,7 +1150,7 @@ fn requests_that_cost_the_server_nothing_are_reported_apart() {
         });
         let heard = heard.lock().unwrap();
         let others = heard.iter().filter(|line| !work.chooses(line)).count();
-        assert_eq!(report.others.len(), others as u64, "{percent} {right}");
+        assert_eq!(report.bystanders.len(), others as u64, "{percent} {right}");
         assert_eq!(report.response_time.len(), heard.len() as u64);
         assert_eq!(others > 0, percent < 100, "of {}", heard.len());
     }

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::anyhow;
-use client::misbehave::{Asked, Misbehaviour};
-use client::{Act, Cut, FaultKind, Outcome, Role, Seen, Stage, StageOptions};
+use client::misbehave::{Misbehaviour, RequestSpec};
+use client::{
+    Action, Cut, FaultKind, GroupProgress, PeerDriver, PeerDriverOptions, PeerOutcome, PeerScript,
+};
 use contract::{Deviation, Guarantee, Tally};
 use nix::sys::signal::Signal;
 
@@ -22,7 +24,7 @@ pub(super) struct Case<'a> {
     pub(super) subject: &'a Subject,
     pub(super) guarantee: Guarantee,
     /// What is said.
-    pub(super) asked: &'a Asked,
+    pub(super) asked: &'a RequestSpec,
     pub(super) placement: &'a Placement,
     /// As much as can be seen in little time.
     pub(super) quick: bool,
@@ -97,7 +99,7 @@ pub(super) fn broken<T>(expected: impl Into<String>, seen: impl Into<String>) ->
 pub(super) fn broken_by<T>(
     expected: impl Into<String>,
     seen: impl Into<String>,
-    outcome: &Outcome,
+    outcome: &PeerOutcome,
 ) -> Result<T, Miss> {
     Err(Miss::Broken(Box::new(Broken {
         expected: expected.into(),
@@ -144,13 +146,13 @@ impl Case<'_> {
     }
 
     /// Where peers act, in front of it.
-    pub(super) fn stage(&self, running: &Running) -> Result<Stage, Miss> {
-        let options = StageOptions {
+    pub(super) fn driver(&self, running: &Running) -> Result<PeerDriver, Miss> {
+        let options = PeerDriverOptions {
             patience: PATIENCE,
             interrupted: Some(Arc::clone(self.interrupted)),
-            ..StageOptions::default()
+            ..PeerDriverOptions::default()
         };
-        Ok(Stage::open(running.address, options)?)
+        Ok(PeerDriver::open(running.address, options)?)
     }
 
     /// Whether nobody has pressed Ctrl-C. To be asked wherever time goes by.
@@ -191,31 +193,36 @@ impl Case<'_> {
 
     /// What a well-behaved client does: so many requests (fewer, if a conversation has fewer), and then it ends its side
     /// and hears the server's end.
-    pub(super) fn well_behaved(&self, client: usize, requests: u64) -> Role {
+    pub(super) fn well_behaved(&self, client: usize, requests: u64) -> PeerScript {
         // Of these the server ends the conversation.
-        let mut acts = vec![Act::Converse {
+        let mut actions = vec![Action::Converse {
             script: self.asked.scripts(client),
             requests: self.asked.requests(requests),
             cut: Cut::Whole,
         }];
         if self.asked.protocol.requests_per_connection.is_none() {
-            acts.push(Act::Finish);
+            actions.push(Action::HalfClose);
         }
-        acts.push(Act::HearEnd);
-        Role::new(acts)
+        actions.push(Action::ExpectFin);
+        PeerScript::new(actions)
     }
 
     /// Lets so many well-behaved clients come, and have their answers: the server is alive and well. `when` says after
     /// what, for whoever reads that it is not.
-    pub(super) fn serves(&self, stage: &Stage, clients: usize, when: &str) -> Result<(), Miss> {
-        let roles = (0..clients).map(|client| self.well_behaved(1000 + client, 3));
-        let outcomes = stage.enter(roles.collect()).finish(2 * PATIENCE);
+    pub(super) fn serves(
+        &self,
+        driver: &PeerDriver,
+        clients: usize,
+        when: &str,
+    ) -> Result<(), Miss> {
+        let peer_scripts = (0..clients).map(|client| self.well_behaved(1000 + client, 3));
+        let outcomes = driver.enter(peer_scripts.collect()).finish(2 * PATIENCE);
         self.go_on()?;
         self.all_done(&outcomes, when)
     }
 
-    /// All of them came to the end of their acts, and nothing went wrong. `who` says who they are.
-    pub(super) fn all_done(&self, outcomes: &[Outcome], who: &str) -> Result<(), Miss> {
+    /// All of them came to the end of their actions, and nothing went wrong. `who` says who they are.
+    pub(super) fn all_done(&self, outcomes: &[PeerOutcome], who: &str) -> Result<(), Miss> {
         self.go_on()?;
         // Who had a fault explains those who only came to no end.
         let faulty = outcomes.iter().find(|outcome| outcome.fault.is_some());
@@ -244,8 +251,8 @@ impl Case<'_> {
     }
 
     /// Lets a kind of misbehaving clients in; `None`: that can't be done over this protocol.
-    pub(super) fn misbehave(&self, kind: &Misbehaviour, clients: usize) -> Option<Vec<Role>> {
-        kind.roles(self.asked, clients)
+    pub(super) fn misbehave(&self, kind: &Misbehaviour, clients: usize) -> Option<Vec<PeerScript>> {
+        kind.peer_scripts(self.asked, clients)
     }
 
     /// Stops the server. Ours must end by itself, in order; with others that is a guarantee of its own, and who breaks it
@@ -300,16 +307,16 @@ impl Case<'_> {
     }
 }
 
-/// Waits until the peers of a cast have come so far, or it is clear that they never will.
+/// Waits until the peers of a group have come so far, or it is clear that they never will.
 pub(super) fn reaches(
     case: &Case<'_>,
-    cast: &client::Cast,
-    until: impl Fn(&Seen) -> bool,
+    group: &client::PeerGroup,
+    until: impl Fn(&GroupProgress) -> bool,
 ) -> Result<bool, Miss> {
     let end = std::time::Instant::now() + PATIENCE;
     loop {
         case.go_on()?;
-        if cast.wait(Duration::from_millis(50), &until) {
+        if group.wait(Duration::from_millis(50), &until) {
             return Ok(true);
         }
         if std::time::Instant::now() >= end {

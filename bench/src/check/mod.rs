@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::Args;
-use client::misbehave::Asked;
+use client::misbehave::RequestSpec;
 use contract::cli::{parse_address, parse_protocol, parse_threads};
 use contract::{Model, raise_descriptor_limit};
 use protocol::http::Page;
@@ -131,7 +131,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     interrupt::catch(&interrupted)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let began = Instant::now();
-    let asked = Asked {
+    let asked = RequestSpec {
         protocol: args.protocol,
         seed,
         bulk: BULK,
@@ -301,7 +301,7 @@ fn subjects(args: &CheckArgs) -> Vec<Subject> {
 struct Hall<'a> {
     args: &'a CheckArgs,
     placement: &'a Placement,
-    asked: &'a Asked,
+    asked: &'a RequestSpec,
     interrupted: &'a Arc<AtomicBool>,
     seed: u64,
     progress: Progress,
@@ -341,7 +341,7 @@ impl Hall<'_> {
         let began = Instant::now();
         self.progress.begin(&subject.name(), check.guarantee.name());
         // What a page has is learned from the first reply: of each server by itself.
-        let asked = Asked {
+        let asked = RequestSpec {
             page: Arc::new(Page::default()),
             ..self.asked.clone()
         };

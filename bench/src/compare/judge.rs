@@ -365,7 +365,7 @@ impl Judge<'_> {
 
     fn others(&mut self) {
         let metrics = [Metric::OthersP50Ms, Metric::OthersP99Ms];
-        self.percentiles(&metrics, self.client.others.count);
+        self.percentiles(&metrics, self.client.bystanders.count);
     }
 
     fn steady(&mut self) {
@@ -729,7 +729,7 @@ mod tests {
             let mut others = client::histogram();
             others.record_n(50_000, 990).unwrap();
             others.record_n(5_000_000, 10).unwrap();
-            client.others = super::super::results::Times::of(&others).unwrap();
+            client.bystanders = super::super::results::Times::of(&others).unwrap();
         });
         assert_eq!(
             get(&block, Metric::OthersP50Ms).map(|ms| ms < 0.1),
@@ -739,7 +739,7 @@ mod tests {
         // 600 per second are planned here, whatever --rate says; 20,000 are not too few.
         assert!(!block.client_limited, "{:?}", block.notes);
         let few = judged(Workload::Block, |client, _| {
-            client.others = super::super::results::Times::of(&client::histogram()).unwrap();
+            client.bystanders = super::super::results::Times::of(&client::histogram()).unwrap();
         });
         assert_eq!(get(&few, Metric::OthersP99Ms), None);
     }

@@ -333,7 +333,7 @@ pub struct ClientSide {
     /// From the actual send to the reply's last byte.
     pub service_time: Times,
     /// Of the response times, those of requests before whose replies the server had nothing to do.
-    pub others: Times,
+    pub bystanders: Times,
     /// How late the client itself was.
     pub lag: Times,
     /// From connect to connected.
@@ -368,7 +368,7 @@ impl ClientSide {
             fairness: report.fairness().map(|fairness| fairness.jain),
             response_time: Times::of(&report.response_time)?,
             service_time: Times::of(&report.service_time)?,
-            others: Times::of(&report.others)?,
+            bystanders: Times::of(&report.bystanders)?,
             lag: Times::of(&report.lag)?,
             connect_time: Times::of(&report.connect_time)?,
             first_reply: Times::of(&report.first_reply)?,
@@ -593,7 +593,7 @@ pub(super) mod tests {
             fairness: Some(1.0),
             response_time: times.clone(),
             service_time: times.clone(),
-            others: times.clone(),
+            bystanders: times.clone(),
             lag: Times::of(&lag).unwrap(),
             connect_time: times.clone(),
             first_reply: times,

@@ -2,7 +2,7 @@
 //!
 //! A client's way, always in this order: its wake time comes (`wake`), it connects if it has no connection
 //! (`connect`, `opened`), asks (`ask`), its reply comes (`read`, `replied`) or does not (`fail`), and what is next is
-//! planned (`go_on`). Every planned request ends in exactly one place, `replied`, `fail` or `settle_owed`, so that
+//! planned (`go_on`). Every planned request ends in exactly one place, `replied`, `fail` or `finalize_unanswered`, so that
 //! replies, errors and unanswered together are what was planned.
 //!
 //! At most one [`Due::Wake`] is set per client, and only while nothing is under way.
@@ -11,7 +11,7 @@ use mio::Token;
 use mio::event::Event;
 use protocol::ReplyStatus;
 
-use super::{EventLoop, Stage};
+use super::{EventLoop, Phase};
 use crate::connection::{Fault, State};
 use crate::report::{ErrorKind as Kind, Report};
 use crate::timers::Due;
@@ -141,7 +141,7 @@ impl EventLoop<'_> {
             .saturating_record(now - client.since);
         self.report.connected += 1;
         self.open += 1;
-        if self.stage == Stage::Opening {
+        if self.stage == Phase::Opening {
             self.opening -= 1;
         } else if now < self.until {
             self.ask(index, now);
@@ -229,7 +229,7 @@ impl EventLoop<'_> {
             self.report.replies += 1;
             self.report.response_time.saturating_record(now - planned);
             if client.spared {
-                self.report.others.saturating_record(now - planned);
+                self.report.bystanders.saturating_record(now - planned);
             }
             self.report
                 .service_time
@@ -296,7 +296,7 @@ impl EventLoop<'_> {
     fn fail(&mut self, index: usize, now: u64, fault: Fault) {
         let planned = self.clients[index].planned;
         let counted = self.in_window(planned);
-        let opening = self.stage == Stage::Opening;
+        let opening = self.stage == Phase::Opening;
         let messages = self.messages;
         let client = &mut self.clients[index];
         self.open -= u64::from(client.close());
@@ -318,7 +318,7 @@ impl EventLoop<'_> {
         if counted && !opening && !matches!(fault.kind, Kind::Refused | Kind::Local) {
             self.report.response_time.saturating_record(now - planned);
             if asked && client.spared {
-                self.report.others.saturating_record(now - planned);
+                self.report.bystanders.saturating_record(now - planned);
             }
         }
         client.flawless = false;
@@ -373,7 +373,7 @@ impl EventLoop<'_> {
     fn retire(&mut self, index: usize) {
         self.clients[index].state = State::Gone;
         self.active -= 1;
-        if self.stage == Stage::Opening {
+        if self.stage == Phase::Opening {
             self.opening -= 1;
         }
     }

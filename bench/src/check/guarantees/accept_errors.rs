@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use client::{Cast, Stage};
+use client::{PeerDriver, PeerGroup};
 use contract::Capacity;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
@@ -68,8 +68,8 @@ fn settings(case: &Case<'_>) -> Settings {
 
 /// `None`: there was no shortage.
 fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
-    let (running, stage, mut tree, before) = limited(case, more)?;
-    let Some((served, waiting)) = shortage(case, &stage, more)? else {
+    let (running, driver, mut tree, before) = limited(case, more)?;
+    let Some((served, waiting)) = shortage(case, &driver, more)? else {
         return Ok(None);
     };
     tree.look();
@@ -88,7 +88,7 @@ fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
         // Those who have a place are served, and make place for others when they leave. (Perhaps not for as many: who
         // sleeps in accept(2) has a descriptor already, which may be one that is over the limit.)
         for one in served {
-            one.cue_all();
+            one.signal_all();
             case.all_done(
                 &one.finish(PATIENCE),
                 "who was served before descriptors were lacking",
@@ -106,7 +106,7 @@ fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
     }
     restore(&before, &mut tree)?;
     finish_by_turns(case, waiting, "who waited for a descriptor")?;
-    case.serves(&stage, 3, "when there were descriptors again")?;
+    case.serves(&driver, 3, "when there were descriptors again")?;
     let tally = case.stop(running)?;
     // (Somebody else's need not count them.)
     let ours = case.subject.model().is_some();
@@ -127,8 +127,8 @@ fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
 
 /// A stop while descriptors are lacking: it ends as always.
 fn stop_meanwhile(case: &Case<'_>, more: usize) -> Result<(), Miss> {
-    let (running, stage, _, _) = limited(case, more)?;
-    let _peers = shortage(case, &stage, more)?;
+    let (running, driver, _, _) = limited(case, more)?;
+    let _peers = shortage(case, &driver, more)?;
     case.stop(running)?;
     Ok(())
 }
@@ -137,16 +137,16 @@ fn stop_meanwhile(case: &Case<'_>, more: usize) -> Result<(), Miss> {
 type Before = Vec<(Pid, Rlimit)>;
 
 /// Starts it, and when it has all that it opens for itself, its processes may open so many descriptors more.
-fn limited(case: &Case<'_>, more: usize) -> Result<(Running, Stage, Tree, Before), Miss> {
+fn limited(case: &Case<'_>, more: usize) -> Result<(Running, PeerDriver, Tree, Before), Miss> {
     let running = case.start(&settings(case))?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    case.serves(&stage, 5, "before descriptors were lacking")?;
+    case.serves(&driver, 5, "before descriptors were lacking")?;
     // One after the other: who sleeps in accept(2) has the lowest number then, and not one from among the others.
     for _ in 0..2 {
-        case.serves(&stage, 1, "before descriptors were lacking")?;
+        case.serves(&driver, 1, "before descriptors were lacking")?;
         at_rest(case, &mut tree)?;
     }
     let mut before = Before::new();
@@ -169,7 +169,7 @@ fn limited(case: &Case<'_>, more: usize) -> Result<(Running, Stage, Tree, Before
             }
         }
     }
-    Ok((running, stage, tree, before))
+    Ok((running, driver, tree, before))
 }
 
 /// Gives them their descriptors back, and those too that were forked meanwhile, by processes that lacked them.
@@ -206,12 +206,12 @@ fn restore(before: &Before, tree: &mut Tree) -> Result<(), Miss> {
 /// already) leave, until nobody is served any more.
 fn shortage(
     case: &Case<'_>,
-    stage: &Stage,
+    driver: &PeerDriver,
     more: usize,
-) -> Result<Option<(Vec<Cast>, Cast)>, Miss> {
+) -> Result<Option<(Vec<PeerGroup>, PeerGroup)>, Miss> {
     let mut served = Vec::new();
     for client in 0..more {
-        let one = stage.enter(sitters(case, client..client + 1)?);
+        let one = driver.enter(sitters(case, client..client + 1)?);
         reaches(case, &one, |seen| seen.waiting == 1 || seen.failed > 0)?;
         if one.seen().waiting == 0 {
             if case.subject.model().is_none() && one.seen().failed == 0 {
@@ -224,7 +224,7 @@ fn shortage(
         }
         served.push(one);
     }
-    let waiting = stage.enter(sitters(case, more..PEERS)?);
+    let waiting = driver.enter(sitters(case, more..PEERS)?);
     let count = PEERS - more;
     reaches(case, &waiting, |seen| {
         seen.connects == count as u64 || seen.failed > 0
@@ -243,7 +243,7 @@ fn shortage(
             return Ok(None);
         }
         if more == 0 && so_far.waiting > 0 {
-            waiting.cue_all();
+            waiting.signal_all();
         } else if !changed {
             return Ok(Some((served, waiting)));
         }

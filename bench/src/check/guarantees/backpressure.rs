@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use client::{Act, Cast, Role, Stage};
+use client::{Action, PeerDriver, PeerGroup, PeerScript};
 use contract::Capacity;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable};
@@ -53,11 +53,11 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         ..Settings::default()
     };
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    case.serves(&stage, 20, "before")?;
+    case.serves(&driver, 20, "before")?;
     at_rest(case, &mut tree)?;
     let before = memory(&mut tree)?;
     // As many as leave room for others; or, where those would be too few to measure, as many as there can be.
@@ -68,14 +68,14 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     };
     let mut floods = Vec::new();
     if peers > 1 {
-        floods.push(flood(case, &stage, &mut tree, 0..peers - 1)?);
+        floods.push(flood(case, &driver, &mut tree, 0..peers - 1)?);
         case.serves(
-            &stage,
+            &driver,
             5,
             &format!("while {} peers send and never read", peers - 1),
         )?;
     }
-    floods.push(flood(case, &stage, &mut tree, peers - 1..peers)?);
+    floods.push(flood(case, &driver, &mut tree, peers - 1..peers)?);
     let grown = memory(&mut tree)?.saturating_sub(before) / peers as u64;
     let most = match case.subject.model() {
         Some(_) => MOST,
@@ -97,14 +97,14 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     let seen = match holders {
         None => {
             case.serves(
-                &stage,
+                &driver,
                 5,
                 &format!("while {peers} peers send and never read"),
             )?;
             None
         }
         Some(holders) => {
-            let others = stage.enter(sitters(case, 100..103)?);
+            let others = driver.enter(sitters(case, 100..103)?);
             others.wait(window(case), |seen| seen.heard > 0 || seen.failed > 0);
             let waited = others.seen().heard == 0;
             for flood in floods.drain(..) {
@@ -123,8 +123,8 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         }
     };
     drop(floods);
-    case.serves(&stage, 3, "when those who sent and never read have left")?;
-    drop(stage);
+    case.serves(&driver, 3, "when those who sent and never read have left")?;
+    drop(driver);
     case.stop(running)?;
     Ok(Kept {
         figure: Some(format!("{} KiB", grown.div_ceil(1024))),
@@ -145,26 +145,26 @@ fn memory(tree: &mut Tree) -> Result<u64, Miss> {
 /// Peers that send until nothing more is taken. They stay.
 fn flood(
     case: &Case<'_>,
-    stage: &Stage,
+    driver: &PeerDriver,
     tree: &mut Tree,
     clients: std::ops::Range<usize>,
-) -> Result<Cast, Miss> {
+) -> Result<PeerGroup, Miss> {
     let count = clients.len();
-    let roles = clients.map(|client| {
+    let peer_scripts = clients.map(|client| {
         let (requests, _) = case.asked.all_at_once(client, Some(1000), 100);
-        Role {
+        PeerScript {
             small_buffers: true,
-            ..Role::new(vec![
-                Act::Flood {
+            ..PeerScript::new(vec![
+                Action::Flood {
                     bytes: requests.into(),
                     most: OFFERED,
                     stuck: PATIENCE,
                 },
-                Act::Await,
+                Action::WaitForSignal,
             ])
         }
     });
-    let cast = stage.enter(roles.collect());
+    let group = driver.enter(peer_scripts.collect());
     // Until all is taken, or next to nothing more: buffers that are almost full are filled drop by drop for seconds.
     let end = Instant::now() + PATIENCE;
     let (mut sent, mut idle) = (0, 0);
@@ -172,22 +172,22 @@ fn flood(
     let mut before = demand(tree)?;
     while idle < 2 && Instant::now() < end {
         case.go_on()?;
-        if cast.wait(WHILE, |seen| seen.waiting == count || seen.failed > 0) {
+        if group.wait(WHILE, |seen| seen.waiting == count || seen.failed > 0) {
             break;
         }
-        let now = cast.seen().sent;
+        let now = group.seen().sent;
         tree.look();
         let after = demand(tree)?;
         let still = now < sent + DROPS && had_its_time(before, after);
         idle = if still { idle + 1 } else { 0 };
         (sent, before) = (now, after);
     }
-    if cast.seen().failed > 0 {
+    if group.seen().failed > 0 {
         let who = "who sends and never reads, and is to be left waiting";
-        case.all_done(&cast.leave(), who)?;
+        case.all_done(&group.leave(), who)?;
         return Err(anyhow::anyhow!("somebody failed to send, and nobody knows why").into());
     }
-    Ok(cast)
+    Ok(group)
 }
 
 /// Whether a server could have read more, if it had wanted to: it did not want the CPU, or it had it. Who only waited for

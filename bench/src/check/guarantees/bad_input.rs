@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{Act, Cut, FaultKind, Outcome, Role, Stage};
+use client::{Action, Cut, FaultKind, PeerDriver, PeerOutcome, PeerScript};
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken_by, kind};
 use crate::subject::{Settings, Subject};
@@ -13,18 +13,18 @@ const ENDLESS: u64 = 16 << 20;
 
 pub(super) fn check(case: &Case<'_>) -> Verdict {
     let running = case.start(&Settings::default())?;
-    let stage = case.stage(&running)?;
-    let lines = kind("long-line").roles(case.asked, 1).is_some();
+    let driver = case.driver(&running)?;
+    let lines = kind("long-line").peer_scripts(case.asked, 1).is_some();
     // It takes the longest: the others come meanwhile, where they can.
-    let stubborn = (lines && !case.quick).then(|| stage.enter(vec![stubborn(case)]));
+    let stubborn = (lines && !case.quick).then(|| driver.enter(vec![stubborn(case)]));
     if lines {
-        long_lines(case, &stage)?;
-        case.serves(&stage, 3, "after a line that was too long")?;
+        long_lines(case, &driver)?;
+        case.serves(&driver, 3, "after a line that was too long")?;
     }
-    garbage(case, &stage)?;
-    case.serves(&stage, 3, "after garbage")?;
+    garbage(case, &driver)?;
+    case.serves(&driver, 3, "after garbage")?;
     for outcome in stubborn
-        .map(|cast| cast.finish(3 * PATIENCE))
+        .map(|group| group.finish(3 * PATIENCE))
         .iter()
         .flatten()
     {
@@ -34,8 +34,8 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             "that a peer that goes on sending after a line that was too long is closed all the same",
         )?;
     }
-    case.serves(&stage, 3, "after a peer that went on")?;
-    drop(stage);
+    case.serves(&driver, 3, "after a peer that went on")?;
+    drop(driver);
     case.stop(running)?;
     Kept::simply()
 }
@@ -45,11 +45,13 @@ fn ours(case: &Case<'_>) -> bool {
 }
 
 /// Ours say why, in the protocol's form, and close; of others it is enough that they close.
-fn long_lines(case: &Case<'_>, stage: &Stage) -> Result<(), Miss> {
+fn long_lines(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
     let kind = kind("long-line");
     if ours(case) {
-        let roles = kind.roles(case.asked, kind.clients).unwrap_or_default();
-        let outcomes = stage.enter(roles).finish(2 * PATIENCE);
+        let peer_scripts = kind
+            .peer_scripts(case.asked, kind.clients)
+            .unwrap_or_default();
+        let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
         case.all_done(&outcomes, kind.name)?;
         return match outcomes.iter().find(|outcome| !says_why(case, outcome)) {
             None => Ok(()),
@@ -60,15 +62,18 @@ fn long_lines(case: &Case<'_>, stage: &Stage) -> Result<(), Miss> {
             ),
         };
     }
-    let role = || {
-        let flood = Act::Flood {
+    let peer_script = || {
+        let flood = Action::Flood {
             bytes: vec![b'x'; 64 * 1024].into(),
             most: ENDLESS,
             stuck: Duration::from_millis(500),
         };
-        Role::new(vec![flood, Act::HearOut])
+        PeerScript::new(vec![flood, Action::ReadToEnd])
     };
-    for outcome in stage.enter(vec![role(), role()]).finish(3 * PATIENCE) {
+    for outcome in driver
+        .enter(vec![peer_script(), peer_script()])
+        .finish(3 * PATIENCE)
+    {
         case.go_on()?;
         let expected = format!(
             "that a line that does not end is refused, and its peer closed: after {} MiB at the latest",
@@ -79,13 +84,13 @@ fn long_lines(case: &Case<'_>, stage: &Stage) -> Result<(), Miss> {
     Ok(())
 }
 
-/// Where replies are foretold the kind has compared them.
-fn says_why(case: &Case<'_>, outcome: &Outcome) -> bool {
-    case.asked.foretold() || outcome.heard.starts_with(b"HTTP/1.1 4")
+/// Where replies are deterministic the kind has compared them.
+fn says_why(case: &Case<'_>, outcome: &PeerOutcome) -> bool {
+    case.asked.deterministic() || outcome.heard.starts_with(b"HTTP/1.1 4")
 }
 
 /// The server has ended it, in whatever way.
-fn is_closed(outcome: &Outcome, expected: &str) -> Result<(), Miss> {
+fn is_closed(outcome: &PeerOutcome, expected: &str) -> Result<(), Miss> {
     match &outcome.fault {
         None if outcome.done => Ok(()),
         Some(fault) if matches!(fault.kind, FaultKind::Reset | FaultKind::End) => Ok(()),
@@ -95,23 +100,29 @@ fn is_closed(outcome: &Outcome, expected: &str) -> Result<(), Miss> {
 }
 
 /// NULs and random bytes, and FIN: whatever is said to that, it ends, and the others are served.
-fn garbage(case: &Case<'_>, stage: &Stage) -> Result<(), Miss> {
+fn garbage(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
     let kind = kind("garbage");
     if ours(case) {
-        let roles = kind.roles(case.asked, kind.clients).unwrap_or_default();
-        let outcomes = stage.enter(roles).finish(2 * PATIENCE);
+        let peer_scripts = kind
+            .peer_scripts(case.asked, kind.clients)
+            .unwrap_or_default();
+        let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
         return case.all_done(&outcomes, kind.name);
     }
     let mut random = fastrand::Rng::with_seed(case.asked.seed);
-    let role = |number: usize| {
+    let peer_script = |number: usize| {
         let mut bytes = vec![0; 1 << (number / 2)];
         if number % 2 == 1 {
             random.fill(&mut bytes);
         }
-        Role::new(vec![Act::send(bytes), Act::Finish, Act::HearOut])
+        PeerScript::new(vec![
+            Action::send(bytes),
+            Action::HalfClose,
+            Action::ReadToEnd,
+        ])
     };
-    let roles = (0..24).map(role).collect();
-    for outcome in stage.enter(roles).finish(2 * PATIENCE) {
+    let peer_scripts = (0..24).map(peer_script).collect();
+    for outcome in driver.enter(peer_scripts).finish(2 * PATIENCE) {
         case.go_on()?;
         is_closed(
             &outcome,
@@ -122,17 +133,17 @@ fn garbage(case: &Case<'_>, stage: &Stage) -> Result<(), Miss> {
 }
 
 /// Goes on for longer than anybody waits, and does not care.
-fn stubborn(case: &Case<'_>) -> Role {
-    let mut acts = Vec::new();
+fn stubborn(case: &Case<'_>) -> PeerScript {
+    let mut actions = Vec::new();
     let mut line = b"GET /".to_vec();
     line.resize(if ours(case) { 100_000 } else { 1 << 20 }, b'x');
-    acts.push(Act::send(line));
+    actions.push(Action::send(line));
     let drips = 2 * usize::try_from(PATIENCE.as_millis()).unwrap_or(0) / 20;
-    acts.push(Act::Send(
+    actions.push(Action::Send(
         vec![b'x'; drips].into(),
         Cut::Every(1, Duration::from_millis(20)),
     ));
     // Still not closed: then never.
-    acts.push(Act::HearReset);
-    Role::new(acts)
+    actions.push(Action::ExpectReset);
+    PeerScript::new(actions)
 }

@@ -1,6 +1,6 @@
 //! 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
 
-use client::Cast;
+use client::PeerGroup;
 use contract::Capacity;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, reaches};
@@ -55,25 +55,25 @@ fn by_design(seen: String) -> Kept {
 fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
     let places = case.places(settings);
     let running = case.start(settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    let first = stage.enter(sitters(case, 0..places)?);
+    let first = driver.enter(sitters(case, 0..places)?);
     served(case, first, places, |first| {
         tree.look();
         let open_before = tree.descriptors();
         if !case.quick {
             must_sleep(case, &tree, "while all who are connected are idle")?;
         }
-        let others = stage.enter(sitters(case, places..2 * LIMIT)?);
+        let others = driver.enter(sitters(case, places..2 * LIMIT)?);
         let count = 2 * LIMIT - places;
         // Into the backlog.
         reaches(case, &others, |seen| {
             seen.connects == count as u64 || seen.failed > 0
         })?;
         // So many were heard by the time that there was room for them.
-        let waits = |others: Cast, room: usize| -> Result<Cast, Miss> {
+        let waits = |others: PeerGroup, room: usize| -> Result<PeerGroup, Miss> {
             if others.seen().waiting <= room {
                 return Ok(others);
             }
@@ -120,7 +120,7 @@ fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
         }
         // Each who leaves makes place for the next.
         for freed in 1..=places.min(if case.quick { 2 } else { places }) {
-            first.cue(1);
+            first.signal(1);
             let came = reaches(case, &others, |seen| {
                 seen.waiting >= freed.min(count) || seen.failed > 0
             })?;
@@ -130,41 +130,46 @@ fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
             }
             others = waits(others, freed)?;
         }
-        first.cue_all();
+        first.signal_all();
         finish_by_turns(case, others, "who waited for a place")
     })?;
-    case.serves(&stage, 3, "after all had left")?;
+    case.serves(&driver, 3, "after all had left")?;
     case.stop(running)?;
     Ok(())
 }
 
-/// Waits until so many of a cast have their first reply, lets the rest happen, and lets them leave.
+/// Waits until so many of a group have their first reply, lets the rest happen, and lets them leave.
 fn served(
     case: &Case<'_>,
-    cast: Cast,
+    group: PeerGroup,
     count: usize,
-    rest: impl FnOnce(&Cast) -> Result<(), Miss>,
+    rest: impl FnOnce(&PeerGroup) -> Result<(), Miss>,
 ) -> Result<(), Miss> {
-    let all = reaches(case, &cast, |seen| seen.waiting == count || seen.failed > 0)?;
-    if !all || cast.seen().failed > 0 {
-        return case.all_done(&cast.leave(), &format!("one of the first {count}"));
+    let all = reaches(case, &group, |seen| {
+        seen.waiting == count || seen.failed > 0
+    })?;
+    if !all || group.seen().failed > 0 {
+        return case.all_done(&group.leave(), &format!("one of the first {count}"));
     }
-    rest(&cast)?;
-    case.all_done(&cast.finish(PATIENCE), "who had a place from the beginning")
+    rest(&group)?;
+    case.all_done(
+        &group.finish(PATIENCE),
+        "who had a place from the beginning",
+    )
 }
 
 /// Lets whoever is served ask again and leave, until all have done so.
-pub(super) fn finish_by_turns(case: &Case<'_>, cast: Cast, who: &str) -> Result<(), Miss> {
+pub(super) fn finish_by_turns(case: &Case<'_>, group: PeerGroup, who: &str) -> Result<(), Miss> {
     loop {
-        // Somebody may be seen to wait until the stage has obeyed: who looked for that would say it again and again.
-        let before = cast.seen();
-        cast.cue_all();
-        let further = reaches(case, &cast, |seen| {
+        // Somebody may be seen to wait until the driver has obeyed: who looked for that would say it again and again.
+        let before = group.seen();
+        group.signal_all();
+        let further = reaches(case, &group, |seen| {
             *seen != before || seen.ended == seen.peers
         })?;
-        let seen = cast.seen();
+        let seen = group.seen();
         if !further || seen.ended == seen.peers {
-            return case.all_done(&cast.leave(), who);
+            return case.all_done(&group.leave(), who);
         }
     }
 }
@@ -174,13 +179,13 @@ fn descriptors(case: &Case<'_>, most: usize) -> Verdict {
     const MORE: usize = 76;
     let peers = most + MORE;
     let running = case.start(&Settings::default())?;
-    let stage = case.stage(&running)?;
-    let cast = stage.enter(sitters(case, 0..peers)?);
+    let driver = case.driver(&running)?;
+    let group = driver.enter(sitters(case, 0..peers)?);
     // Some numbers are taken by what it has open itself.
     let least = most - 50;
-    let so_far = |seen: &client::Seen| seen.waiting >= least || seen.failed > 0;
-    if !reaches(case, &cast, so_far)? || cast.seen().failed > 0 {
-        return match case.all_done(&cast.leave(), &format!("one of {peers} peers")) {
+    let so_far = |seen: &client::GroupProgress| seen.waiting >= least || seen.failed > 0;
+    if !reaches(case, &group, so_far)? || group.seen().failed > 0 {
+        return match case.all_done(&group.leave(), &format!("one of {peers} peers")) {
             Ok(()) => broken(
                 format!("that at least {least} are served"),
                 "that fewer are",
@@ -192,10 +197,10 @@ fn descriptors(case: &Case<'_>, most: usize) -> Verdict {
     let mut served = 0;
     case.eventually(|| {
         std::thread::sleep(window(case) / 2);
-        let before = std::mem::replace(&mut served, cast.seen().waiting);
+        let before = std::mem::replace(&mut served, group.seen().waiting);
         served == before
     })?;
-    finish_by_turns(case, cast, "who came when all numbers were taken")?;
+    finish_by_turns(case, group, "who came when all numbers were taken")?;
     case.stop(running)?;
     if served < most {
         return Ok(by_design(format!(
@@ -210,49 +215,51 @@ fn descriptors(case: &Case<'_>, most: usize) -> Verdict {
 fn shares(case: &Case<'_>, settings: &Settings) -> Verdict {
     const TRIES: usize = 30;
     let running = case.start(settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let Some(tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
     let mut seen = None;
     for _ in 0..TRIES {
         // No more than there are places in all: if the kernel divides them evenly, all are served.
-        let cast = stage.enter(sitters(case, 0..LIMIT)?);
-        let half = |seen: &client::Seen| seen.waiting >= LIMIT / 2 || seen.failed > 0;
-        reaches(case, &cast, half)?;
-        cast.wait(window(case), |seen| seen.waiting == LIMIT);
-        let served = cast.seen().waiting;
+        let group = driver.enter(sitters(case, 0..LIMIT)?);
+        let half = |seen: &client::GroupProgress| seen.waiting >= LIMIT / 2 || seen.failed > 0;
+        reaches(case, &group, half)?;
+        group.wait(window(case), |seen| seen.waiting == LIMIT);
+        let served = group.seen().waiting;
         if served < LIMIT {
             must_sleep(
                 case,
                 &tree,
                 "while somebody waits for the loop that is full",
             )?;
-            if cast.seen().waiting == served {
+            if group.seen().waiting == served {
                 seen = Some(format!(
                     "{served} of {LIMIT} were served at a time, though {LIMIT} are allowed: the kernel had given the others to a loop that was full"
                 ));
             }
         }
-        finish_by_turns(case, cast, "who waited for a loop that was full")?;
+        finish_by_turns(case, group, "who waited for a loop that was full")?;
         if seen.is_some() {
             break;
         }
     }
     // Twice as many: both loops are full, and that is the limit.
-    let cast = stage.enter(sitters(case, 0..4 * LIMIT)?);
-    reaches(case, &cast, |seen| seen.waiting >= LIMIT || seen.failed > 0)?;
+    let group = driver.enter(sitters(case, 0..4 * LIMIT)?);
+    reaches(case, &group, |seen| {
+        seen.waiting >= LIMIT || seen.failed > 0
+    })?;
     must_sleep(case, &tree, "at the limit, while others wait")?;
-    let served = cast.seen().waiting;
+    let served = group.seen().waiting;
     if served != LIMIT {
-        cast.leave();
+        group.leave();
         return broken(
             format!("{LIMIT} of {} served at a time", 4 * LIMIT),
             format!("{served}"),
         );
     }
-    finish_by_turns(case, cast, "who waited for a place")?;
-    case.serves(&stage, 3, "after all had left")?;
+    finish_by_turns(case, group, "who waited for a place")?;
+    case.serves(&driver, 3, "after all had left")?;
     case.stop(running)?;
     Ok(Kept {
         by_design: seen,

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use client::misbehave::{Asked, Misbehaviour};
-use client::{Act, Cut, Role};
+use client::misbehave::{Misbehaviour, RequestSpec};
+use client::{Action, Cut, PeerScript};
 use protocol::http::{Content, Page};
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, kind};
@@ -15,17 +15,17 @@ const BETWEEN: Duration = Duration::from_millis(2);
 
 pub(super) fn check(case: &Case<'_>) -> Verdict {
     let running = case.start(&Settings::default())?;
-    let stage = case.stage(&running)?;
-    let act = |roles: Vec<Role>, who: &str| -> Result<(), Miss> {
-        let outcomes = stage.enter(roles).finish(2 * PATIENCE);
+    let driver = case.driver(&running)?;
+    let act = |peer_scripts: Vec<PeerScript>, who: &str| -> Result<(), Miss> {
+        let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
         case.all_done(&outcomes, who)
     };
     for name in ["byte-by-byte", "cut-everywhere", "pipelined"] {
         let kind = kind(name);
-        let Some(roles) = case.misbehave(kind, clients(case.asked, kind)) else {
+        let Some(peer_scripts) = case.misbehave(kind, clients(case.asked, kind)) else {
             continue;
         };
-        act(roles, name)?;
+        act(peer_scripts, name)?;
     }
     if !case.quick {
         act(crowd(case), "many whose pieces arrive in turns")?;
@@ -36,14 +36,14 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     }
     let who = "requests by the MiB of one who reads late (so that the server can't send in one piece what it owes)";
     act(late_readers(case, false), who)?;
-    case.serves(&stage, 10, "afterwards")?;
-    drop(stage);
+    case.serves(&driver, 10, "afterwards")?;
+    drop(driver);
     case.stop(running)?;
     Kept::simply()
 }
 
 /// So many that every position of a request is somebody's.
-fn clients(asked: &Asked, kind: &Misbehaviour) -> usize {
+fn clients(asked: &RequestSpec, kind: &Misbehaviour) -> usize {
     if kind.name == "cut-everywhere" {
         // The longest of their requests: the number is part of it.
         kind.clients.max(asked.request(999).len())
@@ -53,42 +53,42 @@ fn clients(asked: &Asked, kind: &Misbehaviour) -> usize {
 }
 
 /// Everybody's first piece comes before anybody's second.
-fn crowd(case: &Case<'_>) -> Vec<Role> {
+fn crowd(case: &Case<'_>) -> Vec<PeerScript> {
     let cut = if case.asked.may_cut() {
         Cut::At(7, BETWEEN)
     } else {
         Cut::Whole
     };
-    let role = |client| {
-        Role::new(vec![Act::Converse {
+    let peer_script = |client| {
+        PeerScript::new(vec![Action::Converse {
             script: case.asked.scripts(client),
             requests: case.asked.requests(2),
             cut,
         }])
     };
-    (500..550).map(role).collect()
+    (500..550).map(peer_script).collect()
 }
 
 /// The second piece may begin with the end of the first request, or with some of the second: who believes that a reading
 /// is a request, or has its beginning at least, is wrong here.
-fn joined_and_cut(case: &Case<'_>) -> Vec<Role> {
+fn joined_and_cut(case: &Case<'_>) -> Vec<PeerScript> {
     let length = |client| case.asked.all_at_once(client, None, 2).0.len();
-    let role = |at| {
-        Role::new(vec![
-            Act::Converse {
+    let peer_script = |at| {
+        PeerScript::new(vec![
+            Action::Converse {
                 script: case.asked.pipeline(at, None, 2),
                 requests: 1,
                 cut: Cut::At(at, BETWEEN),
             },
-            Act::Finish,
-            Act::HearEnd,
+            Action::HalfClose,
+            Action::ExpectFin,
         ])
     };
-    (1..length(999)).map(role).collect()
+    (1..length(999)).map(peer_script).collect()
 }
 
 /// More than the buffers of both sides hold. If they `finish`, they end their side as soon as all is asked.
-pub(super) fn late_readers(case: &Case<'_>, finish: bool) -> Vec<Role> {
+pub(super) fn late_readers(case: &Case<'_>, finish: bool) -> Vec<PeerScript> {
     let owed = owed();
     let mut asked = case.asked.clone();
     let (size, reply) = match asked.protocol.name {
@@ -109,21 +109,21 @@ pub(super) fn late_readers(case: &Case<'_>, finish: bool) -> Vec<Role> {
         _ => (Some(1000), 1000),
     };
     let requests = (owed / reply) as u64;
-    let role = |client| {
-        let overfill = Act::Overfill {
+    let peer_script = |client| {
+        let overfill = Action::Overfill {
             script: asked.pipeline(client, size, requests),
             still: Duration::from_millis(if case.quick { 50 } else { 100 }),
             finish,
         };
-        let end = finish.then_some(Act::HearEnd);
-        Role {
+        let end = finish.then_some(Action::ExpectFin);
+        PeerScript {
             // So that it is the server's buffer that has to hold it.
             small_buffers: true,
-            ..Role::new([overfill].into_iter().chain(end).collect())
+            ..PeerScript::new([overfill].into_iter().chain(end).collect())
         }
     };
     // One shows it, and with small buffers it takes its time.
-    vec![role(if finish { 701 } else { 700 })]
+    vec![peer_script(if finish { 701 } else { 700 })]
 }
 
 /// 2 MiB more than the kernel keeps of what a socket has to send, where nobody says otherwise; or as much as can be asked

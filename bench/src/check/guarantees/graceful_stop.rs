@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use client::{Act, Cast, Cut, FaultKind, Role, Seen, Stage};
+use client::{Action, Cut, FaultKind, GroupProgress, PeerDriver, PeerGroup, PeerScript};
 use nix::sys::signal::Signal;
 
 use super::super::case::{
@@ -77,20 +77,20 @@ fn in_some_try<T>(
 
 /// One request and its reply, before which the server has accepted the peer for certain. `hello` has only one, and the
 /// conversation is over with it.
-fn first(case: &Case<'_>, client: usize) -> Option<Act> {
+fn first(case: &Case<'_>, client: usize) -> Option<Action> {
     let asked = case.asked;
-    (asked.protocol.requests_per_connection != Some(1)).then(|| Act::Converse {
+    (asked.protocol.requests_per_connection != Some(1)).then(|| Action::Converse {
         script: asked.scripts(client),
         requests: 1,
         cut: Cut::Whole,
     })
 }
 
-/// A second request, for after the first, by itself: of what a conversation remembers, the reply is foretold.
-fn second(case: &Case<'_>, client: usize) -> Act {
+/// A second request, for after the first, by itself: of what a conversation remembers, the reply is deterministic.
+fn second(case: &Case<'_>, client: usize) -> Action {
     let asked = case.asked;
     if matches!(asked.protocol.name, "http" | "bulk" | "hello") {
-        return Act::Converse {
+        return Action::Converse {
             script: asked.scripts(client),
             requests: 1,
             cut: Cut::Whole,
@@ -100,7 +100,7 @@ fn second(case: &Case<'_>, client: usize) -> Act {
     let (both, _) = asked.all_at_once(client, None, 2);
     let known = asked.replies(&one, false).bytes.len();
     let reply = asked.replies(&both, false).bytes.split_off(known);
-    Act::ask(&both[one.len()..], reply)
+    Action::ask(&both[one.len()..], reply)
 }
 
 fn idle_peers(case: &Case<'_>) -> Result<(), Miss> {
@@ -110,20 +110,20 @@ fn idle_peers(case: &Case<'_>) -> Result<(), Miss> {
     };
     let peers = case.places(&settings).min(10);
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
-    let roles = (0..peers).map(|client| {
-        Role::new(match first(case, client) {
-            Some(first) => vec![first, Act::Await, Act::HearEnd],
+    let driver = case.driver(&running)?;
+    let peer_scripts = (0..peers).map(|client| {
+        PeerScript::new(match first(case, client) {
+            Some(first) => vec![first, Action::WaitForSignal, Action::ExpectFin],
             // Whether it was accepted, nobody knows.
-            None => vec![Act::Await, Act::HearOut],
+            None => vec![Action::WaitForSignal, Action::ReadToEnd],
         })
     });
-    let idle = stage.enter(roles.collect());
+    let idle = driver.enter(peer_scripts.collect());
     if !reaches(case, &idle, |seen| seen.waiting + seen.ended == seen.peers)? {
         return broken("that idle peers are served first", "no reply");
     }
     let (server, _) = tell(running)?;
-    idle.cue_all();
+    idle.signal_all();
     let outcomes = idle.finish(2 * PATIENCE);
     case.all_done(&outcomes, "idle peers, after SIGTERM")?;
     let end = ends_well(case, server, PATIENCE)?;
@@ -152,40 +152,40 @@ fn work_under_way(case: &Case<'_>) -> Result<(), Miss> {
     let peers = case.places(&settings).min(5);
     in_some_try(case, |number| {
         let running = case.start(&settings)?;
-        let stage = case.stage(&running)?;
-        let casts: Vec<Cast> = (0..peers)
+        let driver = case.driver(&running)?;
+        let groups: Vec<PeerGroup> = (0..peers)
             .map(|client| {
-                let mut acts = Vec::from_iter(first(case, client));
+                let mut actions = Vec::from_iter(first(case, client));
                 // A receipt that comes after the server's end is answered by a reset, and all is heard by then.
                 let end = match case.asked.protocol.name {
-                    "bulk" => Act::HearOut,
-                    _ => Act::HearEnd,
+                    "bulk" => Action::ReadToEnd,
+                    _ => Action::ExpectFin,
                 };
-                acts.extend([Act::Await, second(case, client), end]);
-                stage.enter(vec![Role::new(acts)])
+                actions.extend([Action::WaitForSignal, second(case, client), end]);
+                driver.enter(vec![PeerScript::new(actions)])
             })
             .collect();
-        for cast in &casts {
-            if !reaches(case, cast, |seen| seen.waiting + seen.ended == 1)? {
+        for group in &groups {
+            if !reaches(case, group, |seen| seen.waiting + seen.ended == 1)? {
                 return broken(
                     "that the peers are served before the stop",
                     "no reply for 10 s",
                 );
             }
         }
-        for cast in &casts {
-            let before = cast.seen().sent;
-            cast.cue_all();
-            reaches(case, cast, |seen| seen.sent > before || seen.ended == 1)?;
+        for group in &groups {
+            let before = group.seen().sent;
+            group.signal_all();
+            reaches(case, group, |seen| seen.sent > before || seen.ended == 1)?;
         }
         if case.asked.protocol.requests_per_connection == Some(1) {
             // That these were accepted, nobody has heard.
             case.pause(Duration::from_millis(20) * number)?;
         }
         let (server, _) = tell(running)?;
-        let outcomes: Vec<_> = casts
+        let outcomes: Vec<_> = groups
             .into_iter()
-            .flat_map(|cast| cast.finish(2 * PATIENCE))
+            .flat_map(|group| group.finish(2 * PATIENCE))
             .collect();
         case.all_done(&outcomes, "a request that was under way when SIGTERM came")?;
         let end = ends_well(case, server, PATIENCE)?;
@@ -207,9 +207,14 @@ fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
     let Some(begin) = first(case, 0) else {
         return Ok(());
     };
-    let acts = match asked.protocol.name {
+    let actions = match asked.protocol.name {
         // As it comes it is answered: how much of a long one has arrived can't be told.
-        "upper" | "http" => vec![begin, Act::Await, second(case, 0), Act::HearEnd],
+        "upper" | "http" => vec![
+            begin,
+            Action::WaitForSignal,
+            second(case, 0),
+            Action::ExpectFin,
+        ],
         _ => {
             let mut bytes = asked.request(0);
             let known = asked.replies(&bytes, false).bytes.len();
@@ -219,12 +224,12 @@ fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
             let reply = asked.replies(&bytes, false).bytes.split_off(known);
             vec![
                 begin,
-                Act::send(&bytes[one..]),
+                Action::send(&bytes[one..]),
                 // Somebody who answers has all of the question.
-                Act::Take(1),
-                Act::Await,
-                Act::hear(&reply[1..]),
-                Act::HearEnd,
+                Action::ReadBytes(1),
+                Action::WaitForSignal,
+                Action::expect(&reply[1..]),
+                Action::ExpectFin,
             ]
         }
     };
@@ -233,23 +238,23 @@ fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
         ..Settings::default()
     };
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
-    let cast = stage.enter(vec![Role {
+    let driver = case.driver(&running)?;
+    let group = driver.enter(vec![PeerScript {
         small_buffers: true,
-        ..Role::new(acts)
+        ..PeerScript::new(actions)
     }]);
-    reaches(case, &cast, |seen| seen.waiting + seen.ended == 1)?;
+    reaches(case, &group, |seen| seen.waiting + seen.ended == 1)?;
     let server = if matches!(asked.protocol.name, "upper" | "http") {
-        let before = cast.seen().sent;
-        cast.cue_all();
-        reaches(case, &cast, |seen| seen.sent > before || seen.ended == 1)?;
+        let before = group.seen().sent;
+        group.signal_all();
+        reaches(case, &group, |seen| seen.sent > before || seen.ended == 1)?;
         tell(running)?.0
     } else {
         let (server, _) = tell(running)?;
-        cast.cue_all();
+        group.signal_all();
         server
     };
-    let outcomes = cast.finish(2 * PATIENCE);
+    let outcomes = group.finish(2 * PATIENCE);
     case.all_done(&outcomes, "a reply that was under way when SIGTERM came")?;
     ends_well(case, server, PATIENCE)?;
     Ok(())
@@ -258,14 +263,14 @@ fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
 /// Peers that keep a server from its end, and some that do not.
 struct Slow {
     /// Where they are.
-    _stage: Stage,
+    _stage: PeerDriver,
     /// Those that do nothing for good: so many of them are owed replies,
-    _held: Cast,
+    _held: PeerGroup,
     owed: usize,
     /// and so many have sent half a request.
     halves: usize,
-    /// Those that are idle, and hear the end on their cue.
-    idle: Cast,
+    /// Those that are idle, and hear the end on their signal.
+    idle: PeerGroup,
 }
 
 /// Lets slow peers come, so many at most: those that never read first, and with them some that have sent half a request
@@ -278,24 +283,24 @@ fn slow_peers(
 ) -> Result<Slow, Miss> {
     // Long ones: what the kernel keeps is soon full of them.
     const LINE: usize = 20_000;
-    let stage = case.stage(running)?;
+    let driver = case.driver(running)?;
     let asked = case.asked;
     let places = case.places(settings).min(most);
     let owed = places.min(if most > 1 { 4 } else { 1 });
     let (mut held, mut idle) = (Vec::new(), Vec::new());
     for client in 0..owed {
-        held.push(Role::new(
+        held.push(PeerScript::new(
             match first(case, client).filter(|_| settings.wait.is_none()) {
                 Some(first) => {
                     let (requests, _) = asked.all_at_once(client, Some(LINE), 20);
-                    let flood = Act::Flood {
+                    let flood = Action::Flood {
                         bytes: requests.into(),
                         most: 64 << 20,
                         stuck: Duration::from_millis(300),
                     };
-                    vec![first, flood, Act::Await]
+                    vec![first, flood, Action::WaitForSignal]
                 }
-                None => vec![Act::send(asked.request(client)), Act::Await],
+                None => vec![Action::send(asked.request(client)), Action::WaitForSignal],
             },
         ));
     }
@@ -303,28 +308,32 @@ fn slow_peers(
         let Some(first) = first(case, client).filter(|_| settings.wait.is_none()) else {
             break;
         };
-        let loris = (kind("slowloris").role)(asked, client).filter(|_| client % 2 == 0);
+        let loris = (kind("slowloris").peer_script)(asked, client).filter(|_| client % 2 == 0);
         match loris {
-            Some(mut role) => {
+            Some(mut peer_script) => {
                 // Instead of the last: so it is known when they have come so far.
-                role.acts.pop();
-                role.acts.insert(0, first);
-                role.acts.push(Act::Await);
-                held.push(role);
+                peer_script.actions.pop();
+                peer_script.actions.insert(0, first);
+                peer_script.actions.push(Action::WaitForSignal);
+                held.push(peer_script);
             }
-            None => idle.push(Role::new(vec![first, Act::Await, Act::HearEnd])),
+            None => idle.push(PeerScript::new(vec![
+                first,
+                Action::WaitForSignal,
+                Action::ExpectFin,
+            ])),
         }
     }
     let halves = held.len() - owed;
-    let (idle, held) = (stage.enter(idle), stage.enter(held));
-    let settled = |seen: &Seen| seen.waiting == seen.peers || seen.failed > 0;
-    for cast in [&idle, &held] {
+    let (idle, held) = (driver.enter(idle), driver.enter(held));
+    let settled = |seen: &GroupProgress| seen.waiting == seen.peers || seen.failed > 0;
+    for group in [&idle, &held] {
         // Some servers take their time until they have nothing more to do.
-        let _ = reaches(case, cast, settled)? || reaches(case, cast, settled)?;
+        let _ = reaches(case, group, settled)? || reaches(case, group, settled)?;
     }
     if [&idle, &held]
         .iter()
-        .any(|cast| cast.seen().waiting < cast.seen().peers)
+        .any(|group| group.seen().waiting < group.seen().peers)
     {
         let mut outcomes = held.leave();
         outcomes.extend(idle.leave());
@@ -336,7 +345,7 @@ fn slow_peers(
         );
     }
     Ok(Slow {
-        _stage: stage,
+        _stage: driver,
         _held: held,
         owed,
         halves,
@@ -363,7 +372,7 @@ fn the_deadline(case: &Case<'_>) -> Result<Option<String>, Miss> {
             case.pause(Duration::from_millis(30) * number)?;
         }
         let (server, told) = tell(running)?;
-        slow.idle.cue_all();
+        slow.idle.signal_all();
         let end = server.end(drain + PATIENCE);
         let took = told.elapsed();
         let idle = slow.idle.finish(PATIENCE);
@@ -420,19 +429,19 @@ fn connect_storm(case: &Case<'_>) -> Result<(), Miss> {
         ..Settings::default()
     };
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let storm = kind("storm");
     let clients = if case.quick { 500 } else { storm.clients };
-    let Some(roles) = case.misbehave(storm, clients) else {
+    let Some(peer_scripts) = case.misbehave(storm, clients) else {
         return Ok(());
     };
-    let cast = stage.enter(roles);
-    reaches(case, &cast, |seen| {
-        seen.times_done >= 20 || seen.ended == seen.peers
+    let group = driver.enter(peer_scripts);
+    reaches(case, &group, |seen| {
+        seen.completed_runs >= 20 || seen.ended == seen.peers
     })?;
     let (server, _) = tell(running)?;
     let end = server.end(2 * PATIENCE);
-    let outcomes = cast.finish(2 * PATIENCE);
+    let outcomes = group.finish(2 * PATIENCE);
     case.go_on()?;
     let bad = outcomes.iter().find(|outcome| match &outcome.fault {
         Some(fault) => matches!(fault.kind, FaultKind::WrongBytes | FaultKind::Silence),

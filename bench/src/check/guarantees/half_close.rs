@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{Act, Cast, Cut, Role, Stage};
+use client::{Action, Cut, PeerDriver, PeerGroup, PeerScript};
 use contract::READ_BUFFER;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken_by, kind, reaches};
@@ -12,78 +12,85 @@ use crate::subject::Settings;
 pub(super) fn check(case: &Case<'_>) -> Verdict {
     let settings = Settings::default();
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
-    let (bystanders, lasting) = bystanders(case, &stage, case.places(&settings) > 1);
+    let driver = case.driver(&running)?;
+    let (bystanders, lasting) = bystanders(case, &driver, case.places(&settings) > 1);
 
     for name in ["half-close", "fin-mid-line"] {
         let kind = kind(name);
-        if let Some(roles) = case.misbehave(kind, kind.clients) {
-            act(case, &stage, roles, name)?;
+        if let Some(peer_scripts) = case.misbehave(kind, kind.clients) {
+            act(case, &driver, peer_scripts, name)?;
         }
     }
     let who = "FIN behind a last line that has no end, or behind nothing";
-    act(case, &stage, last_lines(case), who)?;
+    act(case, &driver, last_lines(case), who)?;
     let who = "FIN behind more than is read at once, or exactly as much";
-    act(case, &stage, long_ones(case), who)?;
+    act(case, &driver, long_ones(case), who)?;
     if case.asked.protocol.requests_per_connection.is_none() {
         let who = "FIN behind requests by the MiB, of one who reads late: more is owed at the end than goes out in one piece";
-        act(case, &stage, late_readers(case, true), who)?;
+        act(case, &driver, late_readers(case, true), who)?;
     }
 
     for name in ["rst-mid-request", "rst-mid-reply", "hit-and-run"] {
         let kind = kind(name);
-        if let Some(roles) = case.misbehave(kind, kind.clients) {
-            act(case, &stage, roles, name)?;
-            case.serves(&stage, 2, &format!("after {name}"))?;
+        if let Some(peer_scripts) = case.misbehave(kind, kind.clients) {
+            act(case, &driver, peer_scripts, name)?;
+            case.serves(&driver, 2, &format!("after {name}"))?;
         }
     }
     let others = "RST between requests, behind one, and after FIN";
-    act(case, &stage, resets(case), others)?;
-    case.serves(&stage, 3, &format!("after {others}"))?;
+    act(case, &driver, resets(case), others)?;
+    case.serves(&driver, 3, &format!("after {others}"))?;
 
     undisturbed(case, bystanders, lasting)?;
-    drop(stage);
+    drop(driver);
     case.stop(running)?;
     Kept::simply()
 }
 
-fn act(case: &Case<'_>, stage: &Stage, roles: Vec<Role>, who: &str) -> Result<(), Miss> {
-    let outcomes = stage.enter(roles).finish(2 * PATIENCE);
+fn act(
+    case: &Case<'_>,
+    driver: &PeerDriver,
+    peer_scripts: Vec<PeerScript>,
+    who: &str,
+) -> Result<(), Miss> {
+    let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
     case.all_done(&outcomes, who)
 }
 
 /// Those who converse all the time; and whether each does so in one conversation, which shows more. It does not if others
 /// would never have their turn, or if a conversation is short anyway.
-fn bystanders(case: &Case<'_>, stage: &Stage, side_by_side: bool) -> (Cast, bool) {
+fn bystanders(case: &Case<'_>, driver: &PeerDriver, side_by_side: bool) -> (PeerGroup, bool) {
     let lasting = side_by_side && case.asked.protocol.requests_per_connection.is_none();
-    let role = |client| {
+    let peer_script = |client| {
         if lasting {
-            Role::new(vec![Act::Converse {
+            PeerScript::new(vec![Action::Converse {
                 script: case.asked.scripts(client),
                 requests: u64::MAX,
                 // The pause is what matters: nobody needs to be in a hurry.
                 cut: Cut::At(1, Duration::from_millis(2)),
             }])
         } else {
-            let mut role = case.well_behaved(client, 3);
-            role.acts.push(Act::Close);
-            role.acts.push(Act::Pause(Duration::from_millis(2)));
-            role.again = true;
-            role
+            let mut peer_script = case.well_behaved(client, 3);
+            peer_script.actions.push(Action::Close);
+            peer_script
+                .actions
+                .push(Action::Pause(Duration::from_millis(2)));
+            peer_script.again = true;
+            peer_script
         }
     };
-    (stage.enter((800..803).map(role).collect()), lasting)
+    (driver.enter((800..803).map(peer_script).collect()), lasting)
 }
 
 /// Nothing was wrong with any of them, and each was served to the last.
-fn undisturbed(case: &Case<'_>, bystanders: Cast, lasting: bool) -> Result<(), Miss> {
+fn undisturbed(case: &Case<'_>, bystanders: PeerGroup, lasting: bool) -> Result<(), Miss> {
     let before = bystanders.seen();
     let served = reaches(case, &bystanders, |seen| {
         seen.failed > 0
             || if lasting {
                 seen.heard > before.heard
             } else {
-                seen.times_done > before.times_done
+                seen.completed_runs > before.completed_runs
             }
     })?;
     for outcome in bystanders.leave() {
@@ -109,10 +116,10 @@ fn undisturbed(case: &Case<'_>, bystanders: Cast, lasting: bool) -> Result<(), M
 }
 
 /// FIN is an end too.
-fn last_lines(case: &Case<'_>) -> Vec<Role> {
+fn last_lines(case: &Case<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
     let mut inputs = vec![Vec::new()];
-    if asked.foretold() {
+    if asked.deterministic() {
         inputs.push(b"a".to_vec());
         for client in [900, 901] {
             let (mut input, _) = asked.all_at_once(client, None, 3);
@@ -120,19 +127,19 @@ fn last_lines(case: &Case<'_>) -> Vec<Role> {
             inputs.push(input);
         }
     }
-    let role = |input: Vec<u8>| {
-        let mut acts = vec![Act::send(input.clone()), Act::Finish];
-        if asked.foretold() {
-            acts.push(Act::hear(asked.replies(&input, true).bytes));
+    let peer_script = |input: Vec<u8>| {
+        let mut actions = vec![Action::send(input.clone()), Action::HalfClose];
+        if asked.deterministic() {
+            actions.push(Action::expect(asked.replies(&input, true).bytes));
         }
-        acts.push(Act::HearEnd);
-        Role::new(acts)
+        actions.push(Action::ExpectFin);
+        PeerScript::new(actions)
     };
-    inputs.into_iter().map(role).collect()
+    inputs.into_iter().map(peer_script).collect()
 }
 
 /// As long as what our servers read at once, and a byte less and more: the end comes with the last of it, or alone.
-fn long_ones(case: &Case<'_>) -> Vec<Role> {
+fn long_ones(case: &Case<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
     // Who answers the first bytes and closes would break off over the others; and what bulk is asked for in so many
     // bytes would take long to come.
@@ -146,56 +153,61 @@ fn long_ones(case: &Case<'_>) -> Vec<Role> {
         2 * READ_BUFFER,
         50_000,
     ];
-    let role = |(client, size): (usize, usize)| {
-        if !asked.foretold() {
+    let peer_script = |(client, size): (usize, usize)| {
+        if !asked.deterministic() {
             // Whole requests only: who is cut off is told so, and in whose words?
             let one = asked.request(client).len();
             let most = (size / one) as u64;
             let script = asked.pipeline_heard(client, None, most);
-            return Role::new(vec![
-                Act::send(asked.all_at_once(client, None, most).0),
-                Act::Finish,
-                Act::Converse {
+            return PeerScript::new(vec![
+                Action::send(asked.all_at_once(client, None, most).0),
+                Action::HalfClose,
+                Action::Converse {
                     script,
                     requests: 1,
                     cut: Cut::Whole,
                 },
-                Act::HearEnd,
+                Action::ExpectFin,
             ]);
         }
         let (mut input, _) = asked.all_at_once(client, Some(128), (size / 128 + 1) as u64);
         input.truncate(size);
         let replies = asked.replies(&input, true).bytes;
-        Role::new(vec![
-            Act::send(input),
-            Act::Finish,
-            Act::hear(replies),
-            Act::HearEnd,
+        PeerScript::new(vec![
+            Action::send(input),
+            Action::HalfClose,
+            Action::expect(replies),
+            Action::ExpectFin,
         ])
     };
-    sizes.into_iter().enumerate().map(role).collect()
+    sizes.into_iter().enumerate().map(peer_script).collect()
 }
 
 /// The other moments in which one can break off.
-fn resets(case: &Case<'_>) -> Vec<Role> {
+fn resets(case: &Case<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
-    let mut roles = Vec::new();
+    let mut peer_scripts = Vec::new();
     for client in 950..955 {
-        let converse = Act::Converse {
+        let converse = Action::Converse {
             script: asked.scripts(client),
             requests: 1,
             cut: Cut::Whole,
         };
-        roles.push(Role::new(vec![converse, Act::Reset]));
-        roles.push(Role::new(vec![
-            Act::send(asked.request(client)),
-            Act::Reset,
+        peer_scripts.push(PeerScript::new(vec![converse, Action::Reset]));
+        peer_scripts.push(PeerScript::new(vec![
+            Action::send(asked.request(client)),
+            Action::Reset,
         ]));
         let (much, _) = asked.all_at_once(client, Some(1000), 100);
-        roles.push(Role {
+        peer_scripts.push(PeerScript {
             small_buffers: true,
-            ..Role::new(vec![Act::send(much), Act::Finish, Act::Take(1), Act::Reset])
+            ..PeerScript::new(vec![
+                Action::send(much),
+                Action::HalfClose,
+                Action::ReadBytes(1),
+                Action::Reset,
+            ])
         });
     }
-    roles
+    peer_scripts
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use client::{Act, Cast, Cut, Outcome, Role, Stage};
+use client::{Action, Cut, PeerDriver, PeerGroup, PeerOutcome, PeerScript};
 use contract::Capacity;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, kind, reaches};
@@ -50,11 +50,11 @@ impl Active {
     fn done(
         &mut self,
         case: &Case<'_>,
-        outcomes: &[Outcome],
+        outcomes: &[PeerOutcome],
         entered: Duration,
         who: &str,
     ) -> Result<bool, Miss> {
-        let slow = |outcome: &Outcome| {
+        let slow = |outcome: &PeerOutcome| {
             // It may have been connected, and accepted, before this side saw it.
             let connected = outcome.done_at.first().copied().flatten();
             connected.is_some_and(|at| at.saturating_sub(entered) > TOO_SLOW)
@@ -68,10 +68,10 @@ impl Active {
     }
 
     /// The server is alive and well.
-    fn serves(&mut self, case: &Case<'_>, stage: &Stage, when: &str) -> Result<bool, Miss> {
-        let roles = (0..3).map(|client| case.well_behaved(1000 + client, 3));
-        let entered = stage.opened().elapsed();
-        let outcomes = stage.enter(roles.collect()).finish(2 * PATIENCE);
+    fn serves(&mut self, case: &Case<'_>, driver: &PeerDriver, when: &str) -> Result<bool, Miss> {
+        let peer_scripts = (0..3).map(|client| case.well_behaved(1000 + client, 3));
+        let entered = driver.opened().elapsed();
+        let outcomes = driver.enter(peer_scripts.collect()).finish(2 * PATIENCE);
         self.done(case, &outcomes, entered, when)
     }
 }
@@ -98,9 +98,9 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
     let capacity = case.subject.model().map(|model| model.capacity);
     let one_by_one = capacity == Some(Capacity::One);
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let mut active = Active::default();
-    if !active.serves(case, &stage, "before anybody is idle")? {
+    if !active.serves(case, &driver, "before anybody is idle")? {
         return Ok(None);
     }
 
@@ -109,7 +109,7 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
     parts.extend(
         others
             .into_iter()
-            .filter(|part| role(case, *part, 0).is_some()),
+            .filter(|part| peer_script(case, *part, 0).is_some()),
     );
     // Where one is served at a time they come one after the other.
     let turns: Vec<&[Part]> = match one_by_one {
@@ -118,14 +118,15 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
     };
     let (mut late, mut stuck, mut timed_out) = (Vec::new(), None, 0);
     for parts in turns {
-        let roles = parts.iter().enumerate();
-        let roles = roles.filter_map(|(client, part)| role(case, *part, client));
-        let entered = stage.opened().elapsed();
-        let cast = stage.enter(roles.collect());
+        let peer_scripts = parts.iter().enumerate();
+        let peer_scripts =
+            peer_scripts.filter_map(|(client, part)| peer_script(case, *part, client));
+        let entered = driver.opened().elapsed();
+        let group = driver.enter(peer_scripts.collect());
         if !one_by_one {
-            stuck = never_reads(case, &stage)?;
+            stuck = never_reads(case, &driver)?;
         }
-        let outcomes = cast.finish(2 * PATIENCE);
+        let outcomes = group.finish(2 * PATIENCE);
         for (part, outcome) in parts.iter().zip(&outcomes) {
             let own = std::slice::from_ref(outcome);
             let who = match part {
@@ -146,7 +147,7 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
         }
     }
     if one_by_one {
-        stuck = never_reads(case, &stage)?;
+        stuck = never_reads(case, &driver)?;
     }
     if let Some(stuck) = stuck {
         timed_out += 1;
@@ -163,7 +164,7 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
         }
         drop(stuck);
     }
-    if !active.serves(case, &stage, "after idle peers were closed")? {
+    if !active.serves(case, &driver, "after idle peers were closed")? {
         return Ok(None);
     }
     if let Some(tally) = case.stop(running)?
@@ -223,7 +224,7 @@ fn report(late: Vec<(Part, Duration)>) -> Kept {
 }
 
 /// How late it was closed; `None`: it could not keep its own pace.
-fn judge(part: Part, outcome: &Outcome, entered: Duration) -> Result<Option<Duration>, Miss> {
+fn judge(part: Part, outcome: &PeerOutcome, entered: Duration) -> Result<Option<Duration>, Miss> {
     // (A time is taken before what follows is done.)
     let at = |act: usize| outcome.done_at.get(act).copied().flatten();
     let (Some(connected), Some(closed)) = (at(0), at(outcome.done_at.len() - 1)) else {
@@ -263,19 +264,19 @@ fn judge(part: Part, outcome: &Outcome, entered: Duration) -> Result<Option<Dura
 }
 
 /// `None`: that can't be done over this protocol.
-fn role(case: &Case<'_>, part: Part, client: usize) -> Option<Role> {
+fn peer_script(case: &Case<'_>, part: Part, client: usize) -> Option<PeerScript> {
     let asked = case.asked;
     let ends_itself = asked.protocol.requests_per_connection.is_some();
     let times = if case.quick { 5 } else { 8 };
-    let acts = match part {
-        Part::Silent => vec![Act::HearOut],
+    let actions = match part {
+        Part::Silent => vec![Action::ReadToEnd],
         Part::MidLine => {
-            let half = (kind("slowloris").role)(asked, client)?
-                .acts
+            let half = (kind("slowloris").peer_script)(asked, client)?
+                .actions
                 .into_iter()
                 .next()?;
             let [first, _] = two_requests(case, client);
-            vec![first, Act::Pause(TIMEOUT / 2), half, Act::HearOut]
+            vec![first, Action::Pause(TIMEOUT / 2), half, Action::ReadToEnd]
         }
         _ if ends_itself => return None,
         Part::Slow => {
@@ -286,48 +287,48 @@ fn role(case: &Case<'_>, part: Part, client: usize) -> Option<Role> {
                 times
             };
             let size = (asked.request(client).len() / pieces).max(1);
-            let slowly = Act::Converse {
+            let slowly = Action::Converse {
                 script: asked.scripts(client),
                 requests: 1,
                 cut: Cut::Every(size, PACE),
             };
-            vec![slowly, Act::Finish, Act::HearEnd]
+            vec![slowly, Action::HalfClose, Action::ExpectFin]
         }
         Part::Asks => {
             let mut asks = requests(case, client);
-            let mut acts = Vec::new();
+            let mut actions = Vec::new();
             for _ in 0..times {
-                acts.extend([asks(), Act::Pause(PACE)]);
+                actions.extend([asks(), Action::Pause(PACE)]);
             }
-            acts.extend([Act::Finish, Act::HearEnd]);
-            acts
+            actions.extend([Action::HalfClose, Action::ExpectFin]);
+            actions
         }
     };
-    Some(Role::new(acts))
+    Some(PeerScript::new(actions))
 }
 
 /// Lets somebody in who asks for much and reads nothing; it must not be closed too early. It has failed when it is
 /// closed: then nothing more can be sent. `None`: that can't be done over this protocol.
-fn never_reads(case: &Case<'_>, stage: &Stage) -> Result<Option<Cast>, Miss> {
+fn never_reads(case: &Case<'_>, driver: &PeerDriver) -> Result<Option<PeerGroup>, Miss> {
     let asked = case.asked;
     if asked.protocol.requests_per_connection.is_some() || asked.protocol.name == "bulk" {
         return Ok(None);
     }
     let (requests, _) = asked.all_at_once(100, Some(1000), 100);
-    let flood = Act::Flood {
+    let flood = Action::Flood {
         bytes: requests.into(),
         most: u64::MAX,
         stuck: 2 * PATIENCE,
     };
-    let role = Role {
+    let peer_script = PeerScript {
         small_buffers: true,
-        ..Role::new(vec![flood])
+        ..PeerScript::new(vec![flood])
     };
     let entered = Instant::now();
-    let cast = stage.enter(vec![role]);
-    let closed = cast.wait(TIMEOUT, |seen| seen.failed > 0);
+    let group = driver.enter(vec![peer_script]);
+    let closed = group.wait(TIMEOUT, |seen| seen.failed > 0);
     if closed && entered.elapsed() < TIMEOUT {
-        let outcomes = cast.leave();
+        let outcomes = group.leave();
         if let Some(outcome) = outcomes.first() {
             return broken_by(
                 format!("that a peer that stops reading is closed after {TIMEOUT:?}"),
@@ -337,5 +338,5 @@ fn never_reads(case: &Case<'_>, stage: &Stage) -> Result<Option<Cast>, Miss> {
         }
         return Ok(None);
     }
-    Ok(Some(cast))
+    Ok(Some(group))
 }

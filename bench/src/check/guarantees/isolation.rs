@@ -14,8 +14,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::misbehave::{MISBEHAVIOURS, Misbehaviour, Owed};
-use client::{Arrivals, Cast, Load, Plan, Report, Role, Stage, StageOptions};
+use client::misbehave::{MISBEHAVIOURS, Misbehaviour, Obligation};
+use client::{Arrivals, Load, PeerDriver, PeerDriverOptions, PeerGroup, PeerScript, Plan, Report};
 
 use super::super::case::{self, Case, Kept, Miss, PATIENCE, Verdict, broken};
 use crate::figures;
@@ -105,7 +105,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         }
         // Who holds a place holds it for good, and the model says so; but where they leave places for the others, these
         // are to be served. Who comes and goes must not; but where there is only one place, others are always before one.
-        let all_places = kind.owed == Owed::Nothing && kind.clients + clients > places;
+        let all_places = kind.obligation == Obligation::Nothing && kind.clients + clients > places;
         let for_good = declared && (alone || all_places);
         let Some(beside) = beside(case, &settings, kind, clients, rate, for_good)? else {
             continue;
@@ -215,10 +215,10 @@ fn undisturbed(case: &Case<'_>, running: &Running, clients: usize) -> Result<(u3
 }
 
 /// Those of a kind, such that they never end for good; `None`: that can't be done over this protocol.
-fn roles(case: &Case<'_>, kind: &Misbehaviour) -> Option<Vec<Role>> {
-    let roles = case.misbehave(kind, kind.clients);
-    let mut roles = match roles {
-        Some(roles) => roles,
+fn peer_scripts(case: &Case<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScript>> {
+    let peer_scripts = case.misbehave(kind, kind.clients);
+    let mut peer_scripts = match peer_scripts {
+        Some(peer_scripts) => peer_scripts,
         // Half a request is what they hold their places with. Where there is none, silence does it.
         None if kind.name == "slowloris" => {
             let silent = case::kind("silent");
@@ -226,8 +226,8 @@ fn roles(case: &Case<'_>, kind: &Misbehaviour) -> Option<Vec<Role>> {
         }
         None => return None,
     };
-    again_and_again(&mut roles);
-    Some(roles)
+    again_and_again(&mut peer_scripts);
+    Some(peer_scripts)
 }
 
 /// Beside a kind, in front of a server of their own; `None`: that kind can't do that over this protocol.
@@ -239,24 +239,24 @@ fn beside(
     rate: u32,
     for_good: bool,
 ) -> Result<Option<Fared>, Miss> {
-    let Some(roles) = roles(case, kind) else {
+    let Some(peer_scripts) = peer_scripts(case, kind) else {
         return Ok(None);
     };
     let running = case.start(settings)?;
-    let options = StageOptions {
+    let options = PeerDriverOptions {
         patience: PATIENCE,
-        in_the_background: true,
+        low_priority: true,
         interrupted: Some(Arc::clone(case.interrupted)),
     };
-    let stage = Stage::open(running.address, options)?;
-    let peers = roles.len() as u64;
-    let cast = stage.enter(roles);
-    settle(case, &cast, peers)?;
+    let driver = PeerDriver::open(running.address, options)?;
+    let peers = peer_scripts.len() as u64;
+    let group = driver.enter(peer_scripts);
+    settle(case, &group, peers)?;
     let fared = well_behaved(case, &running, clients, rate, for_good)?;
-    let outcomes = cast.leave();
-    drop(stage);
+    let outcomes = group.leave();
+    drop(driver);
     case.kill(running);
-    if kind.owed == Owed::Replies {
+    if kind.obligation == Obligation::Replies {
         let wronged: Vec<_> = outcomes
             .into_iter()
             .filter(|outcome| outcome.fault.is_some())
@@ -267,8 +267,8 @@ fn beside(
 }
 
 /// Waits until they are all connected, or it takes long: a server may let some wait, and they may have their time too.
-fn settle(case: &Case<'_>, cast: &Cast, peers: u64) -> Result<(), Miss> {
-    cast.wait(Duration::from_secs(2), |seen| {
+fn settle(case: &Case<'_>, group: &PeerGroup, peers: u64) -> Result<(), Miss> {
+    group.wait(Duration::from_secs(2), |seen| {
         seen.connects >= peers || seen.failed > 0
     });
     case.pause(Duration::from_millis(20))

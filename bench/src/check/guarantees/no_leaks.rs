@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use client::{Act, Cut, FaultKind, Outcome, Role};
+use client::{Action, Cut, FaultKind, PeerOutcome, PeerScript};
 use contract::Capacity;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, kind};
@@ -131,13 +131,13 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
     // Where one is served at a time, each would have to wait for the time-outs of the others.
     let idlers = IDLERS.min(case.places(&settings));
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
     let round = || -> Result<(), Miss> {
-        let roles = (0..idlers).map(|client| idler(case, client)).collect();
-        let outcomes = stage.enter(roles).finish(PATIENCE);
+        let peer_scripts = (0..idlers).map(|client| idler(case, client)).collect();
+        let outcomes = driver.enter(peer_scripts).finish(PATIENCE);
         case.go_on()?;
         match outcomes.iter().find(|outcome| !ended(outcome)) {
             Some(outcome) => case.all_done(
@@ -172,21 +172,21 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
         }
         before = after;
     }
-    drop(stage);
+    drop(driver);
     case.stop(running)?;
     Ok(())
 }
 
 /// Says nothing, or the half of a request, and is closed.
-fn idler(case: &Case<'_>, client: usize) -> Role {
-    let half = (kind("slowloris").role)(case.asked, client);
-    let half = half.and_then(|role| role.acts.into_iter().next());
+fn idler(case: &Case<'_>, client: usize) -> PeerScript {
+    let half = (kind("slowloris").peer_script)(case.asked, client);
+    let half = half.and_then(|peer_script| peer_script.actions.into_iter().next());
     let half = half.filter(|_| client % 2 == 1);
-    Role::new(half.into_iter().chain([Act::HearOut]).collect())
+    PeerScript::new(half.into_iter().chain([Action::ReadToEnd]).collect())
 }
 
 /// It came to its end, or the server's end came in the midst of it.
-fn ended(outcome: &Outcome) -> bool {
+fn ended(outcome: &PeerOutcome) -> bool {
     let kind = outcome.fault.as_ref().map(|fault| fault.kind);
     outcome.done || matches!(kind, Some(FaultKind::End | FaultKind::Reset))
 }
@@ -202,18 +202,20 @@ fn memory(tree: &crate::process::Tree) -> Result<u64, Miss> {
 
 /// Lets so many connections come and go, in all the ways in which they do.
 fn come_and_go(case: &Case<'_>, running: &crate::subject::Running, count: u64) -> Result<(), Miss> {
-    // A stage of their own, which closes what is left.
-    let stage = case.stage(running)?;
-    let roles = (0..TOGETHER).map(|client| role(case, client)).collect();
-    let cast = stage.enter(roles);
+    // A driver of their own, which closes what is left.
+    let driver = case.driver(running)?;
+    let peer_scripts = (0..TOGETHER)
+        .map(|client| peer_script(case, client))
+        .collect();
+    let group = driver.enter(peer_scripts);
     let (mut done, mut since) = (0, Instant::now());
     loop {
         case.go_on()?;
         let step = Duration::from_millis(50);
-        if cast.wait(step, |seen| seen.times_done >= count || seen.failed > 0) {
+        if group.wait(step, |seen| seen.completed_runs >= count || seen.failed > 0) {
             break;
         }
-        let now = cast.seen().times_done;
+        let now = group.seen().completed_runs;
         if now > done {
             (done, since) = (now, Instant::now());
         }
@@ -221,61 +223,61 @@ fn come_and_go(case: &Case<'_>, running: &crate::subject::Running, count: u64) -
             break;
         }
     }
-    let seen = cast.seen();
-    let outcomes = cast.leave();
+    let seen = group.seen();
+    let outcomes = group.leave();
     if let Some(bad) = outcomes.iter().find(|outcome| outcome.fault.is_some()) {
         return case.all_done(
             std::slice::from_ref(bad),
             &format!("one of {count} who come and go"),
         );
     }
-    if seen.times_done < count {
+    if seen.completed_runs < count {
         return broken(
             format!("that {count} connections come and go"),
-            format!("none more after {}", seen.times_done),
+            format!("none more after {}", seen.completed_runs),
         );
     }
     // Whoever came before these has been accepted, then.
-    case.serves(&stage, 3, "after all had left")
+    case.serves(&driver, 3, "after all had left")
 }
 
 /// Connects, leaves in its own way, and comes again.
-fn role(case: &Case<'_>, client: usize) -> Role {
+fn peer_script(case: &Case<'_>, client: usize) -> PeerScript {
     let asked = case.asked;
-    let converse = |client| Act::Converse {
+    let converse = |client| Action::Converse {
         script: asked.scripts(client),
         requests: 1,
         cut: Cut::Whole,
     };
     // Of a request the first half, where there is such a thing.
     let half = || {
-        let role = (kind("slowloris").role)(asked, client);
-        role.and_then(|role| role.acts.into_iter().next())
+        let peer_script = (kind("slowloris").peer_script)(asked, client);
+        peer_script.and_then(|peer_script| peer_script.actions.into_iter().next())
     };
     let ends_itself = asked.protocol.requests_per_connection.is_some();
-    let acts = match client % 8 {
+    let actions = match client % 8 {
         // One, since it takes much longer. Of somebody else's server it is not known that it would refuse it.
         _ if client == 5 && case.subject.model().is_some() => {
-            match (kind("long-line").role)(asked, client) {
-                Some(role) => role.acts,
-                None => vec![Act::Close],
+            match (kind("long-line").peer_script)(asked, client) {
+                Some(peer_script) => peer_script.actions,
+                None => vec![Action::Close],
             }
         }
-        0 if !ends_itself => vec![converse(client), Act::Finish, Act::HearEnd],
-        1 => vec![converse(client), Act::Reset],
-        2 => vec![converse(client), Act::Close],
-        3 => vec![Act::Close],
-        4 => vec![Act::Reset],
+        0 if !ends_itself => vec![converse(client), Action::HalfClose, Action::ExpectFin],
+        1 => vec![converse(client), Action::Reset],
+        2 => vec![converse(client), Action::Close],
+        3 => vec![Action::Close],
+        4 => vec![Action::Reset],
         5 => match half() {
-            Some(half) => vec![half, Act::Finish, Act::HearOut],
-            None => vec![Act::Finish, Act::HearEnd],
+            Some(half) => vec![half, Action::HalfClose, Action::ReadToEnd],
+            None => vec![Action::HalfClose, Action::ExpectFin],
         },
-        6 => half().into_iter().chain([Act::Reset]).collect(),
-        7 => vec![Act::send(asked.request(client)), Act::Close],
-        _ => vec![converse(client), Act::HearEnd],
+        6 => half().into_iter().chain([Action::Reset]).collect(),
+        7 => vec![Action::send(asked.request(client)), Action::Close],
+        _ => vec![converse(client), Action::ExpectFin],
     };
-    Role {
+    PeerScript {
         again: true,
-        ..Role::new(acts)
+        ..PeerScript::new(actions)
     }
 }

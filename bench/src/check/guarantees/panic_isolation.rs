@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{Act, Cut, Role};
+use client::{Action, Cut, PeerScript};
 use contract::Capacity;
 
 use super::super::case::{Case, Kept, PATIENCE, Verdict, broken, broken_by, reaches};
@@ -29,16 +29,16 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         .saturating_sub(SPARE.min(case.places(&settings)))
         .min(OTHERS);
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
 
-    let neighbours = stage.enter((0..others).map(|client| neighbour(case, client)).collect());
+    let neighbours = driver.enter((0..others).map(|client| neighbour(case, client)).collect());
     reaches(case, &neighbours, |seen| {
-        seen.times_done >= others as u64 || seen.failed > 0
+        seen.completed_runs >= others as u64 || seen.failed > 0
     })?;
-    let before = neighbours.seen().times_done;
+    let before = neighbours.seen().completed_runs;
 
     let faulty = (0..panics).map(|client| faulty(case, 100 + client));
-    let outcomes = stage.enter(faulty.collect()).finish(2 * PATIENCE);
+    let outcomes = driver.enter(faulty.collect()).finish(2 * PATIENCE);
     case.all_done(&outcomes, "a peer whose session panics")?;
     if let Some(outcome) = outcomes.iter().find(|outcome| !outcome.heard.is_empty()) {
         return broken_by(
@@ -49,7 +49,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     }
 
     // They were not only unharmed until now: they are served still.
-    let goes_on = |seen: &client::Seen| seen.times_done >= before + 2 * others as u64;
+    let goes_on = |seen: &client::GroupProgress| seen.completed_runs >= before + 2 * others as u64;
     let go_on = reaches(case, &neighbours, |seen| goes_on(seen) || seen.failed > 0)?;
     let outcomes = neighbours.leave();
     let harmed: Vec<_> = outcomes
@@ -64,7 +64,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         );
     }
     case.serves(
-        &stage,
+        &driver,
         OTHERS.min(case.places(&settings)),
         "after the panics",
     )?;
@@ -80,30 +80,32 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
 }
 
 /// Converses throughout; with a pause, since those that panic are to have their turn too.
-fn neighbour(case: &Case<'_>, client: usize) -> Role {
-    let mut role = case.well_behaved(client, 10);
-    role.acts.insert(1, Act::Pause(Duration::from_millis(3)));
-    role.again = true;
-    role
+fn neighbour(case: &Case<'_>, client: usize) -> PeerScript {
+    let mut peer_script = case.well_behaved(client, 10);
+    peer_script
+        .actions
+        .insert(1, Action::Pause(Duration::from_millis(3)));
+    peer_script.again = true;
+    peer_script
 }
 
 /// Says what makes its session panic, in a request that would be right otherwise. Every second one does so in the middle
 /// of a conversation.
-fn faulty(case: &Case<'_>, client: usize) -> Role {
+fn faulty(case: &Case<'_>, client: usize) -> PeerScript {
     let asked = case.asked;
     let fatal = match asked.protocol.name {
         "http" => format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Fault: {PANIC}\r\n\r\n"),
         "bulk" => format!("{PANIC}\r<--EOM-->\r"),
         _ => format!("{PANIC}\n"),
     };
-    let mut acts = Vec::new();
+    let mut actions = Vec::new();
     if client % 2 == 1 && asked.protocol.requests_per_connection.is_none() {
-        acts.push(Act::Converse {
+        actions.push(Action::Converse {
             script: asked.scripts(client),
             requests: 3,
             cut: Cut::Whole,
         });
     }
-    acts.extend([Act::send(fatal.as_bytes()), Act::HearOut]);
-    Role::new(acts)
+    actions.extend([Action::send(fatal.as_bytes()), Action::ReadToEnd]);
+    PeerScript::new(actions)
 }

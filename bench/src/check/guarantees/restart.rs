@@ -4,7 +4,7 @@
 //! not say that it is all the same to him (SO_REUSEADDR). So the server is stopped while peers are connected: then it is
 //! the one.
 
-use client::Role;
+use client::PeerScript;
 
 use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable, reaches};
 use super::sitters::two_requests;
@@ -30,19 +30,19 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             }
             started => started?,
         };
-        let stage = case.stage(&running)?;
-        case.serves(&stage, 3, &format!("started {} times", time + 1))?;
+        let driver = case.driver(&running)?;
+        case.serves(&driver, 3, &format!("started {} times", time + 1))?;
         let peer = |client| {
-            let mut acts = Vec::new();
+            let mut actions = Vec::new();
             if case.asked.protocol.requests_per_connection.is_none() {
                 let [first, _] = two_requests(case, client);
-                acts.push(first);
+                actions.push(first);
             }
             // Until it is cut.
-            acts.extend([client::Act::Await, client::Act::HearOut]);
-            Role::new(acts)
+            actions.extend([client::Action::WaitForSignal, client::Action::ReadToEnd]);
+            PeerScript::new(actions)
         };
-        let peers = stage.enter((0..PEERS).map(peer).collect());
+        let peers = driver.enter((0..PEERS).map(peer).collect());
         let served = case.places(&settings).min(PEERS);
         let here = reaches(case, &peers, |seen| {
             seen.waiting >= served || seen.failed > 0
@@ -51,7 +51,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             case.all_done(&peers.leave(), "one of those who were connected")?;
             continue;
         }
-        peers.cue_all();
+        peers.signal_all();
         // How it stops is judged elsewhere. But who leaves a process behind leaves its port, too.
         let end = running.stop();
         if end.as_ref().is_some_and(|end| end.status.is_none()) {

@@ -1,12 +1,12 @@
 //! Peers that hold a place for as long as they are told to: what limits are checked with.
 
-use client::{Act, Cut, Role};
+use client::{Action, Cut, PeerScript};
 
 use super::super::case::{Case, Miss, not_applicable};
 
-/// Asks once and has the reply, and waits for a cue; asks again, ends its side and hears the server's end. Who waits for
-/// its cue has a place.
-pub(super) fn sitter(case: &Case<'_>, client: usize) -> Result<Role, Miss> {
+/// Asks once and has the reply, and waits for a signal; asks again, ends its side and hears the server's end. Who waits for
+/// its signal has a place.
+pub(super) fn sitter(case: &Case<'_>, client: usize) -> Result<PeerScript, Miss> {
     if case.asked.protocol.requests_per_connection.is_some() {
         return not_applicable(format!(
             "over {} the server ends every conversation itself, so nobody can keep a place",
@@ -14,35 +14,38 @@ pub(super) fn sitter(case: &Case<'_>, client: usize) -> Result<Role, Miss> {
         ));
     }
     let [first, second] = two_requests(case, client);
-    Ok(Role::new(vec![
+    Ok(PeerScript::new(vec![
         first,
-        Act::Await,
+        Action::WaitForSignal,
         second,
-        Act::Finish,
-        Act::HearEnd,
+        Action::HalfClose,
+        Action::ExpectFin,
     ]))
 }
 
 /// Some of them.
-pub(super) fn sitters(case: &Case<'_>, clients: std::ops::Range<usize>) -> Result<Vec<Role>, Miss> {
+pub(super) fn sitters(
+    case: &Case<'_>,
+    clients: std::ops::Range<usize>,
+) -> Result<Vec<PeerScript>, Miss> {
     clients.map(|client| sitter(case, client)).collect()
 }
 
 /// Two requests of one conversation, each with its reply.
-pub(super) fn two_requests(case: &Case<'_>, client: usize) -> [Act; 2] {
+pub(super) fn two_requests(case: &Case<'_>, client: usize) -> [Action; 2] {
     let mut asks = requests(case, client);
     [0, 1].map(|_| asks())
 }
 
 /// One request after the other of one conversation, each with its reply.
-pub(super) fn requests(case: &Case<'_>, client: usize) -> impl FnMut() -> Act {
+pub(super) fn requests(case: &Case<'_>, client: usize) -> impl FnMut() -> Action {
     let asked = case.asked.clone();
     // Where a reply does not depend on the requests before, each is a conversation of its own.
-    let apart = !asked.foretold() || asked.protocol.name == "bulk";
+    let apart = !asked.deterministic() || asked.protocol.name == "bulk";
     let (mut all, mut said, mut number) = (Vec::new(), 0, 0);
     move || {
         if apart {
-            return Act::Converse {
+            return Action::Converse {
                 script: asked.scripts(client),
                 requests: 1,
                 cut: Cut::Whole,
@@ -55,6 +58,6 @@ pub(super) fn requests(case: &Case<'_>, client: usize) -> impl FnMut() -> Act {
         let replies = asked.replies(&all, false).bytes;
         let reply = replies[said..].to_vec();
         said = replies.len();
-        Act::ask(request, reply)
+        Action::ask(request, reply)
     }
 }

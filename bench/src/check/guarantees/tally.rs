@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{Act, Cast, Cut, FaultKind, Role, Stage};
+use client::{Action, Cut, FaultKind, PeerDriver, PeerGroup, PeerScript};
 use contract::Tally;
 
 use super::super::case::{
@@ -40,59 +40,60 @@ fn account(case: &Case<'_>, idle_timeout: Duration) -> Verdict {
         ..Settings::default()
     };
     let running = case.start(&settings)?;
-    let stage = case.stage(&running)?;
+    let driver = case.driver(&running)?;
     let mut expected = Tally::default();
 
     let well_behaved = (0..5).map(|client| case.well_behaved(client, 3));
-    let outcomes = stage.enter(well_behaved.collect()).finish(2 * PATIENCE);
+    let outcomes = driver.enter(well_behaved.collect()).finish(2 * PATIENCE);
     case.all_done(&outcomes, "well-behaved")?;
     expected.served += 5;
 
-    if let Some(mut roles) = case.misbehave(kind("long-line"), 4) {
+    if let Some(mut peer_scripts) = case.misbehave(kind("long-line"), 4) {
         if !ours {
             // It need not say what ours say.
             let line = || vec![b'x'; 100_000];
-            roles.fill_with(|| Role::new(vec![Act::send(line()), Act::HearOut]));
+            peer_scripts
+                .fill_with(|| PeerScript::new(vec![Action::send(line()), Action::ReadToEnd]));
         }
-        ends(case, &stage, roles, "a line that is too long")?;
+        ends(case, &driver, peer_scripts, "a line that is too long")?;
         expected.refused += 4;
     }
 
     // Whoever is closed behind the reply can't break off before that.
     let may_ask = asked.protocol.requests_per_connection.is_none();
     let reset = |client| {
-        let converse = Act::Converse {
+        let converse = Action::Converse {
             script: asked.scripts(client),
             requests: 1,
             cut: Cut::Whole,
         };
-        Role::new(
+        PeerScript::new(
             may_ask
                 .then_some(converse)
                 .into_iter()
-                .chain([Act::Reset])
+                .chain([Action::Reset])
                 .collect(),
         )
     };
-    ends(case, &stage, (20..23).map(reset).collect(), "RST")?;
+    ends(case, &driver, (20..23).map(reset).collect(), "RST")?;
     expected.reset += 3;
 
     if case.can(Need::Panic) {
         let fails = || {
-            Role::new(vec![
-                Act::send(format!("{PANIC}\n").into_bytes()),
-                Act::HearOut,
+            PeerScript::new(vec![
+                Action::send(format!("{PANIC}\n").into_bytes()),
+                Action::ReadToEnd,
             ])
         };
-        ends(case, &stage, vec![fails(), fails()], "a panic")?;
+        ends(case, &driver, vec![fails(), fails()], "a panic")?;
         expected.failed += 2;
     }
 
     if case.can(Need::IdleTimeout) {
-        let idle = Role::new(vec![Act::HearOut]);
+        let idle = PeerScript::new(vec![Action::ReadToEnd]);
         ends(
             case,
-            &stage,
+            &driver,
             vec![idle],
             "silence, longer than the idle time-out",
         )?;
@@ -103,7 +104,7 @@ fn account(case: &Case<'_>, idle_timeout: Duration) -> Verdict {
     // is.)
     let cut = if asked.framed() {
         expected.cut += 1;
-        Some(begins_and_never_ends(case, &stage)?)
+        Some(begins_and_never_ends(case, &driver)?)
     } else {
         None
     };
@@ -138,8 +139,13 @@ fn gives_one(case: &Case<'_>) -> Result<(), Miss> {
 }
 
 /// Lets them come, and waits until the server has closed them all, or they it.
-fn ends(case: &Case<'_>, stage: &Stage, roles: Vec<Role>, what: &str) -> Result<(), Miss> {
-    for outcome in stage.enter(roles).finish(2 * PATIENCE) {
+fn ends(
+    case: &Case<'_>,
+    driver: &PeerDriver,
+    peer_scripts: Vec<PeerScript>,
+    what: &str,
+) -> Result<(), Miss> {
+    for outcome in driver.enter(peer_scripts).finish(2 * PATIENCE) {
         case.go_on()?;
         let closed =
             |fault: &client::PeerFault| matches!(fault.kind, FaultKind::Reset | FaultKind::End);
@@ -157,27 +163,27 @@ fn ends(case: &Case<'_>, stage: &Stage, roles: Vec<Role>, what: &str) -> Result<
 }
 
 /// One who has been served once, and is in the middle of the next request.
-fn begins_and_never_ends(case: &Case<'_>, stage: &Stage) -> Result<Cast, Miss> {
-    let cast = stage.enter(vec![Role::new(vec![
-        Act::Converse {
+fn begins_and_never_ends(case: &Case<'_>, driver: &PeerDriver) -> Result<PeerGroup, Miss> {
+    let group = driver.enter(vec![PeerScript::new(vec![
+        Action::Converse {
             script: case.asked.scripts(30),
             requests: 1,
             cut: Cut::Whole,
         },
-        Act::Await,
-        Act::Send(vec![b'x'; 10_000].into(), Cut::Every(1, DRIP)),
-        Act::Hold,
+        Action::WaitForSignal,
+        Action::Send(vec![b'x'; 10_000].into(), Cut::Every(1, DRIP)),
+        Action::StayIdle,
     ])]);
-    reaches(case, &cast, |seen| seen.waiting + seen.ended > 0)?;
-    let before = cast.seen().sent;
-    cast.cue_all();
-    let begun = reaches(case, &cast, |seen| {
+    reaches(case, &group, |seen| seen.waiting + seen.ended > 0)?;
+    let before = group.seen().sent;
+    group.signal_all();
+    let begun = reaches(case, &group, |seen| {
         seen.ended > 0 || seen.sent >= before + DRIPS
     })?;
-    if begun && cast.seen().ended == 0 {
-        return Ok(cast);
+    if begun && group.seen().ended == 0 {
+        return Ok(group);
     }
-    match cast.leave().first() {
+    match group.leave().first() {
         Some(outcome) => broken_by(
             "that a request can be begun, and taken byte by byte",
             outcome

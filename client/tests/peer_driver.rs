@@ -1,4 +1,4 @@
-//! The stage, in front of small servers that do what each test needs.
+//! The driver, in front of small servers that do what each test needs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,8 +8,11 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use client::misbehave::{Asked, MISBEHAVIOURS};
-use client::{Act, Cast, Cut, FaultKind, Opens, Outcome, Role, Stage, StageOptions};
+use client::misbehave::{MISBEHAVIOURS, RequestSpec};
+use client::{
+    Action, Cut, FaultKind, PeerDriver, PeerDriverOptions, PeerGroup, PeerOutcome, PeerScript,
+    ScriptFactory,
+};
 use protocol::{Bulk, PROTOCOLS, Protocol, ReplyStatus, Script, WrongReply};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -61,37 +64,37 @@ fn reset(stream: TcpStream) {
         .unwrap();
 }
 
-fn stage(address: SocketAddr) -> Stage {
-    Stage::open(address, StageOptions::default()).unwrap()
+fn driver(address: SocketAddr) -> PeerDriver {
+    PeerDriver::open(address, PeerDriverOptions::default()).unwrap()
 }
 
-fn impatient(address: SocketAddr, patience: Duration) -> Stage {
-    let options = StageOptions {
+fn impatient(address: SocketAddr, patience: Duration) -> PeerDriver {
+    let options = PeerDriverOptions {
         patience,
-        ..StageOptions::default()
+        ..PeerDriverOptions::default()
     };
-    Stage::open(address, options).unwrap()
+    PeerDriver::open(address, options).unwrap()
 }
 
 /// What comes of one who does that.
-fn act(stage: &Stage, acts: Vec<Act>) -> Outcome {
-    act_as(stage, Role::new(acts))
+fn act(driver: &PeerDriver, actions: Vec<Action>) -> PeerOutcome {
+    act_as(driver, PeerScript::new(actions))
 }
 
-fn act_as(stage: &Stage, role: Role) -> Outcome {
-    let mut outcomes = stage.enter(vec![role]).finish(GUARD);
+fn act_as(driver: &PeerDriver, peer_script: PeerScript) -> PeerOutcome {
+    let mut outcomes = driver.enter(vec![peer_script]).finish(GUARD);
     assert_eq!(outcomes.len(), 1);
     outcomes.remove(0)
 }
 
-fn fault(outcome: &Outcome) -> (FaultKind, &str, &str) {
+fn fault(outcome: &PeerOutcome) -> (FaultKind, &str, &str) {
     assert!(!outcome.done);
     let fault = outcome.fault.as_ref().expect("a fault");
     (fault.kind, &fault.expected, &fault.seen)
 }
 
 #[track_caller]
-fn assert_done(outcome: &Outcome) {
+fn assert_done(outcome: &PeerOutcome) {
     assert_eq!(outcome.fault, None, "{}", outcome.transcript);
     assert!(outcome.done, "{}", outcome.transcript);
     assert!(outcome.done_at.iter().all(Option::is_some));
@@ -123,20 +126,20 @@ impl Script for Believer {
     }
 }
 
-fn believer(expects: &'static [u8], heard: ReplyStatus) -> Opens {
+fn believer(expects: &'static [u8], heard: ReplyStatus) -> ScriptFactory {
     Arc::new(move |_| Box::new(Believer(expects, heard)))
 }
 
-fn converse(script: Opens, requests: u64) -> Act {
-    Act::Converse {
+fn converse(script: ScriptFactory, requests: u64) -> Action {
+    Action::Converse {
         script,
         requests,
         cut: Cut::Whole,
     }
 }
 
-fn asked(protocol: &'static Protocol) -> Asked {
-    Asked {
+fn asked(protocol: &'static Protocol) -> RequestSpec {
+    RequestSpec {
         protocol,
         seed: 7,
         bulk: Bulk {
@@ -186,7 +189,7 @@ fn of_protocol(protocol: &'static Protocol) -> SocketAddr {
 #[test]
 fn what_is_sent_arrives_whole_however_it_is_cut() {
     let (address, heard) = listener(b"");
-    let stage = stage(address);
+    let driver = driver(address);
     for cut in [
         Cut::Whole,
         Cut::Every(1, ms(1)),
@@ -194,11 +197,11 @@ fn what_is_sent_arrives_whole_however_it_is_cut() {
         Cut::At(4, ms(2)),
     ] {
         let outcome = act(
-            &stage,
+            &driver,
             vec![
-                Act::Send(b"some bytes"[..].into(), cut),
-                Act::Finish,
-                Act::HearEnd,
+                Action::Send(b"some bytes"[..].into(), cut),
+                Action::HalfClose,
+                Action::ExpectFin,
             ],
         );
         assert_done(&outcome);
@@ -209,10 +212,10 @@ fn what_is_sent_arrives_whole_however_it_is_cut() {
 
 #[test]
 fn pieces_are_writes_of_their_own_with_pauses_between() {
-    let stage = stage(echo());
+    let driver = driver(echo());
     let outcome = act(
-        &stage,
-        vec![Act::Ask {
+        &driver,
+        vec![Action::Ask {
             request: b"abc"[..].into(),
             cut: Cut::Every(1, ms(5)),
             reply: b"abc"[..].into(),
@@ -235,12 +238,12 @@ fn pieces_are_writes_of_their_own_with_pauses_between() {
 fn a_reply_may_come_in_pieces_and_what_follows_it_is_the_next_acts() {
     let (address, _heard) = listener(b"onetwo");
     let outcome = act(
-        &stage(address),
+        &driver(address),
         vec![
-            Act::hear(*b"one"),
-            Act::hear(*b"two"),
-            Act::Finish,
-            Act::HearEnd,
+            Action::expect(*b"one"),
+            Action::expect(*b"two"),
+            Action::HalfClose,
+            Action::ExpectFin,
         ],
     );
     assert_done(&outcome);
@@ -249,19 +252,19 @@ fn a_reply_may_come_in_pieces_and_what_follows_it_is_the_next_acts() {
 #[test]
 fn wrong_bytes_are_told_with_their_place() {
     let (address, _heard) = listener(b"right, and wrong");
-    let outcome = act(&stage(address), vec![Act::hear(*b"right, and right")]);
+    let outcome = act(&driver(address), vec![Action::expect(*b"right, and right")]);
     let told = (FaultKind::WrongBytes, "\"right\" at byte 11", "\"wrong\"");
     assert_eq!(fault(&outcome), told);
 
     let outcome = act(
-        &stage(echo()),
+        &driver(echo()),
         vec![converse(believer(b"b", ReplyStatus::Complete), 1)],
     );
     let told = (FaultKind::WrongBytes, "\"b\" at byte 0 of reply 1", "\"a\"");
     assert_eq!(fault(&outcome), told);
 
     let (address, _heard) = listener(b"something");
-    let outcome = act(&stage(address), vec![Act::HearEnd]);
+    let outcome = act(&driver(address), vec![Action::ExpectFin]);
     let told = (
         FaultKind::WrongBytes,
         "the end of the connection",
@@ -277,21 +280,21 @@ fn an_end_that_comes_too_early_is_told() {
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let _ = stream.read(&mut [0]);
     });
-    let stage = stage(address);
-    let outcome = act(&stage, vec![Act::hear(*b"abc")]);
+    let driver = driver(address);
+    let outcome = act(&driver, vec![Action::expect(*b"abc")]);
     let told = (
         FaultKind::End,
         "\"c\"",
         "the end of the connection after 2 bytes",
     );
     assert_eq!(fault(&outcome), told);
-    let outcome = act(&stage, vec![Act::Take(3)]);
+    let outcome = act(&driver, vec![Action::ReadBytes(3)]);
     assert_eq!(fault(&outcome).0, FaultKind::End);
-    let outcome = act(&stage, vec![Act::HearReset]);
+    let outcome = act(&driver, vec![Action::ExpectReset]);
     let told = (FaultKind::End, "a reset", "the end of the connection");
     assert_eq!(fault(&outcome), told);
     let outcome = act(
-        &stage,
+        &driver,
         vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
     );
     let told = (
@@ -301,12 +304,12 @@ fn an_end_that_comes_too_early_is_told() {
     );
     assert_eq!(fault(&outcome), told);
     let outcome = act(
-        &stage,
+        &driver,
         vec![converse(believer(b"ab", ReplyStatus::Last), 2)],
     );
     assert_eq!(fault(&outcome).0, FaultKind::End);
     assert_done(&act(
-        &stage,
+        &driver,
         vec![converse(believer(b"ab", ReplyStatus::Last), 1)],
     ));
 }
@@ -317,47 +320,55 @@ fn a_reset_is_told_to_all_but_those_who_expect_one() {
         let _ = stream.read(&mut [0; 1]);
         reset(stream);
     });
-    let stage = stage(address);
+    let driver = driver(address);
     for last in [
-        Act::hear(*b"b"),
-        Act::HearEnd,
-        Act::Take(1),
-        Act::Sip(ms(1)),
+        Action::expect(*b"b"),
+        Action::ExpectFin,
+        Action::ReadBytes(1),
+        Action::ReadSlowly(ms(1)),
     ] {
-        let outcome = act(&stage, vec![Act::send(*b"a"), last]);
+        let outcome = act(&driver, vec![Action::send(*b"a"), last]);
         assert_eq!(fault(&outcome).0, FaultKind::Reset);
     }
-    assert_done(&act(&stage, vec![Act::send(*b"a"), Act::HearReset]));
-    assert_done(&act(&stage, vec![Act::send(*b"a"), Act::HearOut]));
-    let flood = Act::Flood {
+    assert_done(&act(
+        &driver,
+        vec![Action::send(*b"a"), Action::ExpectReset],
+    ));
+    assert_done(&act(&driver, vec![Action::send(*b"a"), Action::ReadToEnd]));
+    let flood = Action::Flood {
         bytes: vec![b'x'; 1000].into(),
         most: u64::MAX,
         stuck: GUARD,
     };
-    assert_eq!(fault(&act(&stage, vec![flood])).0, FaultKind::Reset);
+    assert_eq!(fault(&act(&driver, vec![flood])).0, FaultKind::Reset);
 }
 
 #[test]
 fn silence_is_told_when_patience_is_over() {
     let (address, _heard) = listener(b"ab");
     // Long enough for what does come.
-    let stage = impatient(address, Duration::from_secs(1));
+    let driver = impatient(address, Duration::from_secs(1));
     let cases = [
-        (vec![Act::hear(*b"abc")], "\"c\" (after 2 bytes of it)"),
+        (vec![Action::expect(*b"abc")], "\"c\" (after 2 bytes of it)"),
         (
-            vec![Act::Take(2), Act::HearEnd],
+            vec![Action::ReadBytes(2), Action::ExpectFin],
             "the end of the connection",
         ),
-        (vec![Act::HearOut], "the end of the connection, or a reset"),
-        (vec![Act::HearReset], "a reset"),
-        (vec![Act::Take(5)], "3 bytes more"),
+        (
+            vec![Action::ReadToEnd],
+            "the end of the connection, or a reset",
+        ),
+        (vec![Action::ExpectReset], "a reset"),
+        (vec![Action::ReadBytes(5)], "3 bytes more"),
         (
             vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
             "the rest of reply 1 (2 bytes of it came)",
         ),
     ];
-    let roles = cases.iter().map(|(acts, _)| Role::new(acts.clone()));
-    let outcomes = stage.enter(roles.collect()).finish(GUARD);
+    let peer_scripts = cases
+        .iter()
+        .map(|(actions, _)| PeerScript::new(actions.clone()));
+    let outcomes = driver.enter(peer_scripts.collect()).finish(GUARD);
     for (outcome, (_, expected)) in outcomes.iter().zip(cases) {
         let told = (FaultKind::Silence, expected, "nothing for 1s");
         assert_eq!(fault(outcome), told);
@@ -367,8 +378,8 @@ fn silence_is_told_when_patience_is_over() {
 #[test]
 fn a_server_that_does_not_read_is_silent_too() {
     let address = server(|_stream| thread::sleep(GUARD));
-    let stage = impatient(address, ms(20));
-    let outcome = act(&stage, vec![Act::send(vec![b'x'; 100 << 20])]);
+    let driver = impatient(address, ms(20));
+    let outcome = act(&driver, vec![Action::send(vec![b'x'; 100 << 20])]);
     let (kind, expected, _) = fault(&outcome);
     assert_eq!(kind, FaultKind::Silence);
     assert!(
@@ -382,65 +393,65 @@ fn a_port_where_nobody_listens_is_a_fault_of_the_connect() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
-    let outcome = act(&stage(address), vec![Act::HearEnd]);
+    let outcome = act(&driver(address), vec![Action::ExpectFin]);
     assert_eq!(fault(&outcome).0, FaultKind::Connect);
     assert_eq!(outcome.done_at, [None, None]);
 }
 
 #[test]
 fn who_acts_after_its_own_close_is_told_so_and_nobody_else_notices() {
-    let stage = stage(echo());
-    for close in [Act::Close, Act::Reset] {
+    let driver = driver(echo());
+    for close in [Action::Close, Action::Reset] {
         for after in [
-            Act::send(*b"a"),
-            Act::hear(*b"a"),
-            Act::Finish,
-            Act::HearEnd,
-            Act::HearOut,
-            Act::HearReset,
-            Act::Take(1),
-            Act::Sip(ms(1)),
-            Act::Close,
-            Act::Reset,
+            Action::send(*b"a"),
+            Action::expect(*b"a"),
+            Action::HalfClose,
+            Action::ExpectFin,
+            Action::ReadToEnd,
+            Action::ExpectReset,
+            Action::ReadBytes(1),
+            Action::ReadSlowly(ms(1)),
+            Action::Close,
+            Action::Reset,
             converse(believer(b"a", ReplyStatus::Complete), 1),
         ] {
-            let outcome = act(&stage, vec![close.clone(), after]);
+            let outcome = act(&driver, vec![close.clone(), after]);
             assert_eq!(fault(&outcome).0, FaultKind::Local);
         }
-        assert_done(&act(&stage, vec![close, Act::Pause(ms(1))]));
+        assert_done(&act(&driver, vec![close, Action::Pause(ms(1))]));
     }
-    assert_done(&act(&stage, vec![Act::ask(*b"a", *b"a")]));
+    assert_done(&act(&driver, vec![Action::ask(*b"a", *b"a")]));
 }
 
 #[test]
 fn close_and_reset_are_seen_by_the_server_as_what_they_are() {
     let (address, heard) = listener(b"");
-    let stage = stage(address);
-    for (last, resets) in [(Act::Close, false), (Act::Reset, true)] {
-        let acts = vec![Act::send(*b"a"), Act::Pause(ms(1)), last];
-        assert_done(&act(&stage, acts));
+    let driver = driver(address);
+    for (last, resets) in [(Action::Close, false), (Action::Reset, true)] {
+        let actions = vec![Action::send(*b"a"), Action::Pause(ms(1)), last];
+        assert_done(&act(&driver, actions));
         assert_eq!(heard.recv_timeout(GUARD).unwrap().is_err(), resets);
     }
-    // Whoever comes to the end of the acts closes, too.
-    assert_done(&act(&stage, vec![Act::send(*b"a")]));
+    // Whoever comes to the end of the actions closes, too.
+    assert_done(&act(&driver, vec![Action::send(*b"a")]));
     assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
 }
 
 #[test]
 fn a_flood_ends_at_its_most_or_when_nothing_is_taken() {
     let (address, heard) = listener(b"");
-    let flood = |most| Act::Flood {
+    let flood = |most| Action::Flood {
         bytes: (*b"abc").into(),
         most,
         stuck: ms(20),
     };
-    let outcome = act(&stage(address), vec![flood(7)]);
+    let outcome = act(&driver(address), vec![flood(7)]);
     assert_done(&outcome);
     assert_eq!(outcome.bytes_sent, 7);
     assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"abcabca");
 
-    let deaf = stage(server(|_stream| thread::sleep(GUARD)));
-    let flood = Act::Flood {
+    let deaf = driver(server(|_stream| thread::sleep(GUARD)));
+    let flood = Action::Flood {
         bytes: vec![b'x'; 65536].into(),
         most: 1 << 30,
         stuck: ms(20),
@@ -448,7 +459,7 @@ fn a_flood_ends_at_its_most_or_when_nothing_is_taken() {
     let outcome = act(&deaf, vec![flood]);
     assert_done(&outcome);
     assert!(outcome.bytes_sent < 1 << 30);
-    let empty = Act::Flood {
+    let empty = Action::Flood {
         bytes: [].into(),
         most: 1,
         stuck: ms(20),
@@ -458,9 +469,9 @@ fn a_flood_ends_at_its_most_or_when_nothing_is_taken() {
 
 #[test]
 fn small_buffers_are_small() {
-    let deaf = stage(server(|_stream| thread::sleep(GUARD)));
+    let deaf = driver(server(|_stream| thread::sleep(GUARD)));
     let flood = || {
-        vec![Act::Flood {
+        vec![Action::Flood {
             bytes: vec![b'x'; 65536].into(),
             most: 1 << 30,
             stuck: ms(50),
@@ -469,9 +480,9 @@ fn small_buffers_are_small() {
     let usual = act(&deaf, flood()).bytes_sent;
     let small = act_as(
         &deaf,
-        Role {
+        PeerScript {
             small_buffers: true,
-            ..Role::new(flood())
+            ..PeerScript::new(flood())
         },
     );
     assert_done(&small);
@@ -482,12 +493,12 @@ fn small_buffers_are_small() {
 fn who_overfills_ends_its_side_once_if_it_is_to() {
     for requests in [1, 20_000] {
         let script = asked(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), requests);
-        let overfill = Act::Overfill {
+        let overfill = Action::Overfill {
             script,
             still: ms(20),
             finish: true,
         };
-        let outcome = act(&stage(echo()), vec![overfill, Act::HearEnd]);
+        let outcome = act(&driver(echo()), vec![overfill, Action::ExpectFin]);
         assert_done(&outcome);
         assert_eq!(outcome.bytes_heard, requests * 1000);
     }
@@ -497,12 +508,15 @@ fn who_overfills_ends_its_side_once_if_it_is_to() {
 fn who_overfills_reads_late_and_hears_all() {
     // Each byte comes back, and the server stops reading when nobody takes them.
     let script = asked(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), 20_000);
-    let overfill = Act::Overfill {
+    let overfill = Action::Overfill {
         script,
         still: ms(20),
         finish: false,
     };
-    let outcome = act(&stage(echo()), vec![overfill, Act::Finish, Act::HearEnd]);
+    let outcome = act(
+        &driver(echo()),
+        vec![overfill, Action::HalfClose, Action::ExpectFin],
+    );
     assert_done(&outcome);
     assert_eq!(
         (outcome.bytes_sent, outcome.bytes_heard),
@@ -523,7 +537,7 @@ fn who_overfills_reads_late_and_hears_all() {
 #[test]
 fn sips_are_single_bytes_and_end_with_the_connection() {
     let address = server(|mut stream| stream.write_all(b"abc").unwrap());
-    let outcome = act(&stage(address), vec![Act::Sip(ms(2))]);
+    let outcome = act(&driver(address), vec![Action::ReadSlowly(ms(2))]);
     assert_done(&outcome);
     assert_eq!(outcome.bytes_heard, 3);
     let transcript = outcome.transcript.to_string();
@@ -535,11 +549,11 @@ fn what_is_taken_is_kept_up_to_a_bound() {
     let address = server(|mut stream| {
         let _ = stream.write_all(&vec![b'x'; 1 << 20]);
     });
-    let stage = stage(address);
-    let outcome = act(&stage, vec![Act::Take(5)]);
+    let driver = driver(address);
+    let outcome = act(&driver, vec![Action::ReadBytes(5)]);
     assert_eq!(outcome.heard, b"xxxxx");
     assert_eq!(outcome.bytes_heard, 5);
-    let outcome = act(&stage, vec![Act::HearOut]);
+    let outcome = act(&driver, vec![Action::ReadToEnd]);
     assert_eq!((outcome.heard.len(), outcome.bytes_heard), (4096, 1 << 20));
 }
 
@@ -550,22 +564,22 @@ fn a_conversation_asks_and_hears_until_its_requests_are_answered() {
             // It has nothing to serve here.
             continue;
         }
-        let stage = stage(of_protocol(protocol));
+        let driver = driver(of_protocol(protocol));
         let asked = asked(protocol);
-        let acts = |cut| {
-            vec![Act::Converse {
+        let actions = |cut| {
+            vec![Action::Converse {
                 script: asked.scripts(3),
                 requests: asked.requests(20),
                 cut,
             }]
         };
-        assert_done(&act(&stage, acts(Cut::Whole)));
+        assert_done(&act(&driver, actions(Cut::Whole)));
         if asked.may_cut() {
-            assert_done(&act(&stage, acts(Cut::Every(2, Duration::ZERO))));
-            assert_done(&act(&stage, acts(Cut::At(3, ms(1)))));
+            assert_done(&act(&driver, actions(Cut::Every(2, Duration::ZERO))));
+            assert_done(&act(&driver, actions(Cut::At(3, ms(1)))));
         }
         let none = converse(asked.scripts(3), 0);
-        let outcome = act(&stage, vec![none]);
+        let outcome = act(&driver, vec![none]);
         assert_done(&outcome);
         assert_eq!(outcome.bytes_sent, 0);
     }
@@ -573,35 +587,36 @@ fn a_conversation_asks_and_hears_until_its_requests_are_answered() {
 
 #[test]
 fn cues_are_given_to_those_who_wait_the_first_that_came_first() {
-    let stage = stage(echo());
-    let roles = (0..3).map(|_| Role::new(vec![Act::Await, Act::ask(*b"a", *b"a")]));
-    let cast = stage.enter(roles.collect());
-    assert!(cast.wait(GUARD, |seen| seen.waiting == 3));
-    assert_eq!(cast.seen().heard, 0);
-    cast.cue(1);
-    assert!(cast.wait(GUARD, |seen| seen.ended == 1));
-    assert_eq!(cast.seen().waiting, 2);
-    cast.cue_all();
-    assert!(cast.wait(GUARD, |seen| seen.ended == 3));
-    let seen = cast.seen();
-    assert_eq!((seen.waiting, seen.failed, seen.times_done), (0, 0, 3));
+    let driver = driver(echo());
+    let peer_scripts =
+        (0..3).map(|_| PeerScript::new(vec![Action::WaitForSignal, Action::ask(*b"a", *b"a")]));
+    let group = driver.enter(peer_scripts.collect());
+    assert!(group.wait(GUARD, |seen| seen.waiting == 3));
+    assert_eq!(group.seen().heard, 0);
+    group.signal(1);
+    assert!(group.wait(GUARD, |seen| seen.ended == 1));
+    assert_eq!(group.seen().waiting, 2);
+    group.signal_all();
+    assert!(group.wait(GUARD, |seen| seen.ended == 3));
+    let seen = group.seen();
+    assert_eq!((seen.waiting, seen.failed, seen.completed_runs), (0, 0, 3));
     assert_eq!((seen.sent, seen.heard, seen.connects), (3, 3, 3));
-    for outcome in cast.finish(GUARD) {
+    for outcome in group.finish(GUARD) {
         assert_done(&outcome);
     }
 }
 
 #[test]
 fn who_plays_again_connects_again_until_it_leaves() {
-    let stage = stage(echo());
-    let cast = stage.enter(vec![Role {
+    let driver = driver(echo());
+    let group = driver.enter(vec![PeerScript {
         again: true,
-        ..Role::new(vec![Act::ask(*b"a", *b"a"), Act::Close])
+        ..PeerScript::new(vec![Action::ask(*b"a", *b"a"), Action::Close])
     }]);
-    assert!(cast.wait(GUARD, |seen| seen.times_done >= 5));
-    assert!(cast.seen().connects >= 5);
-    assert_eq!(cast.seen().ended, 0);
-    let outcomes = cast.leave();
+    assert!(group.wait(GUARD, |seen| seen.completed_runs >= 5));
+    assert!(group.seen().connects >= 5);
+    assert_eq!(group.seen().ended, 0);
+    let outcomes = group.leave();
     assert_eq!(outcomes[0].fault, None);
     assert!(outcomes[0].done);
     assert_eq!(outcomes[0].done_at.len(), 3);
@@ -610,53 +625,53 @@ fn who_plays_again_connects_again_until_it_leaves() {
 #[test]
 fn each_round_of_a_conversation_has_a_number() {
     let rounds = Arc::new(AtomicUsize::new(0));
-    let script: Opens = {
+    let script: ScriptFactory = {
         let rounds = Arc::clone(&rounds);
         Arc::new(move |round| {
             assert_eq!(rounds.fetch_add(1, Ordering::Relaxed) as u64, round);
             Box::new(Believer(b"a", ReplyStatus::Complete))
         })
     };
-    let stage = stage(echo());
-    let cast = stage.enter(vec![Role {
+    let driver = driver(echo());
+    let group = driver.enter(vec![PeerScript {
         again: true,
-        ..Role::new(vec![converse(script, 1)])
+        ..PeerScript::new(vec![converse(script, 1)])
     }]);
-    assert!(cast.wait(GUARD, |seen| seen.times_done >= 3));
-    assert_eq!(cast.leave()[0].fault, None);
+    assert!(group.wait(GUARD, |seen| seen.completed_runs >= 3));
+    assert_eq!(group.leave()[0].fault, None);
 }
 
 #[test]
 fn those_who_leave_close_their_connections_and_did_nothing_wrong() {
     let (address, heard) = listener(b"");
-    let stage = stage(address);
-    let hold = || Role::new(vec![Act::send(*b"a"), Act::Hold]);
-    let cast = stage.enter(vec![hold(), hold()]);
-    assert!(cast.wait(GUARD, |seen| seen.sent == 2));
-    let outcomes = cast.leave();
+    let driver = driver(address);
+    let hold = || PeerScript::new(vec![Action::send(*b"a"), Action::StayIdle]);
+    let group = driver.enter(vec![hold(), hold()]);
+    assert!(group.wait(GUARD, |seen| seen.sent == 2));
+    let outcomes = group.leave();
     for (number, outcome) in outcomes.iter().enumerate() {
         assert_eq!((outcome.number, outcome.done), (number, false));
         assert_eq!(outcome.fault, None);
         assert!(outcome.done_at[1].is_some() && outcome.done_at[2].is_none());
         assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
     }
-    // So do those whose cast is dropped, and those whose stage is.
+    // So do those whose group is dropped, and those whose driver is.
     for drop_stage in [false, true] {
-        let stage = self::stage(address);
-        let cast = stage.enter(vec![hold()]);
-        assert!(cast.wait(GUARD, |seen| seen.sent == 1));
-        let left: (Option<Stage>, Option<Cast>) = if drop_stage {
-            drop(stage);
-            (None, Some(cast))
+        let driver = self::driver(address);
+        let group = driver.enter(vec![hold()]);
+        assert!(group.wait(GUARD, |seen| seen.sent == 1));
+        let left: (Option<PeerDriver>, Option<PeerGroup>) = if drop_stage {
+            drop(driver);
+            (None, Some(group))
         } else {
-            drop(cast);
-            (Some(stage), None)
+            drop(group);
+            (Some(driver), None)
         };
         assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
-        if let Some(cast) = left.1 {
+        if let Some(group) = left.1 {
             // What came of them is there all the same, and at once.
             let since = Instant::now();
-            assert_eq!(cast.leave().len(), 1);
+            assert_eq!(group.leave().len(), 1);
             assert!(since.elapsed() < GUARD);
         }
     }
@@ -668,21 +683,21 @@ fn a_server_that_never_stops_talking_keeps_nobody_from_anything() {
         let much = vec![b'x'; 1 << 20];
         while stream.write_all(&much).is_ok() {}
     });
-    let stage = stage(talker);
-    let cast = stage.enter(vec![
-        Role::new(vec![Act::HearOut]),
-        Role::new(vec![Act::HearOut]),
+    let driver = driver(talker);
+    let group = driver.enter(vec![
+        PeerScript::new(vec![Action::ReadToEnd]),
+        PeerScript::new(vec![Action::ReadToEnd]),
     ]);
-    assert!(cast.wait(GUARD, |seen| seen.heard > 10 << 20));
-    let short = act(&stage, vec![Act::Take(1000)]);
+    assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
+    let short = act(&driver, vec![Action::ReadBytes(1000)]);
     assert_done(&short);
-    let outcomes = cast.leave();
+    let outcomes = group.leave();
     assert!(outcomes.iter().all(|outcome| outcome.fault.is_none()));
-    let cast = stage.enter(vec![Role::new(vec![Act::HearOut])]);
-    assert!(cast.wait(GUARD, |seen| seen.heard > 10 << 20));
+    let group = driver.enter(vec![PeerScript::new(vec![Action::ReadToEnd])]);
+    assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
     // It ends all the same.
-    drop(stage);
-    assert_eq!(cast.leave().len(), 1);
+    drop(driver);
+    assert_eq!(group.leave().len(), 1);
 }
 
 #[test]
@@ -699,12 +714,18 @@ fn two_thousand_peers_are_no_trouble() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     listener.bind(&any.into()).unwrap();
     listener.listen(4096).unwrap();
-    let stage = stage(listener.local_addr().unwrap().as_socket().unwrap());
-    let role = |_| Role::new(vec![Act::send(*b"a"), Act::Await, Act::Reset]);
-    let cast = stage.enter((0..PEERS).map(role).collect());
-    assert!(cast.wait(GUARD, |seen| seen.waiting == PEERS));
-    cast.cue_all();
-    let outcomes = cast.finish(GUARD);
+    let driver = driver(listener.local_addr().unwrap().as_socket().unwrap());
+    let peer_script = |_| {
+        PeerScript::new(vec![
+            Action::send(*b"a"),
+            Action::WaitForSignal,
+            Action::Reset,
+        ])
+    };
+    let group = driver.enter((0..PEERS).map(peer_script).collect());
+    assert!(group.wait(GUARD, |seen| seen.waiting == PEERS));
+    group.signal_all();
+    let outcomes = group.finish(GUARD);
     assert_eq!(outcomes.len(), PEERS);
     outcomes.iter().for_each(assert_done);
 }
@@ -718,13 +739,13 @@ fn a_transcript_says_what_was_sent_and_heard() {
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let _ = stream.read(&mut byte);
     });
-    let acts = vec![
-        Act::send(*b"a\r\n"),
-        Act::hear(*b"\x00\n\"\xff"),
-        Act::HearEnd,
-        Act::Finish,
+    let actions = vec![
+        Action::send(*b"a\r\n"),
+        Action::expect(*b"\x00\n\"\xff"),
+        Action::ExpectFin,
+        Action::HalfClose,
     ];
-    let outcome = act(&stage(address), acts);
+    let outcome = act(&driver(address), actions);
     assert_done(&outcome);
     let text = outcome.transcript.to_string();
     let lines: Vec<&str> = text.lines().map(|line| &line[10..]).collect();
@@ -746,13 +767,13 @@ fn a_transcript_says_what_was_sent_and_heard() {
 
 #[test]
 fn of_a_long_transcript_the_middle_is_left_out() {
-    let stage = stage(echo());
+    let driver = driver(echo());
     let outcome = act(
-        &stage,
+        &driver,
         vec![
-            Act::Send(vec![b'x'; 100].into(), Cut::Every(1, Duration::ZERO)),
-            Act::Send(vec![b'y'; 100].into(), Cut::Whole),
-            Act::Reset,
+            Action::Send(vec![b'x'; 100].into(), Cut::Every(1, Duration::ZERO)),
+            Action::Send(vec![b'y'; 100].into(), Cut::Whole),
+            Action::Reset,
         ],
     );
     assert_done(&outcome);
@@ -790,39 +811,43 @@ fn a_kind_can_be_done_by_all_of_its_clients_or_by_none() {
     for protocol in PROTOCOLS {
         let asked = asked(protocol);
         for kind in MISBEHAVIOURS {
-            let can = (0..3).filter(|client| (kind.role)(&asked, *client).is_some());
+            let can = (0..3).filter(|client| (kind.peer_script)(&asked, *client).is_some());
             assert!(
                 matches!(can.count(), 0 | 3),
                 "{} {}",
                 kind.name,
                 protocol.name
             );
-            let roles = kind.roles(&asked, 3);
-            assert!(roles.is_none_or(|roles| roles.len() == 3));
+            let peer_scripts = kind.peer_scripts(&asked, 3);
+            assert!(peer_scripts.is_none_or(|peer_scripts| peer_scripts.len() == 3));
             // The first protocol is what most are checked with.
             let first = std::ptr::eq(protocol, &PROTOCOLS[0]);
-            assert!(!first || kind.roles(&asked, 1).is_some(), "{}", kind.name);
+            assert!(
+                !first || kind.peer_scripts(&asked, 1).is_some(),
+                "{}",
+                kind.name
+            );
         }
     }
 }
 
 #[test]
 fn a_right_server_gives_each_kind_what_it_is_owed() {
-    use client::misbehave::Owed;
+    use client::misbehave::Obligation;
     for protocol in PROTOCOLS {
         if protocol.name == "http" {
             continue;
         }
-        let stage = stage(of_protocol(protocol));
+        let driver = driver(of_protocol(protocol));
         let asked = asked(protocol);
         for kind in MISBEHAVIOURS
             .iter()
-            .filter(|kind| kind.owed != Owed::Nothing)
+            .filter(|kind| kind.obligation != Obligation::Nothing)
         {
-            let Some(roles) = kind.roles(&asked, kind.clients.min(40)) else {
+            let Some(peer_scripts) = kind.peer_scripts(&asked, kind.clients.min(40)) else {
                 continue;
             };
-            for outcome in stage.enter(roles).finish(GUARD) {
+            for outcome in driver.enter(peer_scripts).finish(GUARD) {
                 assert_eq!(
                     (&outcome.fault, outcome.done),
                     (&None, true),
@@ -871,7 +896,7 @@ fn replies_are_foretold() {
     assert_eq!(say("echo", b"", false), Default::default());
 }
 
-/// Replies of `http` can't be foretold, but can be told apart.
+/// Replies of `http` can't be deterministic, but can be told apart.
 #[test]
 fn replies_to_pipelined_requests_are_heard_one_by_one() {
     const ONE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\r\nb";

@@ -15,20 +15,20 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     caller: Thread,
     wakers: Vec<Waker>,
-    meeting: Mutex<Meeting>,
+    barrier: Mutex<BarrierState>,
     /// How many meetings are over, and when the last one was: what waiting loops look at without the lock.
-    held: AtomicU64,
-    held_at: AtomicU64,
+    passed: AtomicU64,
+    passed_at: AtomicU64,
     window_begin: AtomicU64,
     /// Clients that have not given up.
-    hopeful: AtomicUsize,
+    active_clients: AtomicUsize,
     ended: AtomicBool,
     members: AtomicUsize,
     progress: Vec<Progress>,
 }
 
 /// A barrier for threads that must not block: they go on serving their sockets while they wait, and are woken.
-struct Meeting {
+struct BarrierState {
     members: usize,
     arrived: usize,
     number: u64,
@@ -50,15 +50,15 @@ impl Shared {
         Shared {
             clock,
             caller: thread::current(),
-            meeting: Mutex::new(Meeting {
+            barrier: Mutex::new(BarrierState {
                 members,
                 arrived: 0,
                 number: 0,
             }),
-            held: AtomicU64::new(0),
-            held_at: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            passed_at: AtomicU64::new(0),
             window_begin: AtomicU64::new(u64::MAX),
-            hopeful: AtomicUsize::new(clients),
+            active_clients: AtomicUsize::new(clients),
             ended: AtomicBool::new(false),
             members: AtomicUsize::new(members),
             progress: (0..members).map(|_| Progress::default()).collect(),
@@ -71,32 +71,33 @@ impl Shared {
         self.wakers.len()
     }
 
-    /// One loop comes to the meeting; gives the meeting's number, to ask [`held`](Shared::held) for.
+    /// One loop comes to the barrier; gives the barrier's number, to ask [`passed`](Shared::passed) for.
     pub(crate) fn arrive(&self) -> u64 {
-        let mut meeting = self.lock();
-        let number = meeting.number;
-        meeting.arrived += 1;
-        self.hold(&mut meeting);
+        let mut barrier = self.lock();
+        let number = barrier.number;
+        barrier.arrived += 1;
+        self.release_if_complete(&mut barrier);
         number
     }
 
-    /// When this meeting was: the moment at which the last one came, the same for all.
-    pub(crate) fn held(&self, number: u64) -> Option<u64> {
-        (self.held.load(Ordering::Acquire) > number).then(|| self.held_at.load(Ordering::Relaxed))
+    /// When this barrier was: the moment at which the last one came, the same for all.
+    pub(crate) fn passed(&self, number: u64) -> Option<u64> {
+        (self.passed.load(Ordering::Acquire) > number)
+            .then(|| self.passed_at.load(Ordering::Relaxed))
     }
 
-    fn hold(&self, meeting: &mut Meeting) {
-        if meeting.arrived > 0 && meeting.arrived >= meeting.members {
-            meeting.arrived = 0;
-            meeting.number += 1;
-            self.held_at.store(self.clock.now(), Ordering::Relaxed);
-            self.held.store(meeting.number, Ordering::Release);
+    fn release_if_complete(&self, barrier: &mut BarrierState) {
+        if barrier.arrived > 0 && barrier.arrived >= barrier.members {
+            barrier.arrived = 0;
+            barrier.number += 1;
+            self.passed_at.store(self.clock.now(), Ordering::Relaxed);
+            self.passed.store(barrier.number, Ordering::Release);
             self.wake_all();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Meeting> {
-        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BarrierState> {
+        self.barrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake_all(&self) {
@@ -140,7 +141,7 @@ impl Shared {
 
     /// One client gave up; the drive ends with the last one.
     pub(crate) fn gave_up(&self) {
-        if self.hopeful.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if self.active_clients.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.end();
         }
     }
@@ -183,11 +184,11 @@ pub(crate) struct Member<'s>(&'s Shared);
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        let mut meeting = self.0.lock();
-        meeting.members -= 1;
+        let mut barrier = self.0.lock();
+        barrier.members -= 1;
         // Who waits for this one only must not wait for ever.
-        self.0.hold(&mut meeting);
-        drop(meeting);
+        self.0.release_if_complete(&mut barrier);
+        drop(barrier);
         self.0.members.fetch_sub(1, Ordering::Release);
         self.0.caller.unpark();
     }

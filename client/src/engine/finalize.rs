@@ -16,10 +16,10 @@ impl EventLoop<'_> {
             let length = now.saturating_sub(self.window_begin);
             self.window_length = self.window_length.min(length);
         }
-        self.settle_owed(now);
+        self.finalize_unanswered(now);
         // A load of messages that came to its end did this after its last round.
         if self.rounds_left > 0 {
-            self.settle_served(now);
+            self.finalize_served(now);
         }
         if let Some(begin) = self.cpu_at_begin {
             let end = self.cpu_at_end.unwrap_or_else(cpu_time);
@@ -44,13 +44,13 @@ impl EventLoop<'_> {
 
     /// Counts the requests that were planned or sent and have no reply, with their age: if they were left out, a
     /// server that starves a connection would look better than one that serves it late.
-    fn settle_owed(&mut self, now: u64) {
+    fn finalize_unanswered(&mut self, now: u64) {
         if !self.asking {
             return;
         }
         for index in 0..self.clients.len() {
             if self.clients[index].schedule.is_some() {
-                self.settle_schedule(index, now);
+                self.finalize_schedule(index, now);
                 continue;
             }
             let client = &self.clients[index];
@@ -63,7 +63,7 @@ impl EventLoop<'_> {
     }
 
     /// In an open loop all that was planned is owed, also what never left because its connection waited.
-    fn settle_schedule(&mut self, index: usize, now: u64) {
+    fn finalize_schedule(&mut self, index: usize, now: u64) {
         let end = self.window_begin.saturating_add(self.window_length);
         while self.window_length > 0 && self.clients[index].planned < end {
             let planned = self.clients[index].planned;
@@ -84,12 +84,12 @@ impl EventLoop<'_> {
         client.flawless = false;
         // Taken: of all that a client may owe, one was asked, the first.
         if client.state == State::Waiting && std::mem::take(&mut client.spared) {
-            self.report.others.saturating_record(age);
+            self.report.bystanders.saturating_record(age);
         }
     }
 
     /// Counts who of this round was served and who was not.
-    pub(super) fn settle_served(&mut self, now: u64) {
+    pub(super) fn finalize_served(&mut self, now: u64) {
         let timed = self.messages.is_none();
         for client in &mut self.clients {
             // Who gave up in an earlier round, or has not even begun, is not of this round.

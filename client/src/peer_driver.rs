@@ -17,32 +17,32 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::acts::Role;
-use crate::peer::{Outcome, Peer, Progress};
+use crate::actions::PeerScript;
+use crate::peer::{Peer, PeerOutcome, PeerProgress};
 use crate::timers::{Clock, Due, Timers, nanos};
 
 const WAKER: Token = Token(usize::MAX);
 const ALARM: Token = Token(usize::MAX - 1);
 
 /// How often it looks whether it was interrupted, if nothing else happens.
-const LOOK: Duration = Duration::from_millis(100);
+const INTERRUPT_CHECK: Duration = Duration::from_millis(100);
 
-/// How the stage is set.
+/// How the driver is set.
 #[derive(Debug, Clone)]
-pub struct StageOptions {
+pub struct PeerDriverOptions {
     /// How long an act may wait for what must come. Never a measure of anything.
     pub patience: Duration,
-    /// Whether others are measured meanwhile: then the stage gives way to them.
-    pub in_the_background: bool,
+    /// Whether others are measured meanwhile: then the driver gives way to them.
+    pub low_priority: bool,
     /// All leave soon after this has become true.
     pub interrupted: Option<Arc<AtomicBool>>,
 }
 
-impl Default for StageOptions {
+impl Default for PeerDriverOptions {
     fn default() -> Self {
-        StageOptions {
+        PeerDriverOptions {
             patience: Duration::from_secs(10),
-            in_the_background: false,
+            low_priority: false,
             interrupted: None,
         }
     }
@@ -50,57 +50,57 @@ impl Default for StageOptions {
 
 /// Where peers act. Dropped, it closes the connections of all that are still there, and joins its thread.
 #[derive(Debug)]
-pub struct Stage {
-    orders: Sender<Order>,
+pub struct PeerDriver {
+    commands: Sender<DriverCommand>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     opened: Instant,
 }
 
-enum Order {
-    Enter(Arc<House>, Vec<Role>),
-    /// Those of this cast that wait for a cue go on: so many of them, the first that came first.
-    Cue(Arc<House>, usize),
-    /// Those of this cast that are still there leave now.
-    Leave(Arc<House>),
+enum DriverCommand {
+    Enter(Arc<SharedGroup>, Vec<PeerScript>),
+    /// Those of this group that wait for a signal go on: so many of them, the first that came first.
+    Signal(Arc<SharedGroup>, usize),
+    /// Those of this group that are still there leave now.
+    Leave(Arc<SharedGroup>),
     Close,
 }
 
-/// What the stage and whoever looks at a cast share.
+/// What the driver and whoever looks at a group share.
 #[derive(Debug, Default)]
-struct House {
-    state: Mutex<State>,
+struct SharedGroup {
+    state: Mutex<GroupState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    seen: Seen,
-    outcomes: Vec<Outcome>,
+struct GroupState {
+    seen: GroupProgress,
+    outcomes: Vec<PeerOutcome>,
 }
 
-impl House {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedGroup {
+    fn state(&self) -> MutexGuard<'_, GroupState> {
         // Nothing that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How far the peers of a cast have come.
+/// How far the peers of a group have come.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct GroupProgress {
     /// Who entered.
     pub peers: usize,
     /// Whose connects came to their end, repeated ones included.
     pub connects: u64,
-    /// Who waits for a cue now.
+    /// Who waits for a signal now.
     pub waiting: usize,
-    /// Who is done with all acts, or failed.
+    /// Who is done with all actions, or failed.
     pub ended: usize,
     /// Who failed.
     pub failed: usize,
-    /// Times that somebody came to the end of the acts.
-    pub times_done: u64,
+    /// Times that somebody came to the end of the actions.
+    pub completed_runs: u64,
     /// Bytes that came from the server.
     pub heard: u64,
     /// Bytes that the kernel took for the server.
@@ -109,26 +109,26 @@ pub struct Seen {
 
 /// Peers that entered together.
 #[derive(Debug)]
-pub struct Cast {
-    house: Arc<House>,
-    orders: Sender<Order>,
+pub struct PeerGroup {
+    shared: Arc<SharedGroup>,
+    commands: Sender<DriverCommand>,
     waker: Arc<Waker>,
 }
 
-impl Stage {
-    /// Opens a stage in front of a server.
+impl PeerDriver {
+    /// ScriptFactory a driver in front of a server.
     ///
     /// # Errors
     ///
     /// The system gave no poll, no timer or no thread.
-    pub fn open(address: SocketAddr, options: StageOptions) -> io::Result<Stage> {
+    pub fn open(address: SocketAddr, options: PeerDriverOptions) -> io::Result<PeerDriver> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let timers = Timers::new(poll.registry(), ALARM)?;
-        let (orders, inbox) = mpsc::channel();
+        let (commands, inbox) = mpsc::channel();
         let clock = Clock::start();
         let opened = Instant::now();
-        let play = Play {
+        let event_loop = DriverLoop {
             address,
             options,
             poll,
@@ -136,13 +136,13 @@ impl Stage {
             clock,
             inbox,
             peers: Slab::new(),
-            casts: HashMap::new(),
+            groups: HashMap::new(),
         };
         let thread = thread::Builder::new()
-            .name("stage".to_string())
-            .spawn(move || play.run())?;
-        Ok(Stage {
-            orders,
+            .name("driver".to_string())
+            .spawn(move || event_loop.run())?;
+        Ok(PeerDriver {
+            commands,
             waker,
             thread: Some(thread),
             opened,
@@ -150,16 +150,16 @@ impl Stage {
     }
 
     /// Lets peers enter. They begin at once, all of them.
-    pub fn enter(&self, roles: Vec<Role>) -> Cast {
-        let house = Arc::new(House::default());
-        house.state().seen.peers = roles.len();
-        let cast = Cast {
-            house: Arc::clone(&house),
-            orders: self.orders.clone(),
+    pub fn enter(&self, peer_scripts: Vec<PeerScript>) -> PeerGroup {
+        let shared = Arc::new(SharedGroup::default());
+        shared.state().seen.peers = peer_scripts.len();
+        let group = PeerGroup {
+            shared: Arc::clone(&shared),
+            commands: self.commands.clone(),
             waker: Arc::clone(&self.waker),
         };
-        cast.order(Order::Enter(house, roles));
-        cast
+        group.command(DriverCommand::Enter(shared, peer_scripts));
+        group
     }
 
     /// When it was opened: from then on all times of outcomes and transcripts count.
@@ -168,9 +168,9 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for PeerDriver {
     fn drop(&mut self) {
-        let _ = self.orders.send(Order::Close);
+        let _ = self.commands.send(DriverCommand::Close);
         let _ = self.waker.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -178,46 +178,46 @@ impl Drop for Stage {
     }
 }
 
-impl Cast {
-    fn order(&self, order: Order) {
-        if self.orders.send(order).is_err() {
-            // The stage has closed: whoever was there has left, and nobody else will come.
-            let mut state = self.house.state();
+impl PeerGroup {
+    fn command(&self, command: DriverCommand) {
+        if self.commands.send(command).is_err() {
+            // The driver has closed: whoever was there has left, and nobody else will come.
+            let mut state = self.shared.state();
             state.seen.ended = state.seen.peers;
-            self.house.changed.notify_all();
+            self.shared.changed.notify_all();
         }
         let _ = self.waker.wake();
     }
 
     /// How far they are.
-    pub fn seen(&self) -> Seen {
-        self.house.state().seen
+    pub fn seen(&self) -> GroupProgress {
+        self.shared.state().seen
     }
 
     /// Waits until they are so far, for `limit` at most; says whether they came so far.
-    pub fn wait(&self, limit: Duration, mut until: impl FnMut(&Seen) -> bool) -> bool {
-        let state = self.house.state();
+    pub fn wait(&self, limit: Duration, mut until: impl FnMut(&GroupProgress) -> bool) -> bool {
+        let state = self.shared.state();
         let (state, _) = self
-            .house
+            .shared
             .changed
             .wait_timeout_while(state, limit, |state| !until(&state.seen))
             .unwrap_or_else(PoisonError::into_inner);
         until(&state.seen)
     }
 
-    /// Lets so many of those that wait for a cue go on, the first that came first.
-    pub fn cue(&self, peers: usize) {
-        self.order(Order::Cue(Arc::clone(&self.house), peers));
+    /// Lets so many of those that wait for a signal go on, the first that came first.
+    pub fn signal(&self, peers: usize) {
+        self.command(DriverCommand::Signal(Arc::clone(&self.shared), peers));
     }
 
-    /// Lets all that wait for a cue go on.
-    pub fn cue_all(&self) {
-        self.cue(usize::MAX);
+    /// Lets all that wait for a signal go on.
+    pub fn signal_all(&self) {
+        self.signal(usize::MAX);
     }
 
-    /// Waits for the end of all acts, until nothing has happened for `limit`, or six times that in all; then those that
-    /// are still acting leave. Who is slow is not who has stopped. Gives what came of each, in the order of their roles.
-    pub fn finish(self, limit: Duration) -> Vec<Outcome> {
+    /// Waits for the end of all actions, until nothing has happened for `limit`, or six times that in all; then those that
+    /// are still acting leave. Who is slow is not who has stopped. Gives what came of each, in the command of their peer_scripts.
+    pub fn finish(self, limit: Duration) -> Vec<PeerOutcome> {
         let end = Instant::now() + 6 * limit;
         let mut before = self.seen();
         while Instant::now() < end {
@@ -236,61 +236,61 @@ impl Cast {
         self.leave()
     }
 
-    /// Those that are still acting close their connections now. Gives what came of each, in the order of their roles.
-    pub fn leave(self) -> Vec<Outcome> {
-        self.order(Order::Leave(Arc::clone(&self.house)));
-        // The stage does this at once, unless it has closed.
+    /// Those that are still acting close their connections now. Gives what came of each, in the command of their peer_scripts.
+    pub fn leave(self) -> Vec<PeerOutcome> {
+        self.command(DriverCommand::Leave(Arc::clone(&self.shared)));
+        // The driver does this at once, unless it has closed.
         let _ = self.wait(Duration::from_secs(30), |seen| seen.ended == seen.peers);
-        let mut outcomes = std::mem::take(&mut self.house.state().outcomes);
+        let mut outcomes = std::mem::take(&mut self.shared.state().outcomes);
         outcomes.sort_by_key(|outcome| outcome.number);
         outcomes
     }
 }
 
-impl Drop for Cast {
+impl Drop for PeerGroup {
     fn drop(&mut self) {
-        self.order(Order::Leave(Arc::clone(&self.house)));
+        self.command(DriverCommand::Leave(Arc::clone(&self.shared)));
     }
 }
 
-/// The stage's own thread.
-struct Play {
+/// The driver's own thread.
+struct DriverLoop {
     address: SocketAddr,
-    options: StageOptions,
+    options: PeerDriverOptions,
     poll: Poll,
     timers: Timers,
     clock: Clock,
-    inbox: Receiver<Order>,
-    peers: Slab<(Arc<House>, Peer)>,
-    /// By the address of its house: who of a cast came to wait for a cue, in that order. Who left meanwhile is still in
+    inbox: Receiver<DriverCommand>,
+    peers: Slab<(Arc<SharedGroup>, Peer)>,
+    /// By the address of its shared: who of a group came to wait for a signal, in that command. Who left meanwhile is still in
     /// it: to look for each of them would take a crowd that leaves the square of its size.
-    casts: HashMap<usize, VecDeque<usize>>,
+    groups: HashMap<usize, VecDeque<usize>>,
 }
 
-fn key(house: &Arc<House>) -> usize {
-    Arc::as_ptr(house).addr()
+fn key(shared: &Arc<SharedGroup>) -> usize {
+    Arc::as_ptr(shared).addr()
 }
 
-impl Play {
+impl DriverLoop {
     fn run(mut self) {
-        if self.options.in_the_background {
+        if self.options.low_priority {
             give_way();
         }
-        self.play();
+        self.event_loop();
         // Whoever waits for somebody who was there waits no longer, whatever ended this.
         let all: Vec<usize> = self.peers.iter().map(|(index, _)| index).collect();
         for index in all {
-            self.gone(index);
+            self.remove(index);
         }
     }
 
-    fn play(&mut self) {
+    fn event_loop(&mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
             if !self.obey() || self.interrupted() {
                 return;
             }
-            // What becomes due meanwhile has its turn after the events and the orders.
+            // What becomes due meanwhile has its turn after the events and the commands.
             let now = self.clock.now();
             while let Some(due) = self.timers.pop(now) {
                 if let Due::Wake(index) | Due::Guard(index) = due
@@ -303,7 +303,11 @@ impl Play {
                 return;
             };
             // Nobody wakes it for that.
-            let look = self.options.interrupted.is_some().then_some(LOOK);
+            let look = self
+                .options
+                .interrupted
+                .is_some()
+                .then_some(INTERRUPT_CHECK);
             let timeout = [timeout, look].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
@@ -323,56 +327,56 @@ impl Play {
         interrupted.is_some_and(|interrupted| interrupted.load(Ordering::Relaxed))
     }
 
-    /// Carries out the orders that have come; false after the last.
+    /// Carries out the commands that have come; false after the last.
     fn obey(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Order::Enter(house, roles)) => {
-                    for (number, role) in roles.into_iter().enumerate() {
-                        let peer = Peer::new(number, role);
-                        let index = self.peers.insert((Arc::clone(&house), peer));
+                Ok(DriverCommand::Enter(shared, peer_scripts)) => {
+                    for (number, peer_script) in peer_scripts.into_iter().enumerate() {
+                        let peer = Peer::new(number, peer_script);
+                        let index = self.peers.insert((Arc::clone(&shared), peer));
                         self.go_on(index);
                     }
                 }
-                Ok(Order::Cue(house, count)) => {
-                    let called = self.call(&house, count);
+                Ok(DriverCommand::Signal(shared, count)) => {
+                    let called = self.waiting_for_signal(&shared, count);
                     for index in called {
                         self.go_on(index);
                     }
                 }
-                Ok(Order::Leave(house)) => {
+                Ok(DriverCommand::Leave(shared)) => {
                     let theirs = self.peers.iter();
-                    let theirs = theirs.filter(|(_, (other, _))| Arc::ptr_eq(other, &house));
+                    let theirs = theirs.filter(|(_, (other, _))| Arc::ptr_eq(other, &shared));
                     let theirs: Vec<usize> = theirs.map(|(index, _)| index).collect();
                     for index in theirs {
-                        self.gone(index);
+                        self.remove(index);
                     }
-                    self.casts.remove(&key(&house));
-                    house.changed.notify_all();
+                    self.groups.remove(&key(&shared));
+                    shared.changed.notify_all();
                 }
                 Err(TryRecvError::Empty) => return true,
-                Ok(Order::Close) | Err(TryRecvError::Disconnected) => return false,
+                Ok(DriverCommand::Close) | Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    /// Gives so many of a cast their cue, if so many wait for it.
-    fn call(&mut self, house: &Arc<House>, count: usize) -> Vec<usize> {
+    /// Gives so many of a group their signal, if so many wait for it.
+    fn waiting_for_signal(&mut self, shared: &Arc<SharedGroup>, count: usize) -> Vec<usize> {
         let mut called = Vec::new();
-        let waiting = self.casts.entry(key(house)).or_default();
+        let waiting = self.groups.entry(key(shared)).or_default();
         while called.len() < count
             && let Some(index) = waiting.pop_front()
         {
-            // Somebody of another cast may have the place of one who left.
+            // Somebody of another group may have the place of one who left.
             if let Some((other, peer)) = self.peers.get_mut(index)
-                && Arc::ptr_eq(other, house)
-                && peer.awaits_cue
+                && Arc::ptr_eq(other, shared)
+                && peer.awaits_signal
             {
-                peer.cue();
+                peer.signal();
                 called.push(index);
             }
         }
-        house.state().seen.waiting -= called.len();
+        shared.state().seen.waiting -= called.len();
         called
     }
 
@@ -391,11 +395,11 @@ impl Play {
 
     /// Lets a peer act until it has to wait.
     fn go_on(&mut self, index: usize) {
-        let Some((house, peer)) = self.peers.get_mut(index) else {
+        let Some((shared, peer)) = self.peers.get_mut(index) else {
             // Of somebody who left; or of somebody else who has that place now, whom it does not harm.
             return;
         };
-        let house = Arc::clone(house);
+        let shared = Arc::clone(shared);
         let (sent, heard, connects) = (peer.sent(), peer.heard(), peer.connects());
         let now = self.clock.now();
         let progress = peer.act(
@@ -405,12 +409,12 @@ impl Play {
             Token(index),
             nanos(self.options.patience),
         );
-        let mut state = house.state();
+        let mut state = shared.state();
         state.seen.sent += peer.sent() - sent;
         state.seen.heard += peer.heard() - heard;
         state.seen.connects += peer.connects() - connects;
         match progress {
-            Progress::Waits(until) => {
+            PeerProgress::Waits(until) => {
                 // One that comes too early does no harm: then it waits again.
                 if let Some(until) = until
                     && peer.guarded_at.is_none()
@@ -419,42 +423,42 @@ impl Play {
                     self.timers.push(until, Due::Guard(index));
                 }
             }
-            Progress::Until(then) => wake(&mut self.timers, peer, index, then),
-            Progress::ForItsTurn => wake(&mut self.timers, peer, index, self.clock.now()),
-            Progress::ForCue => {
-                if !peer.awaits_cue {
-                    peer.awaits_cue = true;
-                    let waiting = self.casts.entry(key(&house)).or_default();
+            PeerProgress::Until(then) => wake(&mut self.timers, peer, index, then),
+            PeerProgress::ForItsTurn => wake(&mut self.timers, peer, index, self.clock.now()),
+            PeerProgress::ForSignal => {
+                if !peer.awaits_signal {
+                    peer.awaits_signal = true;
+                    let waiting = self.groups.entry(key(&shared)).or_default();
                     waiting.push_back(index);
                     state.seen.waiting += 1;
                 }
             }
-            Progress::Again => {
-                state.seen.times_done += 1;
+            PeerProgress::Again => {
+                state.seen.completed_runs += 1;
                 // Not at once: the others have their turn first.
                 wake(&mut self.timers, peer, index, self.clock.now());
             }
-            Progress::Done => {
-                state.seen.times_done += 1;
+            PeerProgress::Done => {
+                state.seen.completed_runs += 1;
                 drop(state);
-                self.gone(index);
+                self.remove(index);
             }
-            Progress::Failed => {
+            PeerProgress::Failed => {
                 state.seen.failed += 1;
                 drop(state);
-                self.gone(index);
+                self.remove(index);
             }
         }
-        house.changed.notify_all();
+        shared.changed.notify_all();
     }
 
-    fn gone(&mut self, index: usize) {
-        let (house, peer) = self.peers.remove(index);
-        let mut state = house.state();
-        state.seen.waiting -= usize::from(peer.awaits_cue);
+    fn remove(&mut self, index: usize) {
+        let (shared, peer) = self.peers.remove(index);
+        let mut state = shared.state();
+        state.seen.waiting -= usize::from(peer.awaits_signal);
         state.seen.ended += 1;
         state.outcomes.push(peer.leave(self.clock.now()));
-        house.changed.notify_all();
+        shared.changed.notify_all();
     }
 }
 

@@ -9,7 +9,7 @@ use protocol::Script;
 /// One thing that a peer does. It goes on to the next when this one is done; what comes unasked for, or does not come,
 /// ends it.
 #[derive(Clone)]
-pub enum Act {
+pub enum Action {
     /// Sends all of it, and reads nothing meanwhile.
     Send(Arc<[u8]>, Cut),
     /// Sends all of it, reads meanwhile, and hears exactly that.
@@ -24,7 +24,7 @@ pub enum Act {
     /// Holds a conversation as a well-behaved client does: asks, checks the reply, asks again.
     Converse {
         /// Whose script it is.
-        script: Opens,
+        script: ScriptFactory,
         /// So many requests.
         requests: u64,
         /// How what it sends is cut.
@@ -35,7 +35,7 @@ pub enum Act {
     /// owes in many pieces, if that is more than the buffers on the way hold.
     Overfill {
         /// Whose script it is. Only its first request is asked.
-        script: Opens,
+        script: ScriptFactory,
         /// For how long nothing must have been taken.
         still: Duration,
         /// Ends its own side (FIN) as soon as all is sent, whatever is still owed.
@@ -52,69 +52,69 @@ pub enum Act {
         stuck: Duration,
     },
     /// Reads one byte and pauses for so long, again and again, until the end.
-    Sip(Duration),
+    ReadSlowly(Duration),
     /// Reads on, whatever comes, until so many bytes came in all in this act.
-    Take(u64),
+    ReadBytes(u64),
     /// Ends its own side: FIN.
-    Finish,
+    HalfClose,
     /// Hears the end of the server's side (FIN) and nothing before it.
-    HearEnd,
+    ExpectFin,
     /// Hears whatever comes, to the end or to the reset.
-    HearOut,
+    ReadToEnd,
     /// Hears that the connection is broken off (RST), whatever comes before that.
-    HearReset,
+    ExpectReset,
     /// Breaks the connection off: RST.
     Reset,
     /// Closes the connection: FIN, or RST if something that came was not read.
     Close,
     /// Does nothing for so long.
     Pause(Duration),
-    /// Does nothing, and reads nothing, until its cue.
-    Await,
+    /// Does nothing, and reads nothing, until its signal.
+    WaitForSignal,
     /// Does nothing, and reads nothing, for as long as it may.
-    Hold,
+    StayIdle,
 }
 
-/// Opens a script: once for every time that its peer connects. Of each time the number is told.
-pub type Opens = Arc<dyn Fn(u64) -> Box<dyn Script> + Send + Sync>;
+/// ScriptFactory a script: once for every time that its peer connects. Of each time the number is told.
+pub type ScriptFactory = Arc<dyn Fn(u64) -> Box<dyn Script> + Send + Sync>;
 
-impl fmt::Debug for Act {
+impl fmt::Debug for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl Act {
+impl Action {
     /// What it is called in transcripts.
     pub fn name(&self) -> &'static str {
         match self {
-            Act::Send(..) => "send",
-            Act::Ask { .. } => "ask",
-            Act::Converse { .. } => "converse",
-            Act::Overfill { .. } => "overfill",
-            Act::Flood { .. } => "flood",
-            Act::Sip(_) => "sip",
-            Act::Take(_) => "take",
-            Act::Finish => "finish",
-            Act::HearEnd => "hear the end",
-            Act::HearOut => "hear out",
-            Act::HearReset => "hear the reset",
-            Act::Reset => "reset",
-            Act::Close => "close",
-            Act::Pause(_) => "pause",
-            Act::Await => "await",
-            Act::Hold => "hold",
+            Action::Send(..) => "send",
+            Action::Ask { .. } => "ask",
+            Action::Converse { .. } => "converse",
+            Action::Overfill { .. } => "overfill",
+            Action::Flood { .. } => "flood",
+            Action::ReadSlowly(_) => "read slowly",
+            Action::ReadBytes(_) => "read",
+            Action::HalfClose => "half-close",
+            Action::ExpectFin => "expect FIN",
+            Action::ReadToEnd => "read to the end",
+            Action::ExpectReset => "expect a reset",
+            Action::Reset => "reset",
+            Action::Close => "close",
+            Action::Pause(_) => "pause",
+            Action::WaitForSignal => "wait for the signal",
+            Action::StayIdle => "stay idle",
         }
     }
 
     /// Sends it in one piece.
-    pub fn send(bytes: impl Into<Arc<[u8]>>) -> Act {
-        Act::Send(bytes.into(), Cut::Whole)
+    pub fn send(bytes: impl Into<Arc<[u8]>>) -> Action {
+        Action::Send(bytes.into(), Cut::Whole)
     }
 
     /// Sends it in one piece, and hears that.
-    pub fn ask(request: impl Into<Arc<[u8]>>, reply: impl Into<Arc<[u8]>>) -> Act {
-        Act::Ask {
+    pub fn ask(request: impl Into<Arc<[u8]>>, reply: impl Into<Arc<[u8]>>) -> Action {
+        Action::Ask {
             request: request.into(),
             cut: Cut::Whole,
             reply: reply.into(),
@@ -122,8 +122,8 @@ impl Act {
     }
 
     /// Hears exactly that.
-    pub fn hear(reply: impl Into<Arc<[u8]>>) -> Act {
-        Act::ask([], reply)
+    pub fn expect(reply: impl Into<Arc<[u8]>>) -> Action {
+        Action::ask([], reply)
     }
 }
 
@@ -162,20 +162,20 @@ impl Cut {
 
 /// What one peer does, from its connect to its close.
 #[derive(Debug, Clone)]
-pub struct Role {
+pub struct PeerScript {
     /// After the connect; after the last of them the connection is closed.
-    pub acts: Vec<Act>,
+    pub actions: Vec<Action>,
     /// Begins anew at the end, with a new connection.
     pub again: bool,
     /// SO_RCVBUF and SO_SNDBUF, where its own should be small: bytes that the kernel keeps are bytes that no server has.
     pub small_buffers: bool,
 }
 
-impl Role {
+impl PeerScript {
     /// That, once.
-    pub fn new(acts: Vec<Act>) -> Role {
-        Role {
-            acts,
+    pub fn new(actions: Vec<Action>) -> PeerScript {
+        PeerScript {
+            actions,
             again: false,
             small_buffers: false,
         }
