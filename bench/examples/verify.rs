@@ -14,7 +14,7 @@ fn main() -> anyhow::Result<()> {
     ensure!(results["schema"] == 3, "another schema");
     ensure!(results["complete"] == true, "not complete");
 
-    let launches = list(&results["launches"])?;
+    let runs = list(&results["runs"])?;
     let models = list(&results["models"])?;
     let skipped = list(&results["skipped"])?;
     let options = &results["options"];
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     for model in models {
         if let Some(command) = model["command"].as_str() {
             println!(
-                "{} comes from outside, and need not give a tally: {command}",
+                "{} comes from external, and need not give a tally: {command}",
                 model["name"]
             );
         }
@@ -35,9 +35,9 @@ fn main() -> anyhow::Result<()> {
             let idle = workload == "idle";
             let (each, numbers) = if idle {
                 let number = std::slice::from_ref(&options["idle_connections"]);
-                (&options["idle_launches"], number)
+                (&options["idle_runs"], number)
             } else {
-                (&options["launches"], &list(&options["connections"])?[..])
+                (&options["runs"], &list(&options["connections"])?[..])
             };
             for connections in numbers {
                 let this = |one: &&Value| {
@@ -45,26 +45,26 @@ fn main() -> anyhow::Result<()> {
                         && one["workload"] == *workload
                         && one["connections"] == *connections
                 };
-                let count = launches.iter().filter(this).count() as u64;
+                let count = runs.iter().filter(this).count() as u64;
                 let skipped = skipped.iter().any(|one| this(&one));
                 ensure!(
                     count == number(each)? || skipped,
-                    "{} {workload} at {connections}: {count} launches and not {each}",
+                    "{} {workload} at {connections}: {count} runs and not {each}",
                     model["name"]
                 );
             }
         }
     }
     let numbers = list(&options["connections"])?.len();
-    for launch in launches {
-        let model = models.iter().find(|model| model["name"] == launch["model"]);
-        let model = model.context("a launch of an unknown model")?;
-        verify(launch, model, options, numbers > 1)
-            .with_context(|| format!("{} {}", launch["model"], launch["workload"]))?;
+    for run in runs {
+        let model = models.iter().find(|model| model["name"] == run["model"]);
+        let model = model.context("a run of an unknown model")?;
+        verify(run, model, options, numbers > 1)
+            .with_context(|| format!("{} {}", run["model"], run["workload"]))?;
     }
     println!(
-        "{path}: {} launches of {} models can be true",
-        launches.len(),
+        "{path}: {} runs of {} models can be true",
+        runs.len(),
         models
             .iter()
             .filter(|model| model["obstacle"].is_null())
@@ -73,33 +73,33 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify(launch: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::Result<()> {
+fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::Result<()> {
     ensure!(
-        launch["problems"] == Value::Array(Vec::new()),
+        run["problems"] == Value::Array(Vec::new()),
         "{}",
-        launch["problems"]
+        run["problems"]
     );
-    let (client, server) = (&launch["client"], &launch["server"]);
+    let (client, server) = (&run["client"], &run["server"]);
     for (kind, count) in client["errors"].as_object().context("no errors counted")? {
         ensure!(count == 0, "{count} {kind}");
     }
     let replies = number(&client["replies"])?;
-    let workload = launch["workload"].as_str().context("no workload")?;
+    let workload = run["workload"].as_str().context("no workload")?;
     // In `idle` all is said before the window.
     let idle = workload == "idle";
-    let notes = list(&launch["notes"])?;
+    let notes = list(&run["notes"])?;
     let opened = !notes.contains(&"not_all_opened".into());
     ensure!(replies > 0 || idle || !opened, "no replies");
-    // Who holds fewer leaves the others without an answer; everybody else owes one to all. (But a sweep may go beyond
+    // Who max_concurrent fewer leaves the others without an answer; everybody else owes one to all. (But a sweep may go beyond
     // what a server can do.)
-    let connections = number(&launch["connections"])?;
-    let holds = model["holds"].as_u64().unwrap_or(u64::MAX);
+    let connections = number(&run["connections"])?;
+    let max_concurrent = model["max_concurrent"].as_u64().unwrap_or(u64::MAX);
     let unanswered = number(&client["unanswered"])?;
-    // Of a server from outside nobody says what it can do, and it need not give an account of itself.
-    let outside = model["command"].is_string();
+    // Of an external server nobody says what it can do, and it need not give an account of itself.
+    let external = model["command"].is_string();
     ensure!(
-        unanswered == 0 || holds < connections || sweep || outside,
-        "{unanswered} unanswered, and it holds {holds} of {connections}"
+        unanswered == 0 || max_concurrent < connections || sweep || external,
+        "{unanswered} unanswered, and it max_concurrent {max_concurrent} of {connections}"
     );
 
     let completed: Vec<u64> = list(&client["per_connection"])?
@@ -127,14 +127,14 @@ fn verify(launch: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow
         "a histogram has another maximum"
     );
 
-    if !(outside && server["tally"].is_null()) {
+    if !(external && server["tally"].is_null()) {
         tally(&server["tally"], client, idle)?;
     }
 
     if !opened {
         return Ok(());
     }
-    figures(launch, options)?;
+    figures(run, options)?;
     let cpu = server["cpu_s"]
         .as_f64()
         .context("the server's CPU time could not be read")?;
@@ -149,14 +149,14 @@ fn verify(launch: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow
         cpu >= 0.0 && cpu <= interval * threads as f64 * 1.05 + 0.02,
         "{cpu} s of CPU in {interval} s"
     );
-    if idle && holds >= connections && !outside {
+    if idle && max_concurrent >= connections && !external {
         let memory = |field: &str| number(&server[field]);
         ensure!(
             memory("memory_after_bytes")? > memory("memory_before_bytes")?,
             "a thousand connections took no memory"
         );
     }
-    if let Some(per_request) = launch["figures"]["cpu_us_per_request"].as_f64() {
+    if let Some(per_request) = run["figures"]["cpu_us_per_request"].as_f64() {
         // Two system calls cost a microsecond on the fastest machine, and not a millisecond on the slowest.
         ensure!(
             (0.2..1e3).contains(&per_request) || sweep,
@@ -190,20 +190,20 @@ fn tally(tally: &Value, client: &Value, idle: bool) -> anyhow::Result<()> {
 }
 
 /// What the figures say of each other, of the plan and of nature.
-fn figures(launch: &Value, options: &Value) -> anyhow::Result<()> {
-    let (client, figures) = (&launch["client"], &launch["figures"]);
-    let workload = launch["workload"].as_str().context("no workload")?;
+fn figures(run: &Value, options: &Value) -> anyhow::Result<()> {
+    let (client, figures) = (&run["client"], &run["figures"]);
+    let workload = run["workload"].as_str().context("no workload")?;
     let has_an_end = ["crowd", "http-13m", "bulk"].contains(&workload);
-    let connections = number(&launch["connections"])? as f64;
+    let connections = number(&run["connections"])? as f64;
     let completed = number(&client["completed"])? as f64;
     let replies = number(&client["replies"])?;
     let window = float(&client["window_s"])?;
 
     ensure!(
-        launch["requests"].is_u64() == has_an_end,
+        run["requests"].is_u64() == has_an_end,
         "it has no end, or should have"
     );
-    if let Some(requests) = launch["requests"].as_u64() {
+    if let Some(requests) = run["requests"].as_u64() {
         ensure!(
             replies <= requests,
             "{replies} replies to {requests} requests"
@@ -227,10 +227,10 @@ fn figures(launch: &Value, options: &Value) -> anyhow::Result<()> {
     // The content, and no more than the client received.
     let content = ["http-13b", "http-13k", "http-13m", "bulk"].contains(&workload);
     ensure!(
-        launch["reply_bytes"].is_u64() == content,
+        run["reply_bytes"].is_u64() == content,
         "it has content, or should not have"
     );
-    if let Some(each) = launch["reply_bytes"].as_u64() {
+    if let Some(each) = run["reply_bytes"].as_u64() {
         let bytes = completed * each as f64;
         let told = float(&figures["mb_per_s"])? * 1e6 * window;
         ensure!(close(told, bytes), "{told} bytes told, and {bytes} came");
@@ -242,7 +242,7 @@ fn figures(launch: &Value, options: &Value) -> anyhow::Result<()> {
         // Of a transfer all is counted, and not a window of it.
         if let (true, Some(cost)) = (has_an_end, figures["cpu_ms_per_gb"].as_f64()) {
             let told = cost / 1e3 * bytes / 1e9;
-            let cpu = float(&launch["server"]["cpu_s"])?;
+            let cpu = float(&run["server"]["cpu_s"])?;
             ensure!(close(told, cpu), "{told} s of CPU told, and {cpu} used");
         }
     }
@@ -277,7 +277,7 @@ fn figures(launch: &Value, options: &Value) -> anyhow::Result<()> {
             all as f64 <= planned + connections,
             "{all} requests, and {planned} were planned"
         );
-        let told = figures["others_p99_ms"].as_f64();
+        let told = figures["bystanders_p99_ms"].as_f64();
         let right = (others >= 1_000).then(|| histogram.value_at_quantile(0.99) as f64 / 1e6);
         ensure!(
             told == right,

@@ -26,8 +26,8 @@ use serde_json::json;
 
 use crate::compare::results::{ClientSide, Times};
 use crate::placement::Placement;
-use crate::subject::{Outside, Settings};
-use crate::{figures, interrupt, misbehave, output, server};
+use crate::target::{ExternalServer, TargetSettings};
+use crate::{child, format, interrupt, misbehave, output};
 
 /// Options of `drive`.
 #[derive(Debug, Args)]
@@ -55,8 +55,8 @@ pub struct DriveArgs {
 
     /// Start this server, drive it and stop it; {port} stands for the port it is to listen on, {idle-timeout}, {drain}
     /// (in seconds) and {max-connections} for what else it can be told
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse, conflicts_with = "address")]
-    with: Option<Outside>,
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse, conflicts_with = "address")]
+    with: Option<ExternalServer>,
 
     /// What to say (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
@@ -262,9 +262,9 @@ impl Watch for Live {
         self.0.set_message(format!(
             "{:>6.1} s   {} replies   {} errors   {} connections",
             now.elapsed.as_secs_f64(),
-            figures::count(now.replies),
-            figures::count(now.errors),
-            figures::count(now.open),
+            format::count(now.replies),
+            format::count(now.errors),
+            format::count(now.open),
         ));
         self.0.tick();
     }
@@ -283,20 +283,20 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     }
     match (args.address, &args.with) {
         (Some(address), _) => run_at(args, address),
-        (None, Some(outside)) => run_with(args, outside),
+        (None, Some(external)) => run_with(args, external),
         (None, None) => bail!("there is no server to drive"),
     }
 }
 
 /// Starts the server, and stops it whatever came of the drive. What it complains about is told, and is a failure.
-fn run_with(args: &DriveArgs, outside: &Outside) -> anyhow::Result<ExitCode> {
-    let settings = Settings {
+fn run_with(args: &DriveArgs, external: &ExternalServer) -> anyhow::Result<ExitCode> {
+    let settings = TargetSettings {
         max_connections: Some(10_000.max(args.connections.map_or(0, NonZero::get))),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
-    server::adopt_orphans();
+    child::adopt_orphans();
     let placement = Placement::none("nobody asked for it".to_string());
-    let server = outside.start(&settings, &placement)?;
+    let server = external.start(&settings, &placement)?;
     let driven = run_at(args, server.address);
     let end = server.stop();
     // That a signal ends whoever has not learned to stop is no fault that the drive could have found.
@@ -306,7 +306,7 @@ fn run_with(args: &DriveArgs, outside: &Outside) -> anyhow::Result<ExitCode> {
         end.problems
     };
     for problem in &problems {
-        output::print_error(&format!("error: {}: {problem}", outside.name));
+        output::print_error(&format!("error: {}: {problem}", external.name));
     }
     match driven? {
         ExitCode::SUCCESS if !problems.is_empty() => Ok(ExitCode::FAILURE),
@@ -369,7 +369,7 @@ pub(crate) fn make_room(connections: usize) {
         output::print_error(&format!(
             "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
              this process may not raise it; some connects may fail (see ulimit -Hn)",
-            figures::count(connections as u64),
+            format::count(connections as u64),
             descriptors.now.unwrap_or(u64::MAX),
             Descriptors::SPARE,
         ));
@@ -383,12 +383,12 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         text,
         "{}: {} of {} requests answered rightly (availability {}) in {}",
         plan.address,
-        figures::count(report.replies),
-        figures::count(asked),
+        format::count(report.replies),
+        format::count(asked),
         report
             .availability()
-            .map_or("n/a".to_string(), figures::percent),
-        figures::time(nanos(report.window)),
+            .map_or("n/a".to_string(), format::percent),
+        format::time(nanos(report.window)),
     );
     if interrupted {
         text.push_str("  interrupted: what was under way is counted as unanswered, and what was to come is not\n");
@@ -399,22 +399,22 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         let _ = writeln!(
             text,
             "  {} of {} clients gave up on the server, and did not ask all they were to ask",
-            figures::count(report.gave_up),
-            figures::count(plan.connections as u64),
+            format::count(report.gave_up),
+            format::count(plan.connections as u64),
         );
     }
     let _ = write!(
         text,
         "  throughput   {} replies/s on {} connections",
-        figures::digits(report.throughput()),
-        figures::count(plan.connections as u64),
+        format::digits(report.throughput()),
+        format::count(plan.connections as u64),
     );
     if let Some(fairness) = report.fairness() {
         let _ = write!(
             text,
             "; each got {} to {} (Jain's fairness index {:.3})",
-            figures::count(fairness.slowest),
-            figures::count(fairness.fastest),
+            format::count(fairness.slowest),
+            format::count(fairness.fastest),
             fairness.jain,
         );
     }
@@ -442,18 +442,14 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         }
         let _ = write!(text, "  {name:<12}");
         for quantile in [0.5, 0.9, 0.99, 0.999] {
-            let value = figures::quantile(histogram, quantile);
-            let _ = write!(
-                text,
-                " {:>10}",
-                value.map_or("–".to_string(), figures::time)
-            );
+            let value = format::quantile(histogram, quantile);
+            let _ = write!(text, " {:>10}", value.map_or("–".to_string(), format::time));
         }
-        let _ = writeln!(text, " {:>10}   {meaning}", figures::time(histogram.max()));
+        let _ = writeln!(text, " {:>10}   {meaning}", format::time(histogram.max()));
     };
     let at_least = |count: u64, what: &str| match count {
         0 => String::new(),
-        count => format!("; at least, for {} {what}", figures::count(count)),
+        count => format!("; at least, for {} {what}", format::count(count)),
     };
     let unanswered = at_least(report.unanswered, "unanswered");
     let unserved = at_least(report.never_served, "that never got one");
@@ -528,10 +524,10 @@ fn siege(text: &mut String, report: &Report) {
     let availability = report.availability();
     let _ = writeln!(text, "  in the manner of siege");
     for (name, value) in [
-        ("transactions", figures::count(report.replies)),
+        ("transactions", format::count(report.replies)),
         (
             "availability",
-            availability.map_or("n/a".to_string(), figures::percent),
+            availability.map_or("n/a".to_string(), format::percent),
         ),
         ("elapsed time", seconds(nanos(report.elapsed) as f64)),
         (
@@ -545,10 +541,10 @@ fn siege(text: &mut String, report: &Report) {
             format!("{:.2} MiB/s", mib(received_per_s(report))),
         ),
         ("concurrency", format!("{:.2}", report.mean_in_flight())),
-        ("successful transactions", figures::count(report.replies)),
+        ("successful transactions", format::count(report.replies)),
         (
             "failed transactions",
-            figures::count(report.errors.total() + report.unanswered),
+            format::count(report.errors.total() + report.unanswered),
         ),
         ("longest transaction", seconds(times.max() as f64)),
         ("shortest transaction", seconds(shortest(report) as f64)),
@@ -571,7 +567,7 @@ fn failures(report: &Report) -> String {
         .errors
         .kinds()
         .chain(unanswered.filter(|(count, _)| *count > 0))
-        .map(|(number, kind)| format!("{} {kind}", figures::count(number)))
+        .map(|(number, kind)| format!("{} {kind}", format::count(number)))
         .collect();
     if failed.is_empty() {
         "none".to_string()

@@ -1,18 +1,18 @@
 //! Who measures: the `samewire` command, as a library so that benches and tests measure in the same way.
 
 pub mod check;
+mod child;
 pub mod compare;
 pub mod drive;
-pub mod figures;
+pub mod format;
 pub mod interrupt;
 pub mod list;
 mod misbehave;
 pub mod output;
 mod placement;
-mod process;
 pub mod registry;
-mod server;
-pub mod subject;
+mod resources;
+pub mod target;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         let models: Vec<_> = registry::models()
             .map(|model| {
-                let obstacle = (model.available)().err();
+                let unavailable_reason = (model.available)().err();
                 let deviations: Vec<_> = model
                     .deviations
                     .iter()
@@ -44,8 +44,8 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     "summary": model.summary,
                     "lineage": model.lineage,
                     "source": model.source,
-                    "available": obstacle.is_none(),
-                    "obstacle": obstacle,
+                    "available": unavailable_reason.is_none(),
+                    "unavailable_reason": unavailable_reason,
                     "capacity": name_of(model.capacity),
                     "default_workers": model.capacity.workers(),
                     "offload": {

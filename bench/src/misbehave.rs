@@ -20,7 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::drive::{DriveArgs, make_room};
-use crate::{figures, interrupt, output};
+use crate::{format, interrupt, output};
 
 /// Whoever holds a connection holds it for so long, unless the command line says otherwise.
 const HOLD: Duration = Duration::from_secs(10);
@@ -148,7 +148,7 @@ fn live() -> ProgressBar {
 }
 
 fn show(bar: &ProgressBar, kind: &Misbehaviour, elapsed: Duration, seen: [GroupProgress; 2]) {
-    let sum = |of: fn(&GroupProgress) -> u64| figures::count(seen.iter().map(of).sum());
+    let sum = |of: fn(&GroupProgress) -> u64| format::count(seen.iter().map(of).sum());
     bar.set_message(format!(
         "{:>6.1} s   {} {}   {} connects   {} times done   {} failed",
         elapsed.as_secs_f64(),
@@ -361,7 +361,7 @@ fn to_text(
         text,
         "{}: {} × {}: {}; {owed}",
         address,
-        figures::count(sum.clients as u64),
+        format::count(sum.clients as u64),
         kind.name,
         kind.summary,
     );
@@ -381,13 +381,13 @@ fn to_text(
         (sum.local, "failed by themselves", false),
     ] {
         if always || count > 0 {
-            let _ = writeln!(text, "  {what:<23} {:>8}", figures::count(count));
+            let _ = writeln!(text, "  {what:<23} {:>8}", format::count(count));
         }
     }
     let _ = writeln!(
         text,
         "  in {}; seed {seed}",
-        figures::time(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+        format::time(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
     );
     if let Some(outcome) = shown {
         match &outcome.fault {

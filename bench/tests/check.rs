@@ -48,7 +48,7 @@ fn verdicts(matrix: &Value) -> Vec<(&str, &str, &str)> {
     cells
         .map(|cell| {
             (
-                cell["subject"].as_str().unwrap(),
+                cell["target"].as_str().unwrap(),
                 cell["guarantee"].as_str().unwrap(),
                 cell["verdict"].as_str().unwrap(),
             )
@@ -136,8 +136,8 @@ fn models_keep_all_promises_or_break_them_as_declared() {
     let matrix = json(&output, 0);
     let verdicts = verdicts(&matrix);
     assert_eq!(verdicts.len(), 4 * Guarantee::ALL.len());
-    for (subject, guarantee, verdict) in verdicts {
-        let model = registry::find(subject).unwrap();
+    for (target, guarantee, verdict) in verdicts {
+        let model = registry::find(target).unwrap();
         let columns = matrix["guarantees"].as_array().unwrap();
         let column = columns.iter().find(|column| column["name"] == guarantee);
         let number = column.unwrap()["number"].as_u64().unwrap();
@@ -146,7 +146,7 @@ fn models_keep_all_promises_or_break_them_as_declared() {
             .iter()
             .any(|deviation| deviation.guarantee as u64 == number);
         let expected = if declared { "by-design" } else { "keeps" };
-        assert_eq!(verdict, expected, "{subject}, {guarantee}");
+        assert_eq!(verdict, expected, "{target}, {guarantee}");
     }
 }
 

@@ -280,11 +280,7 @@ fn absurd_sizes_are_wrong_usage() {
     assert_error(&serve("--idle-timeout", ages), 2, &["a year"]);
     assert_error(&serve("--drain", ages), 2, &["a year"]);
     assert_error(&run(&["compare", "--patience", ages]), 2, &["a year"]);
-    assert_error(
-        &run(&["compare", "--launches", "4000000000"]),
-        2,
-        &["launches"],
-    );
+    assert_error(&run(&["compare", "--runs", "4000000000"]), 2, &["runs"]);
 }
 
 /// A log that can't be written is no reason for a server to die, nor for a command to end with another status.

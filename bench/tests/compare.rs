@@ -10,7 +10,7 @@ use contract::Capacity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use samewire::compare::metric::Metric;
-use samewire::compare::results::{Launch, Note, Results};
+use samewire::compare::results::{Note, Results, Run};
 use samewire::compare::workload::Workload;
 
 /// Longer than anything here takes on the slowest machine; only a hang gets there.
@@ -89,14 +89,7 @@ impl Long {
 
     fn of(models: &str, out: &Path) -> Long {
         let mut child = samewire(&["compare", "--models", models, "--workloads", "max"])
-            .args([
-                "--launches",
-                "3600",
-                "--duration",
-                "300ms",
-                "--out",
-                path(out),
-            ])
+            .args(["--runs", "3600", "--duration", "300ms", "--out", path(out)])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -105,8 +98,8 @@ impl Long {
         Long { child, stderr }
     }
 
-    /// Waits for the line that tells that a launch is over.
-    fn first_launch(&mut self) {
+    /// Waits for the line that tells that a run is over.
+    fn first_run(&mut self) {
         let mut line = String::new();
         while !line.trim_start().starts_with('[') {
             line.clear();
@@ -161,7 +154,7 @@ fn the_results_are_true() {
         "threads,mio",
         "--workloads",
         "steady,max",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "200ms",
@@ -190,12 +183,12 @@ fn the_results_are_true() {
     );
     // In the registry's order, however they were named.
     assert_eq!(results.options.models, ["threads", "mio"]);
-    assert_eq!(results.launches.len(), 4);
+    assert_eq!(results.runs.len(), 4);
     assert_eq!(results.summary.len(), 4);
-    for launch in &results.launches {
-        let what = format!("{} {}", launch.model, launch.workload);
-        assert!(launch.valid(), "{what}: {:?}", launch.problems);
-        let client = launch.client.as_ref().unwrap();
+    for run in &results.runs {
+        let what = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let client = run.client.as_ref().unwrap();
         assert!(client.replies > 0, "{what}");
         assert_eq!(client.errors.total(), 0, "{what}");
         assert_eq!(client.per_connection.len(), 20, "{what}");
@@ -217,12 +210,12 @@ fn the_results_are_true() {
             "{what}"
         );
 
-        let server = launch.server.as_ref().unwrap();
+        let server = run.server.as_ref().unwrap();
         let tally = server.tally.unwrap();
         assert!(tally.adds_up(), "{what}: {tally:?}");
         assert_eq!((tally.accepted, tally.failed), (20, 0), "{what}: {tally:?}");
         assert_eq!(server.exit.as_deref(), Some("exit status: 0"), "{what}");
-        let expected = if launch.model == "threads" { 21.. } else { 1.. };
+        let expected = if run.model == "threads" { 21.. } else { 1.. };
         assert!(
             expected.contains(&server.threads.unwrap()),
             "{what}: {:?}",
@@ -230,14 +223,14 @@ fn the_results_are_true() {
         );
 
         let figure =
-            |metric| launch.figures[&metric].unwrap_or_else(|| panic!("{what}: no {metric:?}"));
+            |metric| run.figures[&metric].unwrap_or_else(|| panic!("{what}: no {metric:?}"));
         // On a machine that is too busy to read a clock in time this is not told.
-        if !launch.notes.contains(&Note::EdgesMissed) {
+        if !run.notes.contains(&Note::EdgesMissed) {
             assert!(figure(Metric::CpuUsPerRequest) > 0.0, "{what}");
         }
         assert!(figure(Metric::PeakMemoryMib) > 0.0, "{what}");
         assert!(figure(Metric::ClientBusy) > 0.0, "{what}");
-        if launch.workload == Workload::Steady {
+        if run.workload == Workload::Steady {
             // 20 connections at 1,000 per second for 0.2 s.
             let planned = client.replies + client.unanswered;
             assert!((195..=205).contains(&planned), "{what}: {planned}");
@@ -269,11 +262,11 @@ fn the_results_are_true() {
     ]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
-        text(&second.stderr).contains("holds results already"),
+        text(&second.stderr).contains("max_concurrent results already"),
         "{}",
         text(&second.stderr)
     );
-    assert_eq!(Results::read(&out).unwrap().launches.len(), 4);
+    assert_eq!(Results::read(&out).unwrap().runs.len(), 4);
 }
 
 #[test]
@@ -285,7 +278,7 @@ fn one_at_a_time_starves_the_others_and_that_is_a_result() {
         "serial,mio",
         "--workloads",
         "crowd,idle",
-        "--launches",
+        "--runs",
         "1",
         "--patience",
         "1s",
@@ -322,7 +315,7 @@ fn one_at_a_time_starves_the_others_and_that_is_a_result() {
             .unwrap()
             .lower_bound
     );
-    // It holds one connection: there is no memory per connection, and that is not zero.
+    // It max_concurrent one connection: there is no memory per connection, and that is not zero.
     assert_eq!(
         summary("serial", Workload::Idle).figures[&Metric::KibPerConnection],
         None
@@ -332,23 +325,15 @@ fn one_at_a_time_starves_the_others_and_that_is_a_result() {
     // A server that sleeps, beside another one that does: no more than a rounding of what a CPU can do.
     let idle = mio[&Metric::IdleCpuMsPerS].map_or(0.0, |figure| figure.value);
     assert!(idle < 100.0, "{idle}");
-    for launch in &results.launches {
-        let other = if launch.model == "mio" {
-            "serial"
-        } else {
-            "mio"
-        };
-        let company: &[&str] = match launch.workload {
+    for run in &results.runs {
+        let other = if run.model == "mio" { "serial" } else { "mio" };
+        let company: &[&str] = match run.workload {
             Workload::Idle => &[other],
             _ => &[],
         };
-        assert_eq!(launch.beside, company);
-        let starves = launch.model == "serial";
-        assert_eq!(
-            launch.notes.contains(&Note::HoldsFewer),
-            starves,
-            "{launch:?}"
-        );
+        assert_eq!(run.beside, company);
+        let starves = run.model == "serial";
+        assert_eq!(run.notes.contains(&Note::FewerByDesign), starves, "{run:?}");
     }
 }
 
@@ -362,7 +347,7 @@ fn what_a_server_forks_is_measured_with_it_and_ends_with_it() {
         "fork,threads",
         "--workloads",
         "crowd,max,idle",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "300ms",
@@ -375,12 +360,12 @@ fn what_a_server_forks_is_measured_with_it_and_ends_with_it() {
     ]);
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let results = Results::read(&out).unwrap();
-    for launch in &results.launches {
-        let what = format!("{} {}", launch.model, launch.workload);
-        let server = launch.server.as_ref().unwrap();
-        let connections = launch.connections as u64;
+    for run in &results.runs {
+        let what = format!("{} {}", run.model, run.workload);
+        let server = run.server.as_ref().unwrap();
+        let connections = run.connections as u64;
         let processes = server.processes.unwrap();
-        if launch.model == "fork" {
+        if run.model == "fork" {
             assert_eq!(processes, 1 + connections, "{what}");
             assert_eq!(server.peak_rss_bytes, None, "{what}");
         } else {
@@ -411,7 +396,7 @@ fn who_is_held_by_a_peer_gets_as_many_as_it_needs() {
         &names,
         "--workloads",
         "max",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "200ms",
@@ -429,14 +414,14 @@ fn who_is_held_by_a_peer_gets_as_many_as_it_needs() {
     let results = Results::read(&out).unwrap();
     for info in &results.models {
         let held = info.name == model.name;
-        assert_eq!(info.holds, held.then_some(200), "{info:?}");
+        assert_eq!(info.max_concurrent, held.then_some(200), "{info:?}");
         assert_eq!(info.workers == Some(200), held, "{info:?}");
     }
-    for launch in &results.launches {
-        let server = launch.server.as_ref().unwrap();
-        let held = launch.model == model.name;
-        assert_eq!(server.threads > Some(200), held, "{launch:?}");
-        assert!(!launch.notes.contains(&Note::HoldsFewer), "{launch:?}");
+    for run in &results.runs {
+        let server = run.server.as_ref().unwrap();
+        let held = run.model == model.name;
+        assert_eq!(server.threads > Some(200), held, "{run:?}");
+        assert!(!run.notes.contains(&Note::FewerByDesign), "{run:?}");
     }
 }
 
@@ -447,7 +432,7 @@ fn several_numbers_of_connections_are_a_table_of_costs() {
         "compare",
         "--models",
         "serial,mio",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "100ms",
@@ -488,10 +473,10 @@ fn several_numbers_of_connections_are_a_table_of_costs() {
         assert_eq!(measured("serial", workload), [1]);
     }
     assert_eq!(results.skipped.len(), 4);
-    for launch in &results.launches {
-        let server = launch.server.as_ref().unwrap();
-        assert_eq!(server.tally.unwrap().accepted, launch.connections as u64);
-        assert!(launch.figures.contains_key(&Metric::CpuUsPerRequest));
+    for run in &results.runs {
+        let server = run.server.as_ref().unwrap();
+        assert_eq!(server.tally.unwrap().accepted, run.connections as u64);
+        assert!(run.figures.contains_key(&Metric::CpuUsPerRequest));
     }
 }
 
@@ -505,7 +490,7 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
         "threads,mio",
         "--workloads",
         "bulk,wait,block,block-offload",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "300ms",
@@ -541,18 +526,18 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
     ];
     assert_eq!(measured, wanted);
     assert_eq!(results.skipped.len(), 1, "{:?}", results.skipped);
-    for launch in &results.launches {
-        let what = format!("{} {}", launch.model, launch.workload);
-        assert!(launch.valid(), "{what}: {:?}", launch.problems);
-        let client = launch.client.as_ref().unwrap();
-        let figure = |metric| launch.figures.get(&metric).copied().flatten();
+    for run in &results.runs {
+        let what = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let client = run.client.as_ref().unwrap();
+        let figure = |metric| run.figures.get(&metric).copied().flatten();
         assert!(figure(Metric::Availability) > Some(0.0), "{what}");
-        let arguments = launch.server_arguments.join(" ");
-        match launch.workload {
+        let arguments = run.server_arguments.join(" ");
+        match run.workload {
             Workload::Bulk => {
                 assert_eq!(arguments, "--protocol bulk", "{what}");
-                assert_eq!((client.replies, launch.requests), (20, Some(20)), "{what}");
-                let content = launch.reply_bytes.unwrap();
+                assert_eq!((client.replies, run.requests), (20, Some(20)), "{what}");
+                let content = run.reply_bytes.unwrap();
                 assert_eq!(content, 9 << 20, "{what}");
                 assert!(client.received_bytes > 20 * content, "{what}");
                 let bytes = figure(Metric::MbPerS).unwrap() * 1e6 * client.window_s;
@@ -568,7 +553,7 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
             }
             _ => {
                 assert!(arguments.contains("--work block:5ms@10%"), "{arguments}");
-                let offload = launch.workload == Workload::BlockOffload;
+                let offload = run.workload == Workload::BlockOffload;
                 assert_eq!(arguments.contains("--offload"), offload, "{arguments}");
                 // Three seconds, whatever was asked for: else there are too few.
                 let planned = client.replies + client.unanswered;
@@ -576,7 +561,7 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
                 // Nine in ten, and all of them told apart.
                 let others = client.bystanders.count;
                 assert!((1_500..1_750).contains(&others), "{what}: {others}");
-                assert!(figure(Metric::OthersP99Ms) > Some(0.0), "{what}");
+                assert!(figure(Metric::BystandersP99Ms) > Some(0.0), "{what}");
             }
         }
     }
@@ -594,7 +579,7 @@ fn files_are_measured_and_every_byte_is_checked() {
         "threads,mio,coroutines,tokio",
         "--workloads",
         "http-13b,http-13k,http-13m",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "200ms",
@@ -605,17 +590,17 @@ fn files_are_measured_and_every_byte_is_checked() {
     ]);
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let results = Results::read(&out).unwrap();
-    assert_eq!(results.launches.len(), 12);
-    for launch in &results.launches {
-        let what = format!("{} {}", launch.model, launch.workload);
-        assert!(launch.valid(), "{what}: {:?}", launch.problems);
-        let client = launch.client.as_ref().unwrap();
-        let size = match launch.workload {
+    assert_eq!(results.runs.len(), 12);
+    for run in &results.runs {
+        let what = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let client = run.client.as_ref().unwrap();
+        let size = match run.workload {
             Workload::Http13b => 13,
             Workload::Http13k => 13 << 10,
             _ => 13 << 20,
         };
-        assert_eq!(launch.reply_bytes, Some(size), "{what}");
+        assert_eq!(run.reply_bytes, Some(size), "{what}");
         assert_eq!(client.errors.total(), 0, "{what}: {:?}", client.examples);
         assert!(client.replies >= 5, "{what}: {}", client.replies);
         // Heads come on top, and nothing else.
@@ -624,7 +609,7 @@ fn files_are_measured_and_every_byte_is_checked() {
     }
 }
 
-/// More than it holds and the kernel's queue beside: the rest never gets a connection, and that takes no longer to find
+/// More than it max_concurrent and the kernel's queue beside: the rest never gets a connection, and that takes no longer to find
 /// out than it must.
 #[test]
 fn what_cannot_be_opened_is_told_and_not_tried_again() {
@@ -639,7 +624,7 @@ fn what_cannot_be_opened_is_told_and_not_tried_again() {
         "serial",
         "--workloads",
         "max",
-        "--launches",
+        "--runs",
         "2",
         "--duration",
         "100ms",
@@ -651,11 +636,11 @@ fn what_cannot_be_opened_is_told_and_not_tried_again() {
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let results = Results::read(&out).unwrap();
     assert!(results.complete);
-    assert_eq!(results.launches.len(), 1);
-    let launch = &results.launches[0];
-    assert_eq!(launch.notes, [Note::NotAllOpened], "{:?}", launch.problems);
-    assert!(launch.figures.is_empty() && !results.summary[0].ranked);
-    assert!(launch.client.as_ref().unwrap().connected < 6_000);
+    assert_eq!(results.runs.len(), 1);
+    let run = &results.runs[0];
+    assert_eq!(run.notes, [Note::NotAllOpened], "{:?}", run.problems);
+    assert!(run.figures.is_empty() && !results.summary[0].ranked);
+    assert!(run.client.as_ref().unwrap().connected < 6_000);
     assert_eq!(results.skipped.len(), 1);
     let table = text(&done.stdout);
     assert!(
@@ -693,7 +678,7 @@ fn wrong_usage_is_one_line_that_helps() {
     usage(&["compare", "--models", "mio,apache"], "threads");
     usage(&["compare", "--workloads", "max,min"], "steady");
     usage(&["compare", "--protocol", "bulk"], "--workloads bulk");
-    usage(&["compare", "--launches", "0"], "--launches");
+    usage(&["compare", "--runs", "0"], "--runs");
     usage(&["compare", "--duration", "0s"], "--duration");
     usage(&["compare", "--rate=-1"], "rate");
     usage(&["compare", "--connections", "10,x"], "--connections");
@@ -720,7 +705,7 @@ fn wrong_usage_is_one_line_that_helps() {
 fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
     let (_dir, out) = out();
     let mut long = Long::start(&out);
-    long.first_launch();
+    long.first_run();
     let servers = long.servers();
     kill(long.pid(), Signal::SIGINT).unwrap();
     // Read on, or a full pipe would keep it from ending.
@@ -737,8 +722,8 @@ fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
     assert!(gone(&servers));
     let results = Results::read(&out).unwrap();
     assert!(!results.complete);
-    assert!(!results.launches.is_empty());
-    assert!(results.launches.iter().all(Launch::valid));
+    assert!(!results.runs.is_empty());
+    assert!(results.runs.iter().all(Run::valid));
     assert!(table.contains("interrupted"), "{table}");
 }
 
@@ -746,12 +731,12 @@ fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
 fn no_server_outlives_a_comparison_that_is_killed() {
     let (_dir, out) = out();
     let mut long = Long::start(&out);
-    long.first_launch();
+    long.first_run();
     let servers = long.servers();
     kill(long.pid(), Signal::SIGKILL).unwrap();
     long.child.wait().unwrap();
     assert!(gone(&servers));
-    // What earlier blocks measured is there; a block of this comparison is two launches.
+    // What earlier blocks measured is there; a block of this comparison is two runs.
     assert!(!Results::read(&out).unwrap().complete);
 }
 
@@ -789,7 +774,7 @@ fn the_orphans_of_a_server_are_ended_and_waited_for() {
         std::thread::sleep(Duration::from_millis(5));
     }
     // It was told, and the comparison went on.
-    long.first_launch();
+    long.first_run();
     assert!(long.child.try_wait().unwrap().is_none());
 }
 
@@ -798,7 +783,7 @@ fn the_orphans_of_a_server_are_ended_and_waited_for() {
 fn two_comparisons_do_not_share_a_directory() {
     let (_dir, out) = out();
     let mut first = Long::start(&out);
-    first.first_launch();
+    first.first_run();
     let second = run(&["compare", "--models", "mio", "--out", path(&out)]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
@@ -813,14 +798,7 @@ fn a_full_standard_error_loses_no_results() {
     let (_dir, out) = out();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let status = samewire(&["compare", "--models", "mio", "--workloads", "max"])
-        .args([
-            "--launches",
-            "1",
-            "--duration",
-            "100ms",
-            "--out",
-            path(&out),
-        ])
+        .args(["--runs", "1", "--duration", "100ms", "--out", path(&out)])
         .stdout(Stdio::null())
         .stderr(full)
         .status()

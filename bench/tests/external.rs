@@ -45,7 +45,7 @@ fn a_server_from_outside_takes_part_in_a_comparison() {
         "crowd,max,steady,idle,bulk,wait",
         "--connections",
         "10",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "200ms",
@@ -58,15 +58,15 @@ fn a_server_from_outside_takes_part_in_a_comparison() {
     ]);
     let shown = text(&done.stdout);
     assert!(done.status.success(), "{shown}{}", text(&done.stderr));
-    assert!(shown.contains("mine is a server from outside"), "{shown}");
+    assert!(shown.contains("mine is an external server"), "{shown}");
     let results = Results::read(&out).unwrap();
     assert_eq!(results.options.models, ["threads", "mine"]);
     let mine = &results.models[1];
     assert!(mine.command.as_ref().unwrap().contains("{port}"));
     assert_eq!(results.models[0].command, None);
     let workloads = |name: &str| -> Vec<String> {
-        let launches = results.launches.iter().filter(|one| one.model == name);
-        let mut names: Vec<_> = launches.map(|one| one.workload.to_string()).collect();
+        let runs = results.runs.iter().filter(|one| one.model == name);
+        let mut names: Vec<_> = runs.map(|one| one.workload.to_string()).collect();
         names.sort();
         names
     };
@@ -82,15 +82,15 @@ fn a_server_from_outside_takes_part_in_a_comparison() {
         left_out,
         [("mine", "bulk".to_string()), ("mine", "wait".to_string())]
     );
-    for launch in results.launches.iter().filter(|one| one.model == "mine") {
-        let server = launch.server.as_ref().unwrap();
-        assert!(server.processes >= Some(1), "{}", launch.workload);
+    for run in results.runs.iter().filter(|one| one.model == "mine") {
+        let server = run.server.as_ref().unwrap();
+        assert!(server.processes >= Some(1), "{}", run.workload);
     }
     // What is typed again starts the same.
     let words = shlex::split(&results.command).unwrap();
     assert!(words.contains(&with), "{}", results.command);
     let report = std::fs::read_to_string(out.join("report.md")).unwrap();
-    assert!(report.contains("a server from outside: "), "{report}");
+    assert!(report.contains("an external server: "), "{report}");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn only_servers_from_outside_can_be_compared_too() {
         "max",
         "--connections",
         "5",
-        "--launches",
+        "--runs",
         "1",
         "--duration",
         "100ms",

@@ -12,16 +12,16 @@ use client::{
 use contract::{Deviation, Guarantee, Tally};
 use nix::sys::signal::Signal;
 
+use crate::child::ServerExit;
 use crate::placement::Placement;
-use crate::server::End;
-use crate::subject::{Need, Running, Settings, Subject};
+use crate::target::{Need, RunningTarget, Target, TargetSettings};
 
 /// How long is waited for what must come. Never a measure of anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A guarantee that is checked, of somebody.
-pub(super) struct Case<'a> {
-    pub(super) subject: &'a Subject,
+pub(super) struct CheckCase<'a> {
+    pub(super) target: &'a Target,
     pub(super) guarantee: Guarantee,
     /// What is said.
     pub(super) asked: &'a RequestSpec,
@@ -33,7 +33,7 @@ pub(super) struct Case<'a> {
 
 /// A guarantee that was seen to be kept, or to be broken by design and exactly as declared.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct Passed {
     /// What was measured, as short as a cell of the matrix, such as `+4 ms`.
     pub(super) figure: Option<String>,
     /// What was measured, for whoever reads more than the matrix: a line each.
@@ -44,13 +44,13 @@ pub(super) struct Kept {
 
 /// A guarantee that was not seen to be kept.
 #[derive(Debug)]
-pub(super) enum Miss {
-    /// It can't be checked here, of this subject or over this protocol; why.
+pub(super) enum CheckFailure {
+    /// It can't be checked here, of this target or over this protocol; why.
     NotApplicable(String),
     /// It is broken.
     Broken(Box<Broken>),
     /// The check itself could not be done.
-    Trouble(anyhow::Error),
+    CheckError(anyhow::Error),
     /// Ctrl-C.
     Interrupted,
 }
@@ -64,31 +64,34 @@ pub(super) struct Broken {
     pub(super) transcript: Option<String>,
 }
 
-impl From<anyhow::Error> for Miss {
-    fn from(error: anyhow::Error) -> Miss {
-        Miss::Trouble(error)
+impl From<anyhow::Error> for CheckFailure {
+    fn from(error: anyhow::Error) -> CheckFailure {
+        CheckFailure::CheckError(error)
     }
 }
 
-impl From<std::io::Error> for Miss {
-    fn from(error: std::io::Error) -> Miss {
-        Miss::Trouble(error.into())
+impl From<std::io::Error> for CheckFailure {
+    fn from(error: std::io::Error) -> CheckFailure {
+        CheckFailure::CheckError(error.into())
     }
 }
 
 /// What every check gives.
-pub(super) type Verdict = Result<Kept, Miss>;
+pub(super) type Verdict = Result<Passed, CheckFailure>;
 
-impl Kept {
-    /// Kept, and nothing was measured.
+impl Passed {
+    /// Passed, and nothing was measured.
     pub(super) fn simply() -> Verdict {
-        Ok(Kept::default())
+        Ok(Passed::default())
     }
 }
 
 /// A guarantee is broken.
-pub(super) fn broken<T>(expected: impl Into<String>, seen: impl Into<String>) -> Result<T, Miss> {
-    Err(Miss::Broken(Box::new(Broken {
+pub(super) fn broken<T>(
+    expected: impl Into<String>,
+    seen: impl Into<String>,
+) -> Result<T, CheckFailure> {
+    Err(CheckFailure::Broken(Box::new(Broken {
         expected: expected.into(),
         seen: seen.into(),
         transcript: None,
@@ -100,8 +103,8 @@ pub(super) fn broken_by<T>(
     expected: impl Into<String>,
     seen: impl Into<String>,
     outcome: &PeerOutcome,
-) -> Result<T, Miss> {
-    Err(Miss::Broken(Box::new(Broken {
+) -> Result<T, CheckFailure> {
+    Err(CheckFailure::Broken(Box::new(Broken {
         expected: expected.into(),
         seen: seen.into(),
         transcript: Some(outcome.transcript.to_string()),
@@ -109,44 +112,44 @@ pub(super) fn broken_by<T>(
 }
 
 /// That can't be checked; why.
-pub(super) fn not_applicable<T>(why: impl Into<String>) -> Result<T, Miss> {
-    Err(Miss::NotApplicable(why.into()))
+pub(super) fn not_applicable<T>(why: impl Into<String>) -> Result<T, CheckFailure> {
+    Err(CheckFailure::NotApplicable(why.into()))
 }
 
-impl Case<'_> {
-    /// Goes on only if the subject can do that.
-    pub(super) fn needs(&self, need: Need) -> Result<(), Miss> {
-        match self.subject.lacks(need) {
+impl CheckCase<'_> {
+    /// Goes on only if the target can do that.
+    pub(super) fn needs(&self, need: Need) -> Result<(), CheckFailure> {
+        match self.target.lacks(need) {
             Some(why) => not_applicable(why),
             None => Ok(()),
         }
     }
 
     pub(super) fn can(&self, need: Need) -> bool {
-        self.subject.lacks(need).is_none()
+        self.target.lacks(need).is_none()
     }
 
-    /// What the subject says it does instead of keeping this guarantee.
+    /// What the target says it does instead of keeping this guarantee.
     pub(super) fn deviation(&self) -> Option<&'static Deviation> {
-        self.subject.deviation(self.guarantee)
+        self.target.deviation(self.guarantee)
     }
 
     /// How many peers it serves at a time under these settings, by design.
-    pub(super) fn places(&self, settings: &Settings) -> usize {
-        self.subject.places(settings, self.placement)
+    pub(super) fn places(&self, settings: &TargetSettings) -> usize {
+        self.target.places(settings, self.placement)
     }
 
     /// Starts the server, and waits until it listens.
-    pub(super) fn start(&self, settings: &Settings) -> Result<Running, Miss> {
+    pub(super) fn start(&self, settings: &TargetSettings) -> Result<RunningTarget, CheckFailure> {
         self.go_on()?;
         let running = self
-            .subject
+            .target
             .start(self.asked.protocol, settings, self.placement)?;
         Ok(running)
     }
 
     /// Where peers act, in front of it.
-    pub(super) fn driver(&self, running: &Running) -> Result<PeerDriver, Miss> {
+    pub(super) fn driver(&self, running: &RunningTarget) -> Result<PeerDriver, CheckFailure> {
         let options = PeerDriverOptions {
             patience: PATIENCE,
             interrupted: Some(Arc::clone(self.interrupted)),
@@ -156,15 +159,15 @@ impl Case<'_> {
     }
 
     /// Whether nobody has pressed Ctrl-C. To be asked wherever time goes by.
-    pub(super) fn go_on(&self) -> Result<(), Miss> {
+    pub(super) fn go_on(&self) -> Result<(), CheckFailure> {
         if self.interrupted.load(Ordering::Relaxed) {
-            return Err(Miss::Interrupted);
+            return Err(CheckFailure::Interrupted);
         }
         Ok(())
     }
 
     /// Lets time go by.
-    pub(super) fn pause(&self, time: Duration) -> Result<(), Miss> {
+    pub(super) fn pause(&self, time: Duration) -> Result<(), CheckFailure> {
         let end = std::time::Instant::now() + time;
         loop {
             self.go_on()?;
@@ -177,7 +180,7 @@ impl Case<'_> {
     }
 
     /// Waits until something is so, for [`PATIENCE`] at most; says whether it came to be so.
-    pub(super) fn eventually(&self, mut so: impl FnMut() -> bool) -> Result<bool, Miss> {
+    pub(super) fn eventually(&self, mut so: impl FnMut() -> bool) -> Result<bool, CheckFailure> {
         let end = std::time::Instant::now() + PATIENCE;
         loop {
             self.go_on()?;
@@ -214,7 +217,7 @@ impl Case<'_> {
         driver: &PeerDriver,
         clients: usize,
         when: &str,
-    ) -> Result<(), Miss> {
+    ) -> Result<(), CheckFailure> {
         let peer_scripts = (0..clients).map(|client| self.well_behaved(1000 + client, 3));
         let outcomes = driver.enter(peer_scripts.collect()).finish(2 * PATIENCE);
         self.go_on()?;
@@ -222,7 +225,7 @@ impl Case<'_> {
     }
 
     /// All of them came to the end of their actions, and nothing went wrong. `who` says who they are.
-    pub(super) fn all_done(&self, outcomes: &[PeerOutcome], who: &str) -> Result<(), Miss> {
+    pub(super) fn all_done(&self, outcomes: &[PeerOutcome], who: &str) -> Result<(), CheckFailure> {
         self.go_on()?;
         // Who had a fault explains those who only came to no end.
         let faulty = outcomes.iter().find(|outcome| outcome.fault.is_some());
@@ -257,13 +260,13 @@ impl Case<'_> {
 
     /// Stops the server. Ours must end by itself, in order; with others that is a guarantee of its own, and who breaks it
     /// does not break all the others. Gives its tally, where it gives one.
-    pub(super) fn stop(&self, running: Running) -> Result<Option<Tally>, Miss> {
+    pub(super) fn stop(&self, running: RunningTarget) -> Result<Option<Tally>, CheckFailure> {
         let panics = running.panics;
         let Some(end) = running.stop() else {
             return Ok(None);
         };
         // Of others too, this concerns how they end, which is judged once (`stop`): not in every column.
-        if self.subject.model().is_some() {
+        if self.target.model().is_some() {
             self.ended_well(&end)?;
             match &end.tally {
                 Some(tally) if tally.failed > 0 && !panics => {
@@ -276,7 +279,7 @@ impl Case<'_> {
     }
 
     /// It ended by itself, with status 0, and its tally adds up.
-    pub(super) fn ended_well(&self, end: &End) -> Result<(), Miss> {
+    pub(super) fn ended_well(&self, end: &ServerExit) -> Result<(), CheckFailure> {
         if !end.status.is_some_and(|status| status.success()) {
             return broken(
                 "that it ends by itself after SIGTERM, with status 0",
@@ -299,7 +302,7 @@ impl Case<'_> {
     }
 
     /// Kills it, where only what came before matters.
-    pub(super) fn kill(&self, running: Running) {
+    pub(super) fn kill(&self, running: RunningTarget) {
         if let Some(server) = running.into_server() {
             let _ = server.signal(Signal::SIGKILL);
             drop(server);
@@ -309,10 +312,10 @@ impl Case<'_> {
 
 /// Waits until the peers of a group have come so far, or it is clear that they never will.
 pub(super) fn reaches(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     group: &client::PeerGroup,
     until: impl Fn(&GroupProgress) -> bool,
-) -> Result<bool, Miss> {
+) -> Result<bool, CheckFailure> {
     let end = std::time::Instant::now() + PATIENCE;
     loop {
         case.go_on()?;

@@ -13,8 +13,8 @@ const SCHEMA: u32 = 2;
 
 /// What came of one check.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Cell {
-    pub(super) subject: String,
+pub(super) struct MatrixCell {
+    pub(super) target: String,
     /// The name of its check.
     pub(super) guarantee: &'static str,
     #[serde(flatten)]
@@ -110,9 +110,9 @@ pub(super) struct Matrix {
     /// Ctrl-C came before the end.
     pub(super) interrupted: bool,
     pub(super) guarantees: Vec<Column>,
-    pub(super) subjects: Vec<String>,
-    /// In the order of subjects, then guarantees. One that is not there was not checked, because of Ctrl-C.
-    pub(super) cells: Vec<Cell>,
+    pub(super) targets: Vec<String>,
+    /// In the order of targets, then guarantees. One that is not there was not checked, because of Ctrl-C.
+    pub(super) cells: Vec<MatrixCell>,
 }
 
 impl Matrix {
@@ -120,11 +120,11 @@ impl Matrix {
 
     /// Puts the cells in the order of the matrix: they came as they were done.
     pub(super) fn sort(&mut self) {
-        let subjects = &self.subjects;
+        let targets = &self.targets;
         let guarantees = &self.guarantees;
         self.cells.sort_by_key(|cell| {
             (
-                subjects.iter().position(|name| *name == cell.subject),
+                targets.iter().position(|name| *name == cell.target),
                 guarantees.iter().position(|one| one.name == cell.guarantee),
             )
         });
@@ -132,7 +132,7 @@ impl Matrix {
 
     /// Whether nothing is broken, and everything was checked.
     pub(super) fn good(&self) -> bool {
-        let bad = |cell: &Cell| {
+        let bad = |cell: &MatrixCell| {
             matches!(
                 cell.status,
                 Status::Broken { .. } | Status::Unchecked { .. }
@@ -141,9 +141,9 @@ impl Matrix {
         !self.interrupted && !self.cells.iter().any(bad)
     }
 
-    fn cell(&self, subject: &str, guarantee: &str) -> Option<&Cell> {
+    fn cell(&self, target: &str, guarantee: &str) -> Option<&MatrixCell> {
         let mut cells = self.cells.iter();
-        cells.find(|cell| cell.subject == subject && cell.guarantee == guarantee)
+        cells.find(|cell| cell.target == target && cell.guarantee == guarantee)
     }
 
     /// The columns that fit beside each other, and the cells in them.
@@ -151,7 +151,7 @@ impl Matrix {
         let heads: Vec<Vec<&str>> = (self.guarantees.iter())
             .map(|column| column.name.split_inclusive('-').collect())
             .collect();
-        let first = self.subjects.iter().map(|name| measure_text_width(name));
+        let first = self.targets.iter().map(|name| measure_text_width(name));
         let first = first.max().unwrap_or(0).max(5);
         let mut widths = Vec::new();
         for (column, head) in self.guarantees.iter().zip(&heads) {
@@ -179,10 +179,10 @@ impl Matrix {
             }
             let _ = writeln!(text, "{}", row.trim_end());
         }
-        for subject in &self.subjects {
-            let _ = write!(text, "  {}", pad_str(subject, first, Alignment::Left, None));
+        for target in &self.targets {
+            let _ = write!(text, "  {}", pad_str(target, first, Alignment::Left, None));
             for (column, width) in self.guarantees.iter().zip(&widths) {
-                let cell = self.cell(subject, column.name);
+                let cell = self.cell(target, column.name);
                 let shown = cell.map_or(String::new(), |cell| cell.status.text());
                 let style = cell.map_or(Style::new(), |cell| cell.status.style());
                 // Padded before it is coloured.
@@ -212,7 +212,7 @@ impl Matrix {
             for cell in &self.cells {
                 let lines = cell.status.details();
                 if !lines.is_empty() {
-                    let _ = write!(text, "\n{}, {}:\n", cell.subject, cell.guarantee);
+                    let _ = write!(text, "\n{}, {}:\n", cell.target, cell.guarantee);
                 }
                 for line in lines {
                     let _ = writeln!(text, "  {line}");
@@ -238,19 +238,19 @@ impl Matrix {
                 .iter_mut()
                 .find(|(guarantee, other, _)| *guarantee == cell.guarantee && *other == what);
             match known {
-                Some((_, _, subjects)) => subjects.push(&cell.subject),
-                None => said.push((cell.guarantee, what, vec![&cell.subject])),
+                Some((_, _, targets)) => targets.push(&cell.target),
+                None => said.push((cell.guarantee, what, vec![&cell.target])),
             }
         }
         if said.is_empty() {
             return;
         }
         let _ = write!(text, "\n{title}:\n");
-        for (guarantee, what, subjects) in said {
-            let who = if subjects.len() == self.subjects.len() && subjects.len() > 1 {
+        for (guarantee, what, targets) in said {
+            let who = if targets.len() == self.targets.len() && targets.len() > 1 {
                 "all".to_string()
             } else {
-                subjects.join(", ")
+                targets.join(", ")
             };
             let line = format!("{who}, {guarantee}: {what}");
             text.push_str("  ");
@@ -293,10 +293,10 @@ impl Matrix {
         text.push_str("\n| --- |");
         text.push_str(&" --- |".repeat(self.guarantees.len()));
         text.push('\n');
-        for subject in &self.subjects {
-            let _ = write!(text, "| `{subject}` |");
+        for target in &self.targets {
+            let _ = write!(text, "| `{target}` |");
             for column in &self.guarantees {
-                let cell = self.cell(subject, column.name);
+                let cell = self.cell(target, column.name);
                 let shown = cell.map_or(String::new(), |cell| match cell.status {
                     Status::Broken { .. } => "**BROKEN**".to_string(),
                     Status::ByDesign { .. } => "*design*".to_string(),
@@ -342,7 +342,7 @@ impl Matrix {
 }
 
 /// What is told of cells, below the matrix.
-type Says = fn(&Cell) -> Option<String>;
+type Says = fn(&MatrixCell) -> Option<String>;
 
 const SECTIONS: [(&str, Says); 3] = [
     ("By design", |cell| match &cell.status {
@@ -366,7 +366,7 @@ not kept, by design; that is declared, and was seen to be exactly so. BROKEN: no
 ?: the check itself failed.";
 
 /// What was expected and seen where something is broken, and what was said.
-fn complaint(cell: &Cell, columns: usize) -> Option<String> {
+fn complaint(cell: &MatrixCell, columns: usize) -> Option<String> {
     let Status::Broken {
         expected,
         seen,
@@ -376,7 +376,7 @@ fn complaint(cell: &Cell, columns: usize) -> Option<String> {
     else {
         return None;
     };
-    let head = format!("BROKEN: {}, {}", cell.subject, cell.guarantee);
+    let head = format!("BROKEN: {}, {}", cell.target, cell.guarantee);
     let mut text = format!("{}\n", cell.status.style().apply_to(head));
     let mut say = |what: &str, that: &str| {
         hang(&mut text, &format!("  {what:<10} "), that, columns);
@@ -432,8 +432,8 @@ mod tests {
             name,
             summary: "what it is about",
         };
-        let cell = |subject: &str, guarantee, status| Cell {
-            subject: subject.to_string(),
+        let cell = |target: &str, guarantee, status| MatrixCell {
+            target: target.to_string(),
             guarantee,
             status,
             seconds: 0.5,
@@ -453,7 +453,7 @@ mod tests {
             seconds: 151.4,
             interrupted: false,
             guarantees: vec![column("exact"), column("half-close"), column("idle")],
-            subjects: vec!["one".to_string(), "another".to_string()],
+            targets: vec!["one".to_string(), "another".to_string()],
             cells: vec![
                 cell("one", "exact", keeps(None)),
                 cell(
@@ -549,7 +549,7 @@ mod tests {
         let order = |matrix: &Matrix| -> Vec<(String, &str)> {
             let cells = matrix.cells.iter();
             cells
-                .map(|cell| (cell.subject.clone(), cell.guarantee))
+                .map(|cell| (cell.target.clone(), cell.guarantee))
                 .collect()
         };
         assert_eq!(order(&shuffled), order(&matrix()));

@@ -22,13 +22,13 @@ use contract::{Model, raise_descriptor_limit};
 use protocol::http::Page;
 use protocol::{Bulk, PROTOCOLS, Protocol};
 
+use crate::child::adopt_orphans;
 use crate::placement::Placement;
-use crate::server::adopt_orphans;
-use crate::subject::{Outside, Subject, list, quoted};
+use crate::target::{ExternalServer, Target, list, quoted};
 use crate::{interrupt, output, registry};
-use case::{Case, Kept, Miss};
-use guarantees::{CHECKS, Check, Company};
-use matrix::{Cell, Column, Matrix, Status};
+use case::{CheckCase, CheckFailure, Passed};
+use guarantees::{CHECKS, Check, RunsBeside};
+use matrix::{Column, Matrix, MatrixCell, Status};
 use progress::Progress;
 
 /// Options of `check`.
@@ -58,8 +58,8 @@ pub struct CheckArgs {
 
     /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
     /// {idle-timeout}, {drain} (in seconds), {max-connections} and {panic} for what else it can be told
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse)]
-    with: Vec<Outside>,
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
+    with: Vec<ExternalServer>,
 
     /// A server that runs already; may be repeated
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
@@ -120,8 +120,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         output::print_error(&format!("error: {why} (see --help)"));
         return Ok(ExitCode::from(2));
     }
-    let subjects = subjects(args);
-    if subjects.is_empty() {
+    let targets = targets(args);
+    if targets.is_empty() {
         bail!("none of these models can run here, so there is nothing to check");
     }
     let placement = Placement::take();
@@ -149,40 +149,42 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             })
             .collect()
     };
-    let hall = Hall {
+    let runner = CheckRunner {
         args,
         placement: &placement,
         asked: &asked,
         interrupted: &interrupted,
         seed,
-        progress: Progress::start(subjects.len(), checks.len()),
+        progress: Progress::start(targets.len(), checks.len()),
     };
     let mut cells = Vec::new();
-    for company in Company::ALL {
-        let jobs = subjects.iter().flat_map(|subject| {
-            let checks = checks.iter().filter(|check| check.company == company);
-            checks.map(move |check| (subject, *check))
+    for runs_beside in RunsBeside::ALL {
+        let jobs = targets.iter().flat_map(|target| {
+            let checks = checks
+                .iter()
+                .filter(|check| check.runs_beside == runs_beside);
+            checks.map(move |check| (target, *check))
         });
-        let threads = match company {
-            Company::Any | Company::Quiet => at_a_time,
-            Company::None => 1,
+        let threads = match runs_beside {
+            RunsBeside::Any | RunsBeside::Quiet => at_a_time,
+            RunsBeside::None => 1,
         };
-        cells.extend(hall.carry_out(jobs.collect(), threads));
+        cells.extend(runner.carry_out(jobs.collect(), threads));
     }
-    hall.progress.finish();
+    runner.progress.finish();
     let interrupted = interrupted.load(Ordering::Relaxed);
     let mut matrix = Matrix {
         schema: Matrix::SCHEMA,
         version: env!("CARGO_PKG_VERSION"),
-        command: hall.command(&subjects, &checks),
-        conditions: conditions(&subjects, &checks, args, &placement),
+        command: runner.command(&targets, &checks),
+        conditions: conditions(&targets, &checks, args, &placement),
         protocol: args.protocol.name,
         quick: args.quick,
         seed: seed.to_string(),
         seconds: began.elapsed().as_secs_f64(),
         interrupted,
         guarantees: checks.iter().map(|check| column(check)).collect(),
-        subjects: subjects.iter().map(Subject::name).collect(),
+        targets: targets.iter().map(Target::name).collect(),
         cells,
     };
     matrix.sort();
@@ -206,7 +208,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 /// What is asked for must not be what nobody may want.
 fn sensible(args: &CheckArgs) -> Result<(), String> {
-    Outside::distinct(&args.with)?;
+    ExternalServer::distinct(&args.with)?;
     for (place, address) in args.at.iter().enumerate() {
         if args.at[..place].contains(address) {
             return Err(format!("--at {address} is there twice"));
@@ -244,7 +246,7 @@ fn column(check: &Check) -> Column {
 
 /// Where and how it was checked, in a sentence or two.
 fn conditions(
-    subjects: &[Subject],
+    targets: &[Target],
     checks: &[&Check],
     args: &CheckArgs,
     placement: &Placement,
@@ -255,7 +257,7 @@ fn conditions(
     };
     let mut text = format!(
         "{} × {}, over {}; samewire {} ({} build)",
-        count(subjects.len(), "server"),
+        count(targets.len(), "server"),
         count(checks.len(), "guarantee"),
         args.protocol.name,
         env!("CARGO_PKG_VERSION"),
@@ -279,8 +281,8 @@ fn conditions(
     text
 }
 
-fn subjects(args: &CheckArgs) -> Vec<Subject> {
-    let mut subjects = Vec::new();
+fn targets(args: &CheckArgs) -> Vec<Target> {
+    let mut targets = Vec::new();
     let others = !args.with.is_empty() || !args.at.is_empty();
     for model in registry::models() {
         let named = args.models.iter().any(|asked| asked.name == model.name);
@@ -288,17 +290,17 @@ fn subjects(args: &CheckArgs) -> Vec<Subject> {
             continue;
         }
         match (model.available)() {
-            Ok(()) => subjects.push(Subject::Model(model)),
+            Ok(()) => targets.push(Target::Model(model)),
             Err(why) => output::print_error(&format!("note: {} is left out: {why}", model.name)),
         }
     }
-    subjects.extend(args.with.iter().cloned().map(Subject::Outside));
-    subjects.extend(args.at.iter().copied().map(Subject::At));
-    subjects
+    targets.extend(args.with.iter().cloned().map(Target::ExternalServer));
+    targets.extend(args.at.iter().copied().map(Target::At));
+    targets
 }
 
 /// Where everything is checked.
-struct Hall<'a> {
+struct CheckRunner<'a> {
     args: &'a CheckArgs,
     placement: &'a Placement,
     asked: &'a RequestSpec,
@@ -307,9 +309,13 @@ struct Hall<'a> {
     progress: Progress,
 }
 
-impl Hall<'_> {
+impl CheckRunner<'_> {
     /// Carries out jobs, so many at a time.
-    fn carry_out(&self, jobs: VecDeque<(&Subject, &'static Check)>, threads: usize) -> Vec<Cell> {
+    fn carry_out(
+        &self,
+        jobs: VecDeque<(&Target, &'static Check)>,
+        threads: usize,
+    ) -> Vec<MatrixCell> {
         let jobs = Mutex::new(jobs);
         let cells = Mutex::new(Vec::new());
         let take = || {
@@ -321,11 +327,11 @@ impl Hall<'_> {
             for _ in 0..threads {
                 // Each lives longer than the servers that it starts.
                 scope.spawn(|| {
-                    while let Some((subject, check)) = take() {
+                    while let Some((target, check)) = take() {
                         if self.interrupted.load(Ordering::Relaxed) {
                             return;
                         }
-                        let cell = self.check(subject, check);
+                        let cell = self.check(target, check);
                         cells
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
@@ -337,16 +343,16 @@ impl Hall<'_> {
         cells.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, subject: &Subject, check: &'static Check) -> Option<Cell> {
+    fn check(&self, target: &Target, check: &'static Check) -> Option<MatrixCell> {
         let began = Instant::now();
-        self.progress.begin(&subject.name(), check.guarantee.name());
+        self.progress.begin(&target.name(), check.guarantee.name());
         // What a page has is learned from the first reply: of each server by itself.
         let asked = RequestSpec {
             page: Arc::new(Page::default()),
             ..self.asked.clone()
         };
-        let case = Case {
-            subject,
+        let case = CheckCase {
+            target,
             guarantee: check.guarantee,
             asked: &asked,
             placement: self.placement,
@@ -355,20 +361,20 @@ impl Hall<'_> {
         };
         let status = match (check.check)(&case) {
             Ok(kept) => self.status(&case, check, kept),
-            Err(Miss::NotApplicable(why)) => Status::NotApplicable { why },
-            Err(Miss::Broken(broken)) => Status::Broken {
+            Err(CheckFailure::NotApplicable(why)) => Status::NotApplicable { why },
+            Err(CheckFailure::Broken(broken)) => Status::Broken {
                 expected: broken.expected,
                 seen: broken.seen,
                 transcript: broken.transcript,
-                reproduce: self.reproduce(subject, check),
+                reproduce: self.reproduce(target, check),
             },
-            Err(Miss::Trouble(error)) => Status::Unchecked {
+            Err(CheckFailure::CheckError(error)) => Status::Unchecked {
                 why: format!("{error:#}"),
             },
-            Err(Miss::Interrupted) => return None,
+            Err(CheckFailure::Interrupted) => return None,
         };
-        let cell = Cell {
-            subject: subject.name(),
+        let cell = MatrixCell {
+            target: target.name(),
             guarantee: check.guarantee.name(),
             status,
             seconds: began.elapsed().as_secs_f64(),
@@ -378,7 +384,7 @@ impl Hall<'_> {
     }
 
     /// What is declared must be seen, and what is seen declared.
-    fn status(&self, case: &Case<'_>, check: &'static Check, kept: Kept) -> Status {
+    fn status(&self, case: &CheckCase<'_>, check: &'static Check, kept: Passed) -> Status {
         match (kept.by_design, case.deviation()) {
             (None, None) => Status::Keeps {
                 figure: kept.figure,
@@ -394,30 +400,32 @@ impl Hall<'_> {
                 expected: format!("what the model declares: {}", deviation.reason),
                 seen: "that it keeps the guarantee".to_string(),
                 transcript: None,
-                reproduce: self.reproduce(case.subject, check),
+                reproduce: self.reproduce(case.target, check),
             },
             (Some(seen), None) => Status::Broken {
                 expected: "the guarantee, since nothing else is declared".to_string(),
                 seen,
                 transcript: None,
-                reproduce: self.reproduce(case.subject, check),
+                reproduce: self.reproduce(case.target, check),
             },
         }
     }
 
     /// The command that does this check again.
-    fn reproduce(&self, subject: &Subject, check: &'static Check) -> String {
-        self.command(std::slice::from_ref(subject), &[check])
+    fn reproduce(&self, target: &Target, check: &'static Check) -> String {
+        self.command(std::slice::from_ref(target), &[check])
     }
 
     /// The command that does these checks again.
-    fn command(&self, subjects: &[Subject], checks: &[&Check]) -> String {
+    fn command(&self, targets: &[Target], checks: &[&Check]) -> String {
         let mut words = vec!["samewire".to_string(), "check".to_string()];
-        for subject in subjects {
-            match subject {
-                Subject::Model(model) => words.push(model.name.to_string()),
-                Subject::Outside(outside) => words.extend(["--with".to_string(), outside.text()]),
-                Subject::At(address) => words.extend(["--at".to_string(), address.to_string()]),
+        for target in targets {
+            match target {
+                Target::Model(model) => words.push(model.name.to_string()),
+                Target::ExternalServer(external) => {
+                    words.extend(["--with".to_string(), external.text()])
+                }
+                Target::At(address) => words.extend(["--at".to_string(), address.to_string()]),
             }
         }
         words.push("--protocol".to_string());

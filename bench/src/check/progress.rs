@@ -1,25 +1,25 @@
-//! How far the checks have come: a bar on a terminal, a line per subject elsewhere; on standard error.
+//! How far the checks have come: a bar on a terminal, a line per target elsewhere; on standard error.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::matrix::{Cell, Status};
+use super::matrix::{MatrixCell, Status};
 use crate::output;
 
 pub(super) struct Progress {
     bar: ProgressBar,
-    /// How many checks of each subject are done.
+    /// How many checks of each target are done.
     done: Mutex<HashMap<String, usize>>,
     checks: usize,
 }
 
 impl Progress {
-    /// Of so many subjects, and checks of each.
-    pub(super) fn start(subjects: usize, checks: usize) -> Progress {
+    /// Of so many targets, and checks of each.
+    pub(super) fn start(targets: usize, checks: usize) -> Progress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed}  {msg}");
-        let all = Some((subjects * checks) as u64);
+        let all = Some((targets * checks) as u64);
         let bar = ProgressBar::with_draw_target(all, ProgressDrawTarget::stderr());
         Progress {
             bar: bar.with_style(style.unwrap_or(ProgressStyle::default_bar())),
@@ -29,33 +29,33 @@ impl Progress {
     }
 
     /// A check begins. Drawn now, and not while it runs: what draws takes time on a CPU of the client's.
-    pub(super) fn begin(&self, subject: &str, check: &str) {
-        self.bar.set_message(format!("{subject}, {check}"));
+    pub(super) fn begin(&self, target: &str, check: &str) {
+        self.bar.set_message(format!("{target}, {check}"));
         self.bar.tick();
     }
 
     /// A check is done. What is broken is told at once.
-    pub(super) fn done(&self, cell: &Cell) {
+    pub(super) fn done(&self, cell: &MatrixCell) {
         let bad = match &cell.status {
             Status::Broken { expected, seen, .. } => Some(format!(
                 "BROKEN: {}, {}: expected {expected}, saw {seen}",
-                cell.subject, cell.guarantee
+                cell.target, cell.guarantee
             )),
             Status::Unchecked { why } => Some(format!(
                 "not checked: {}, {}: {why}",
-                cell.subject, cell.guarantee
+                cell.target, cell.guarantee
             )),
             _ => None,
         };
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_it = done.entry(cell.subject.clone()).or_default();
+        let of_it = done.entry(cell.target.clone()).or_default();
         *of_it += 1;
         if self.bar.is_hidden() {
             if let Some(bad) = bad {
                 output::print_error(&bad);
             }
             if *of_it == self.checks {
-                output::print_error(&format!("{}: {of_it} checks done", cell.subject));
+                output::print_error(&format!("{}: {of_it} checks done", cell.target));
             }
         } else if let Some(bad) = bad {
             self.bar.println(bad);

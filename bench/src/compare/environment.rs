@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use procfs::{CpuInfo, Current, LoadAverage};
 
-use super::cell::server_arguments;
 use super::plan::Settings;
 use super::results::Environment;
+use super::runner::server_arguments;
 use crate::placement::Placement;
 
 /// Looks at this machine. To be called before the first load: afterwards the load average is our own.
@@ -86,13 +86,13 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
          not for predicting one"
             .to_string(),
     );
-    if settings.launches < 3 {
+    if settings.runs < 3 {
         warnings.push(format!(
-            "with {} per model and workload the spread means nothing; use --launches 3 or more",
-            if settings.launches == 1 {
-                "one launch"
+            "with {} per model and workload the spread means nothing; use --runs 3 or more",
+            if settings.runs == 1 {
+                "one run"
             } else {
-                "two launches"
+                "two runs"
             }
         ));
     }

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::metric::Metric;
 use super::results::{Environment, FILE, Results};
-use super::table::{Sheet, legend, notes, sheets};
-use crate::figures;
+use super::table::{ResultTable, legend, notes, result_tables};
+use crate::format;
 
 /// The file's name beside `results.json`.
 pub(super) const NAME: &str = "report.md";
@@ -32,14 +32,14 @@ pub(super) fn to_markdown(results: &Results) -> String {
     let _ = writeln!(
         text,
         "One protocol (`{}`, {} bytes per request{own}), one client, every reply checked byte by byte; for each of {} \
-         launches{} a fresh server process, in random order. Measured {} by samewire {}.\n",
+         runs{} a fresh server process, in random order. Measured {} by samewire {}.\n",
         options.protocol,
         options.size_bytes,
-        options.launches,
-        if options.idle_launches == options.launches {
+        options.runs,
+        if options.idle_runs == options.runs {
             String::new()
         } else {
-            format!(" ({} of idle)", options.idle_launches)
+            format!(" ({} of idle)", options.idle_runs)
         },
         results.environment.date,
         results.environment.samewire_version,
@@ -52,19 +52,19 @@ pub(super) fn to_markdown(results: &Results) -> String {
         let _ = writeln!(text, "- {}", escape(&note));
     }
     text.push('\n');
-    for sheet in sheets(results) {
+    for sheet in result_tables(results) {
         text.push_str(&of_sheet(&sheet));
     }
     let _ = writeln!(text, "{}\n", escape(&legend(results)));
     text.push_str(&validity(results));
     text.push_str(
         "## What was compared\n\n\
-         | model | who answers | from | holds at a time | workers | read it |\n\
+         | model | who answers | from | max_concurrent at a time | workers | read it |\n\
          | --- | --- | --- | ---: | ---: | --- |\n",
     );
     for model in &results.models {
         let left_out = model
-            .obstacle
+            .unavailable_reason
             .as_ref()
             .map(|why| format!(" (left out: {why})"));
         if let Some(command) = &model.command {
@@ -77,7 +77,7 @@ pub(super) fn to_markdown(results: &Results) -> String {
             );
             continue;
         }
-        let holds = model.holds.map(|most| figures::count(most as u64));
+        let max_concurrent = model.max_concurrent.map(|most| format::count(most as u64));
         let workers = model.workers.map(|workers| workers.to_string());
         let _ = writeln!(
             text,
@@ -86,7 +86,7 @@ pub(super) fn to_markdown(results: &Results) -> String {
             escape(&model.summary),
             escape(&left_out.unwrap_or_default()),
             escape(&model.lineage),
-            holds.unwrap_or("all".to_string()),
+            max_concurrent.unwrap_or("all".to_string()),
             workers.unwrap_or("–".to_string()),
             model.source
         );
@@ -101,7 +101,7 @@ pub(super) fn to_markdown(results: &Results) -> String {
     text
 }
 
-fn of_sheet(sheet: &Sheet) -> String {
+fn of_sheet(sheet: &ResultTable) -> String {
     let mut text = format!("## {}\n\n{}\n\n", sheet.title, escape(&sheet.about));
     let headings: Vec<_> = sheet
         .headings
@@ -111,8 +111,8 @@ fn of_sheet(sheet: &Sheet) -> String {
     let _ = writeln!(text, "| {} |", headings.join(" | "));
     let _ = writeln!(text, "| --- |{}", " ---: |".repeat(headings.len() - 1));
     for row in &sheet.rows {
-        let cells: Vec<_> = row.iter().map(|cell| escape(cell)).collect();
-        let _ = writeln!(text, "| {} |", cells.join(" | "));
+        let cases: Vec<_> = row.iter().map(|case| escape(case)).collect();
+        let _ = writeln!(text, "| {} |", cases.join(" | "));
     }
     text.push('\n');
     text
@@ -121,11 +121,11 @@ fn of_sheet(sheet: &Sheet) -> String {
 /// What shows that the server was measured and not the client.
 fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
-        Medians over the launches. The client must have CPU time to spare where the server is to be the limit; it must \
+        Medians over the runs. The client must have CPU time to spare where the server is to be the limit; it must \
         send on time (lag); nobody else should have had the CPUs in use; and in \
         `max` (and whatever else is a closed loop) as many requests must be under way as there are connections \
         (Little's law).\n\n\
-        | model | workload | connections | launches used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
+        | model | workload | connections | runs used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_string();
     for summary in &results.summary {
@@ -147,12 +147,12 @@ fn validity(results: &Results) -> String {
             "| {} | {} | {} | {} of {} | {} | {} | {} | {} | {} | {} |",
             summary.model,
             summary.workload,
-            figures::count(summary.connections as u64),
+            format::count(summary.connections as u64),
             summary.valid,
-            summary.launches,
+            summary.runs,
             if_measured(Metric::ClientBusy, 100.0, 0),
             if_measured(Metric::ServerBusy, 100.0, 0),
-            if_measured(Metric::OthersBusy, 100.0, 0),
+            if_measured(Metric::OtherProgramsBusy, 100.0, 0),
             if_measured(Metric::LagP99Ms, 1.0, 3),
             if_measured(Metric::MeanInFlight, 1.0, 1),
             if_measured(Metric::PeakMemoryMib, 1.0, 1),
@@ -279,14 +279,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
-        // A table whose rows differ in their number of cells is drawn as text.
-        let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+        // A table whose rows differ in their number of cases is drawn as text.
+        let cases = |line: &str| line.replace("\\|", "").matches('|').count();
         let mut before: Option<&str> = None;
         for line in text.lines() {
             if let Some(before) =
                 before.filter(|before| before.starts_with('|') && line.starts_with('|'))
             {
-                assert_eq!(cells(before), cells(line), "{before}\n{line}");
+                assert_eq!(cases(before), cases(line), "{before}\n{line}");
             }
             before = Some(line);
         }

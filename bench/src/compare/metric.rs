@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::results::{ClientSide, Times};
 
-/// One figure of a launch. Its unit is part of its name.
+/// One figure of a run. Its unit is part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -29,11 +29,11 @@ pub enum Metric {
     /// Jain's index of the replies per connection.
     Fairness,
     /// Replies to the worst served connection.
-    SlowestConnection,
+    FewestRepliesPerConnection,
     /// Replies to the best served connection.
-    FastestConnection,
+    MostRepliesPerConnection,
     /// Connections without any reply in the window.
-    StarvedConnections,
+    ConnectionsWithoutReply,
     /// Requests under way on average, by Little's law.
     MeanInFlight,
     /// Median response time, from the planned send.
@@ -46,15 +46,15 @@ pub enum Metric {
     /// The longest response time.
     ResponseMaxMs,
     /// Median response time of the requests before whose replies the server had nothing to do.
-    OthersP50Ms,
+    BystandersP50Ms,
     /// 99th percentile of it.
-    OthersP99Ms,
+    BystandersP99Ms,
     /// 99th percentile of the service time, from the actual send: without the correction.
     ServiceP99Ms,
     /// Right replies over planned requests, 0 to 1.
     Availability,
     /// Planned requests without an answer at the end.
-    StarvedRequests,
+    UnansweredRequests,
     /// 99th percentile of how late the client itself was.
     LagP99Ms,
     /// Memory that one more idle connection takes in the server's processes.
@@ -76,7 +76,7 @@ pub enum Metric {
     /// CPU time of the client over that of its threads, 0 to 1.
     ClientBusy,
     /// What others had of all CPUs in use, 0 to 1.
-    OthersBusy,
+    OtherProgramsBusy,
 }
 
 /// Which way is better.
@@ -100,19 +100,19 @@ impl Metric {
         Metric::CpuMsPerGb,
         Metric::SwitchesPerRequest,
         Metric::Fairness,
-        Metric::SlowestConnection,
-        Metric::FastestConnection,
-        Metric::StarvedConnections,
+        Metric::FewestRepliesPerConnection,
+        Metric::MostRepliesPerConnection,
+        Metric::ConnectionsWithoutReply,
         Metric::MeanInFlight,
         Metric::ResponseP50Ms,
         Metric::ResponseP99Ms,
         Metric::ResponseP999Ms,
         Metric::ResponseMaxMs,
-        Metric::OthersP50Ms,
-        Metric::OthersP99Ms,
+        Metric::BystandersP50Ms,
+        Metric::BystandersP99Ms,
         Metric::ServiceP99Ms,
         Metric::Availability,
-        Metric::StarvedRequests,
+        Metric::UnansweredRequests,
         Metric::LagP99Ms,
         Metric::KibPerConnection,
         Metric::IdleCpuMsPerS,
@@ -123,7 +123,7 @@ impl Metric {
         Metric::PeakKibPerConnection,
         Metric::ServerBusy,
         Metric::ClientBusy,
-        Metric::OthersBusy,
+        Metric::OtherProgramsBusy,
     ];
 
     /// Which way is better, for the figures by which models are compared; the others explain those.
@@ -135,7 +135,7 @@ impl Metric {
             | Metric::CpuUsPerRequest
             | Metric::CpuMsPerGb
             | Metric::ResponseP99Ms
-            | Metric::OthersP99Ms
+            | Metric::BystandersP99Ms
             | Metric::KibPerConnection
             | Metric::PeakKibPerConnection
             | Metric::IdleCpuMsPerS => Some(Better::Lower),
@@ -169,8 +169,8 @@ impl Metric {
             Metric::ResponseP99Ms => (|client| &client.response_time, 0.99),
             Metric::ResponseP999Ms => (|client| &client.response_time, 0.999),
             Metric::ResponseMaxMs => (|client| &client.response_time, 1.0),
-            Metric::OthersP50Ms => (|client| &client.bystanders, 0.5),
-            Metric::OthersP99Ms => (|client| &client.bystanders, 0.99),
+            Metric::BystandersP50Ms => (|client| &client.bystanders, 0.5),
+            Metric::BystandersP99Ms => (|client| &client.bystanders, 0.99),
             Metric::ServiceP99Ms => (|client| &client.service_time, 0.99),
             Metric::LagP99Ms => (|client| &client.lag, 0.99),
             _ => return None,

@@ -1,17 +1,17 @@
 //! `samewire compare`: runs models on workloads, and compares them. `samewire report` draws the reports again.
 //!
-//! Who reads on: `workload` is what is asked, `plan` how much of it and in which order, `cell` how one launch of it is
-//! measured, `server` and `process` the server in it and what it uses, `judge` what that means and whether to believe
-//! it; `results` is the file, `summary` what several launches say together, `table` and `markdown` how it is shown.
+//! Who reads on: `workload` is what is asked, `plan` how much of it and in which order, `case` how one run of it is
+//! measured, `server` and `process` the server in it and what it uses, `evaluate` what that means and whether to believe
+//! it; `results` is the file, `summary` what several runs say together, `table` and `markdown` how it is shown.
 
-mod cell;
 mod environment;
-mod judge;
+mod evaluate;
 mod markdown;
 pub mod metric;
 pub mod plan;
 mod progress;
 pub mod results;
+mod runner;
 mod stats;
 pub mod summary;
 mod table;
@@ -35,12 +35,12 @@ use protocol::{PROTOCOLS, Protocol};
 
 use crate::drive::{parse_rate, parse_size};
 use crate::placement::Placement;
-use crate::subject::{Outside, Subject, quoted};
-use crate::{interrupt, list, output, registry, subject};
-use cell::Bench;
-use plan::{Cell, IDLE_CONNECTIONS, QUICK_MODELS, Settings, Turn};
+use crate::target::{ExternalServer, Target, quoted};
+use crate::{interrupt, list, output, registry, target};
+use plan::{Batch, Case, IDLE_CONNECTIONS, QUICK_MODELS, Settings};
 use progress::Progress;
 use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
+use runner::Runner;
 use workload::{BLOCK_RATE, LIMIT, Workload};
 
 /// Options of `compare`.
@@ -71,7 +71,7 @@ uring.
 Examples:
   samewire compare                                           all models, within four minutes
   samewire compare --quick                                   a few models, within a minute and a half
-  samewire compare --models threads,mio --launches 10        two models, more launches
+  samewire compare --models threads,mio --runs 10        two models, more runs
   samewire compare --models poll,mio --connections 10,100,1000,10000
   samewire compare --workloads steady --rate 20000 --duration 10s --out results/steady
   samewire compare --workloads http-13m,bulk --connections 100,1000
@@ -81,17 +81,17 @@ Examples:
 
 A server of --with is asked to speak the --protocol, on the workloads that need nothing else of it.
 
-Exit status 0 if all was measured, 1 if a launch failed, 2 for wrong usage, 130 if it was interrupted; what was
+Exit status 0 if all was measured, 1 if a run failed, 2 for wrong usage, 130 if it was interrupted; what was
 measured until then is kept.")]
 pub struct CompareArgs {
     /// Which models [default: all that can run here]; none: only those of --with
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_asked)]
-    models: Vec<Asked>,
+    models: Vec<ModelSelection>,
 
     /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
     /// {idle-timeout}, {drain} (in seconds) and {max-connections} for what else it can be told
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = Outside::parse)]
-    with: Vec<Outside>,
+    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
+    with: Vec<ExternalServer>,
 
     /// Which workloads [default: the first four; max and steady with several numbers of --connections]
     #[arg(
@@ -107,16 +107,16 @@ pub struct CompareArgs {
     #[arg(long)]
     quick: bool,
 
-    /// Server processes per model and workload; three are needed to see a spread [default: 3; 1 in idle]
-    #[arg(long, value_name = "N", value_parser = parse_launches)]
-    launches: Option<u32>,
+    /// ChildServer processes per model and workload; three are needed to see a spread [default: 3; 1 in idle]
+    #[arg(long, alias = "launches", value_name = "N", value_parser = parse_runs)]
+    runs: Option<u32>,
 
-    /// Measure max, steady and what else has no end for this long in each launch; block for 3s at least [default:
+    /// Measure max, steady and what else has no end for this long in each run; block for 3s at least [default:
     /// 800ms; 500ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     duration: Option<Duration>,
 
-    /// Measure the silence of idle for this long in each launch
+    /// Measure the silence of idle for this long in each run
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
     idle_duration: Duration,
 
@@ -155,16 +155,16 @@ pub struct CompareArgs {
 
 /// One of `--models`.
 #[derive(Debug, Clone, Copy)]
-enum Asked {
+enum ModelSelection {
     Model(&'static Model),
-    /// So that servers from outside can be compared with nobody else.
+    /// So that external servers can be compared with nobody else.
     Nobody,
 }
 
-fn parse_asked(name: &str) -> Result<Asked, String> {
+fn parse_asked(name: &str) -> Result<ModelSelection, String> {
     match name {
-        "none" => Ok(Asked::Nobody),
-        name => parse_model(name).map(Asked::Model),
+        "none" => Ok(ModelSelection::Nobody),
+        name => parse_model(name).map(ModelSelection::Model),
     }
 }
 
@@ -180,12 +180,9 @@ fn runs_here(model: &'static Model) -> Result<&'static Model, String> {
     }
 }
 
-fn parse_launches(text: &str) -> Result<u32, String> {
-    let launches = text
-        .parse()
-        .ok()
-        .filter(|launches| (1..=10_000).contains(launches));
-    launches.ok_or_else(|| "write a number from 1 to 10000".to_string())
+fn parse_runs(text: &str) -> Result<u32, String> {
+    let runs = text.parse().ok().filter(|runs| (1..=10_000).contains(runs));
+    runs.ok_or_else(|| "write a number from 1 to 10000".to_string())
 }
 
 /// Options of `report`.
@@ -205,14 +202,14 @@ pub struct ReportArgs {
 /// There is none in that directory, or the report cannot be written.
 pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let results = Results::read(&args.dir)?;
-    if results.launches.is_empty() {
+    if results.runs.is_empty() {
         bail!(
             "nothing was measured in {}: {}",
             args.dir.display(),
             if results.complete {
                 "these models can do nothing of what was asked for"
             } else {
-                "it was interrupted before its first launch ended"
+                "it was interrupted before its first run ended"
             }
         );
     }
@@ -246,18 +243,18 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     // Everything that this process starts from here on is on the client's CPUs, until it says otherwise.
     let placement = Placement::take();
-    crate::server::adopt_orphans();
+    crate::child::adopt_orphans();
     // Both before minutes of work, not after.
     try_out(&args.with, &placement)?;
     claim(&out)?;
     let (models, mut infos) = models(args, &placement);
-    let mut subjects: Vec<Subject> = models.iter().copied().map(Subject::Model).collect();
-    for outside in &args.with {
-        subjects.push(Subject::Outside(outside.clone()));
-        infos.push(ModelInfo::outside(outside));
+    let mut targets: Vec<Target> = models.iter().copied().map(Target::Model).collect();
+    for external in &args.with {
+        targets.push(Target::ExternalServer(external.clone()));
+        infos.push(ModelInfo::external(external));
     }
     let workers = |model: &Model| placement.workers_of(model);
-    let (turns, skipped) = plan::turns(&subjects, workers, &settings, seed, descriptors);
+    let (batches, skipped) = plan::batches(&targets, workers, &settings, seed, descriptors);
     let mut results = Results {
         schema: SCHEMA,
         complete: false,
@@ -266,8 +263,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         options: Options {
             models: infos.iter().map(|model| model.name.clone()).collect(),
             workloads: settings.workloads.clone(),
-            launches: settings.launches,
-            idle_launches: settings.idle_launches,
+            runs: settings.runs,
+            idle_runs: settings.idle_runs,
             duration_s: settings.duration.as_secs_f64(),
             block_duration_s: settings.duration(Workload::Block).as_secs_f64(),
             idle_duration_s: settings.idle_duration.as_secs_f64(),
@@ -282,19 +279,19 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
             seed: seed.to_string(),
         },
         models: infos,
-        launches: Vec::new(),
+        runs: Vec::new(),
         skipped,
         summary: Vec::new(),
     };
-    announce(&results, &turns);
+    announce(&results, &batches);
     let save = |results: &Results| write_whole(&out, results::FILE, &results.to_json()?);
-    let bench = Bench {
+    let bench = Runner {
         settings: &settings,
         placement: &placement,
         began: Instant::now(),
         interrupted: &interrupted,
     };
-    measure(&bench, &turns, &mut results, &save);
+    measure(&bench, &batches, &mut results, &save);
     results.summary = summary::summarise(&results)?;
     finish(args, &out, &results)
 }
@@ -310,7 +307,7 @@ fn claim(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(cannot)?;
     match fs::File::create_new(dir.join(results::FILE)) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(
-            "{} holds results already, and they are not overwritten; name another directory with --out, \
+            "{} max_concurrent results already, and they are not overwritten; name another directory with --out, \
              or see them with samewire report {}",
             dir.display(),
             dir.display()
@@ -325,16 +322,15 @@ fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Ve
         if args.models.is_empty() {
             !args.quick || QUICK_MODELS.contains(&model.name)
         } else {
-            let named =
-                |asked: &Asked| matches!(asked, Asked::Model(one) if one.name == model.name);
+            let named = |asked: &ModelSelection| matches!(asked, ModelSelection::Model(one) if one.name == model.name);
             args.models.iter().any(named)
         }
     };
     let mut available = Vec::new();
     let mut infos = Vec::new();
     for model in registry::models().filter(asked) {
-        let obstacle = (model.available)().err();
-        if obstacle.is_none() {
+        let unavailable_reason = (model.available)().err();
+        if unavailable_reason.is_none() {
             available.push(model);
         }
         let workers = placement.workers_of(model);
@@ -346,17 +342,17 @@ fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Ve
             source: model.source.to_string(),
             capacity: list::name_of(model.capacity).to_string(),
             workers: Some(workers),
-            holds: plan::holds(model, workers),
-            obstacle,
+            max_concurrent: plan::max_concurrent(model, workers),
+            unavailable_reason,
         });
     }
     (available, infos)
 }
 
 /// Whoever can't be started with that command is told at once.
-fn try_out(with: &[Outside], placement: &Placement) -> anyhow::Result<()> {
-    for outside in with {
-        let server = outside.start(&subject::Settings::default(), placement)?;
+fn try_out(with: &[ExternalServer], placement: &Placement) -> anyhow::Result<()> {
+    for external in with {
+        let server = external.start(&target::TargetSettings::default(), placement)?;
         drop(server.stop());
     }
     Ok(())
@@ -392,11 +388,11 @@ fn command(
             .replace(' ', "")
     };
     // What was left open stands for different numbers in different workloads.
-    let launches = args.launches.map(|number| format!(" --launches {number}"));
+    let runs = args.runs.map(|number| format!(" --runs {number}"));
     let with = args
         .with
         .iter()
-        .map(|outside| format!(" --with {}", quoted(&outside.text())));
+        .map(|external| format!(" --with {}", quoted(&external.text())));
     let models = match models {
         [] => "none".to_string(),
         models => list(models.iter().map(|model| model.name)),
@@ -406,7 +402,7 @@ fn command(
          --patience {} --protocol {} --size {} --seed {seed}",
         with.collect::<String>(),
         list(&settings.workloads),
-        launches.unwrap_or_default(),
+        runs.unwrap_or_default(),
         time(settings.duration),
         time(settings.idle_duration),
         list(&settings.connections),
@@ -417,11 +413,11 @@ fn command(
     )
 }
 
-fn announce(results: &Results, turns: &[Turn]) {
-    let estimate: Duration = turns.iter().map(|turn| turn.estimate).sum();
-    let launches: usize = turns.iter().map(|turn| turn.cells.len()).sum();
+fn announce(results: &Results, batches: &[Batch]) {
+    let estimate: Duration = batches.iter().map(|batch| batch.estimate).sum();
+    let runs: usize = batches.iter().map(|batch| batch.cases.len()).sum();
     output::print_error(&format!(
-        "{launches} launches, about {}; seed {}",
+        "{runs} runs, about {}; seed {}",
         humantime::format_duration(Duration::from_secs(estimate.as_secs().max(1))),
         results.options.seed
     ));
@@ -431,57 +427,60 @@ fn announce(results: &Results, turns: &[Turn]) {
         );
     }
     for model in &results.models {
-        if let Some(obstacle) = &model.obstacle {
-            output::print_error(&format!("note: {} is left out: {obstacle}", model.name));
+        if let Some(unavailable_reason) = &model.unavailable_reason {
+            output::print_error(&format!(
+                "note: {} is left out: {unavailable_reason}",
+                model.name
+            ));
         }
     }
 }
 
 fn measure(
-    bench: &Bench,
-    turns: &[Turn],
+    bench: &Runner,
+    batches: &[Batch],
     results: &mut Results,
     save: &dyn Fn(&Results) -> anyhow::Result<()>,
 ) {
-    let mut progress = Progress::start(turns);
+    let mut progress = Progress::start(batches);
     let mut block = 0;
     // By model: so many connections could not be opened. To try again would take as long, and tell the same.
     let mut full: BTreeMap<String, usize> = BTreeMap::new();
-    for turn in turns {
+    for batch in batches {
         // However this program may end, what was measured in earlier blocks is kept.
-        if turn.block != block {
-            block = turn.block;
+        if batch.block != block {
+            block = batch.block;
             if let Err(error) = save(results) {
                 output::print_error(&format!("warning: {error:#}; measuring goes on"));
             }
         }
-        let is_full = |cell: &Cell| {
-            let most = full.get(&cell.subject.name());
-            cell.opening().is_some() && most.is_some_and(|most| cell.connections >= *most)
+        let is_full = |case: &Case| {
+            let most = full.get(&case.target.name());
+            case.opening().is_some() && most.is_some_and(|most| case.connections >= *most)
         };
-        if turn.cells.iter().all(is_full) {
-            for skipped in turn.cells.iter().map(Skipped::full) {
+        if batch.cases.iter().all(is_full) {
+            for skipped in batch.cases.iter().map(Skipped::full) {
                 if !results.skipped.contains(&skipped) {
                     results.skipped.push(skipped);
                 }
             }
-            progress.skip(turn);
+            progress.skip(batch);
             continue;
         }
-        progress.begin(turn);
-        let Some(launches) = bench.measure(turn, results.launches.len() + 1) else {
+        progress.begin(batch);
+        let Some(runs) = bench.measure(batch, results.runs.len() + 1) else {
             progress.finish();
             return;
         };
-        for (cell, launch) in turn.cells.iter().zip(launches) {
-            if launch.notes.contains(&Note::NotAllOpened) {
-                let most = full.entry(cell.subject.name()).or_insert(cell.connections);
-                *most = cell.connections.min(*most);
+        for (case, run) in batch.cases.iter().zip(runs) {
+            if run.notes.contains(&Note::NotAllOpened) {
+                let most = full.entry(case.target.name()).or_insert(case.connections);
+                *most = case.connections.min(*most);
             }
-            progress.measured(&launch);
-            results.launches.push(launch);
+            progress.measured(&run);
+            results.runs.push(run);
         }
-        progress.end(turn);
+        progress.end(batch);
     }
     progress.finish();
     results.complete = true;
@@ -505,7 +504,7 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
     shown?;
     Ok(if !results.complete {
         ExitCode::from(interrupt::STATUS)
-    } else if results.launches.iter().all(results::Launch::valid) {
+    } else if results.runs.iter().all(results::Run::valid) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -545,7 +544,7 @@ mod tests {
     fn the_command_repeats_it() {
         for words in [
             &["--quick"][..],
-            &["--launches", "2", "--connections", "5,7"],
+            &["--runs", "2", "--connections", "5,7"],
             &["--workloads", "idle", "--idle-duration", "1s500ms"],
             &["--workloads", "all"],
             &[

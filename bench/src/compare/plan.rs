@@ -8,24 +8,24 @@ use protocol::Protocol;
 
 use super::results::Skipped;
 use super::workload::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
-use super::{Asked, CompareArgs};
-use crate::subject::{Outside, Subject};
+use super::{CompareArgs, ModelSelection};
+use crate::target::{ExternalServer, Target};
 
-/// How much is measured, if nobody says otherwise. Three launches show a spread. All of them together take what the
-/// help guarantees, and a window holds requests enough for its percentiles.
+/// How much is measured, if nobody says otherwise. Three runs show a spread. All of them together take what the
+/// help guarantees, and a window max_concurrent requests enough for its percentiles.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
-    launches: u32,
+    runs: u32,
     /// Of `idle`: what it tells hardly varies, and it takes long.
-    idle_launches: u32,
+    idle_runs: u32,
     duration: Duration,
     patience: Duration,
 }
 
 /// All models in less than four minutes.
 const FULL: Extent = Extent {
-    launches: 3,
-    idle_launches: 1,
+    runs: 3,
+    idle_runs: 1,
     duration: Duration::from_millis(800),
     patience: Duration::from_secs(3),
 };
@@ -59,7 +59,7 @@ pub(super) const MANY: usize = 1_000;
 /// What a server sends and a client checks, roughly; only for the estimate.
 const BYTES_PER_S: f64 = 1e9;
 
-/// Asked but not measured: the first requests meet cold caches and threads that are just being started. Connections
+/// ModelSelection but not measured: the first requests meet cold caches and threads that are just being started. Connections
 /// that the kernel has completed may not be accepted yet, let alone have a process of their own.
 const WARM_UP: Duration = Duration::from_millis(200);
 const WARM_UP_PER_CONNECTION: Duration = Duration::from_micros(100);
@@ -96,8 +96,8 @@ pub(super) struct Settings {
     /// In the order of the tables, each once.
     pub(super) workloads: Vec<Workload>,
     /// Of all workloads but `idle`.
-    pub(super) launches: u32,
-    pub(super) idle_launches: u32,
+    pub(super) runs: u32,
+    pub(super) idle_runs: u32,
     pub(super) duration: Duration,
     pub(super) idle_duration: Duration,
     /// Of all workloads but `idle`; ascending. More than one: a sweep.
@@ -113,8 +113,13 @@ impl Settings {
     ///
     /// Wrong usage: what is asked for does not go together.
     pub(super) fn of(args: &CompareArgs) -> Result<Settings, String> {
-        Outside::distinct(&args.with)?;
-        if args.with.is_empty() && args.models.iter().any(|one| matches!(one, Asked::Nobody)) {
+        ExternalServer::distinct(&args.with)?;
+        if args.with.is_empty()
+            && args
+                .models
+                .iter()
+                .any(|one| matches!(one, ModelSelection::Nobody))
+        {
             return Err("--models none goes with --with: there is nobody to compare".to_string());
         }
         let extent = if args.quick { QUICK } else { FULL };
@@ -145,8 +150,8 @@ impl Settings {
         }
         Ok(Settings {
             workloads,
-            launches: args.launches.unwrap_or(extent.launches),
-            idle_launches: args.launches.unwrap_or(extent.idle_launches),
+            runs: args.runs.unwrap_or(extent.runs),
+            idle_runs: args.runs.unwrap_or(extent.idle_runs),
             duration: args.duration.unwrap_or(extent.duration),
             idle_duration: args.idle_duration,
             connections,
@@ -204,10 +209,10 @@ impl Settings {
         }
     }
 
-    pub(super) fn launches(&self, workload: Workload) -> u32 {
+    pub(super) fn runs(&self, workload: Workload) -> u32 {
         match workload {
-            Workload::Idle => self.idle_launches,
-            _ => self.launches,
+            Workload::Idle => self.idle_runs,
+            _ => self.runs,
         }
     }
 }
@@ -220,7 +225,7 @@ fn names(wanted: impl Fn(&Workload) -> bool) -> String {
 
 /// How many peers a model converses with at a time by design, if it is told to have so many workers; `None`: as many as
 /// `--max-connections` lets in.
-pub(super) fn holds(model: &Model, workers: usize) -> Option<usize> {
+pub(super) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
     match model.capacity {
         Capacity::One => Some(1),
         Capacity::Workers => Some(workers),
@@ -230,35 +235,36 @@ pub(super) fn holds(model: &Model, workers: usize) -> Option<usize> {
     }
 }
 
-/// One launch to come: a fresh server process under one load.
+/// One run to come: a fresh server process under one load.
 #[derive(Debug, Clone)]
-pub(super) struct Cell {
-    /// Who serves: a model, or a command from outside.
-    pub(super) subject: Subject,
+pub(super) struct Case {
+    /// Who serves: a model, or a command from external.
+    pub(super) target: Target,
     pub(super) workload: Workload,
     pub(super) connections: usize,
     /// Of the client's requests.
     pub(super) seed: u64,
-    /// See [`holds`].
-    pub(super) holds: Option<usize>,
+    /// See [`max_concurrent`].
+    pub(super) max_concurrent: Option<usize>,
 }
 
-impl Cell {
+impl Case {
     /// Whether some of its connections must wait for others to end.
     pub(super) fn is_short(&self) -> bool {
-        self.holds.is_some_and(|most| most < self.connections)
+        self.max_concurrent
+            .is_some_and(|most| most < self.connections)
     }
 
     /// Why it can't do this at all, if it can't; `small` is what is said where that is open.
-    fn obstacle(&self, small: &Protocol) -> Option<String> {
-        match self.subject.model().map(|model| model.offload) {
+    fn unavailable_reason(&self, small: &Protocol) -> Option<String> {
+        match self.target.model().map(|model| model.offload) {
             Some(Offload::Nowhere(why)) if self.workload.offloads() => {
                 Some(format!("there is nowhere to move work to: {why}"))
             }
             Some(_) => None,
             // Whoever started it chose its protocol, and it can't be told another.
             None if self.workload.protocol_differs(small) => Some(format!(
-                "{} is over another protocol than --protocol {}, and it comes from outside",
+                "{} is over another protocol than --protocol {}, and it comes from external",
                 self.workload, small.name
             )),
             None if self.workload.works() => Some(format!(
@@ -369,99 +375,100 @@ impl Cell {
     }
 }
 
-/// Launches that are measured at the same time: one, or of `idle` several.
+/// Runs that are measured at the same time: one, or of `idle` several.
 #[derive(Debug, Clone)]
-pub(super) struct Turn {
+pub(super) struct Batch {
     /// From 1.
     pub(super) block: u32,
     /// At least one; all of one workload.
-    pub(super) cells: Vec<Cell>,
+    pub(super) cases: Vec<Case>,
     pub(super) estimate: Duration,
 }
 
-impl Turn {
-    fn of(block: u32, cells: Vec<Cell>, settings: &Settings) -> Turn {
-        let together = cells.len();
-        let longest = cells.iter().map(|cell| cell.estimate(settings, together));
-        Turn {
+impl Batch {
+    fn of(block: u32, cases: Vec<Case>, settings: &Settings) -> Batch {
+        let together = cases.len();
+        let longest = cases.iter().map(|case| case.estimate(settings, together));
+        Batch {
             block,
             estimate: longest.max().unwrap_or_default(),
-            cells,
+            cases,
         }
     }
 }
 
-/// All launches, in blocks that hold each model and workload once, in random order. So whatever changes on the machine
+/// All runs, in blocks that hold each model and workload once, in random order. So whatever changes on the machine
 /// meanwhile (heat, a backup, a neighbour) meets all models alike, and does not favour the one that was always first.
 ///
-/// In a sweep, a model is not asked with more connections than it holds by design: what it costs to let the others wait
+/// In a sweep, a model is not asked with more connections than it max_concurrent by design: what it costs to let the others wait
 /// is not the cost of more connections. What is left out for that is told.
-pub(super) fn turns(
-    subjects: &[Subject],
+pub(super) fn batches(
+    targets: &[Target],
     workers: impl Fn(&Model) -> usize,
     settings: &Settings,
     seed: u64,
     descriptors: Descriptors,
-) -> (Vec<Turn>, Vec<Skipped>) {
+) -> (Vec<Batch>, Vec<Skipped>) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut turns = Vec::new();
+    let mut batches = Vec::new();
     let mut skipped = Vec::new();
-    let blocks = settings.launches.max(settings.idle_launches);
+    let blocks = settings.runs.max(settings.idle_runs);
     for block in 1..=blocks {
-        let start = turns.len();
+        let start = batches.len();
         let due = settings.workloads.iter().copied();
-        for workload in due.filter(|workload| block <= settings.launches(*workload)) {
+        for workload in due.filter(|workload| block <= settings.runs(*workload)) {
             for &connections in settings.connections(workload) {
                 // The same requests for all models.
                 let seed = random.u64(..);
-                let cell = |subject: &Subject| Cell {
-                    subject: subject.clone(),
+                let case = |target: &Target| Case {
+                    target: target.clone(),
                     workload,
                     connections,
                     seed,
-                    holds: subject
+                    max_concurrent: target
                         .model()
-                        .and_then(|model| holds(model, workers(model))),
+                        .and_then(|model| max_concurrent(model, workers(model))),
                 };
-                let mut cells: Vec<Cell> = subjects.iter().map(cell).collect();
-                let obstacle = |cell: &Cell| cell.obstacle(settings.protocol);
+                let mut cases: Vec<Case> = targets.iter().map(case).collect();
+                let unavailable_reason = |case: &Case| case.unavailable_reason(settings.protocol);
                 if block == 1 {
-                    let cannot = |cell: &Cell| Some(Skipped::because(cell, obstacle(cell)?));
-                    skipped.extend(cells.iter().filter_map(cannot));
+                    let cannot =
+                        |case: &Case| Some(Skipped::because(case, unavailable_reason(case)?));
+                    skipped.extend(cases.iter().filter_map(cannot));
                 }
-                cells.retain(|cell| obstacle(cell).is_none());
+                cases.retain(|case| unavailable_reason(case).is_none());
                 if settings.sweep() {
                     if block == 1 {
-                        let short = cells.iter().filter(|cell| cell.is_short());
+                        let short = cases.iter().filter(|case| case.is_short());
                         skipped.extend(short.map(Skipped::by_design));
                     }
-                    cells.retain(|cell| !cell.is_short());
+                    cases.retain(|case| !case.is_short());
                 }
                 // So that in `idle` nobody always has the same company.
-                random.shuffle(&mut cells);
+                random.shuffle(&mut cases);
                 let most = match workload {
                     Workload::Idle => idle_together(descriptors),
                     _ => 1,
                 };
-                let (restless, quiet): (Vec<Cell>, Vec<Cell>) = cells
+                let (restless, quiet): (Vec<Case>, Vec<Case>) = cases
                     .into_iter()
-                    .partition(|cell| may_not_sleep(&cell.subject));
+                    .partition(|case| may_not_sleep(&case.target));
                 let groups = quiet.len().div_ceil(most).max(1);
                 let size = quiet.len().div_ceil(groups).max(1);
                 let together = quiet.chunks(size).chain(restless.chunks(1));
-                turns.extend(together.map(|cells| Turn::of(block, cells.to_vec(), settings)));
+                batches.extend(together.map(|cases| Batch::of(block, cases.to_vec(), settings)));
             }
         }
-        random.shuffle(&mut turns[start..]);
+        random.shuffle(&mut batches[start..]);
     }
-    (turns, skipped)
+    (batches, skipped)
 }
 
 /// Whether it would, or might, take the CPU from those who are idle beside it: it does not keep the guarantee that a
 /// server never spins, or has not given it.
-fn may_not_sleep(subject: &Subject) -> bool {
+fn may_not_sleep(target: &Target) -> bool {
     let spins = |deviation: &Deviation| deviation.guarantee == Guarantee::Accept;
-    subject
+    target
         .model()
         .is_none_or(|model| model.deviations.iter().any(spins))
 }
@@ -490,22 +497,22 @@ mod tests {
         most: None,
     };
 
-    fn all(settings: &Settings, seed: u64) -> Vec<Turn> {
-        turns(&everybody(), |_| 1, settings, seed, PLENTY).0
+    fn all(settings: &Settings, seed: u64) -> Vec<Batch> {
+        batches(&everybody(), |_| 1, settings, seed, PLENTY).0
     }
 
-    fn everybody() -> Vec<Subject> {
-        registry::models().map(Subject::Model).collect()
+    fn everybody() -> Vec<Target> {
+        registry::models().map(Target::Model).collect()
     }
 
     #[test]
     fn every_block_holds_everything_once_and_the_seed_decides_the_order() {
-        let settings = settings(&["--launches", "4"]);
+        let settings = settings(&["--runs", "4"]);
         let order = |seed| -> Vec<_> {
             all(&settings, seed)
                 .iter()
-                .flat_map(|turn| turn.cells.iter().map(|cell| (turn.block, cell.clone())))
-                .map(|(block, cell)| (block, cell.subject.name(), cell.workload, cell.seed))
+                .flat_map(|batch| batch.cases.iter().map(|case| (batch.block, case.clone())))
+                .map(|(block, case)| (block, case.target.name(), case.workload, case.seed))
                 .collect()
         };
         let first = order(7);
@@ -514,18 +521,18 @@ mod tests {
         let size = registry::models().count() * Workload::DEFAULT.len();
         let blocks: Vec<Vec<_>> = first
             .chunks(size)
-            .map(|block| block.iter().map(|cell| (cell.1.clone(), cell.2)).collect())
+            .map(|block| block.iter().map(|case| (case.1.clone(), case.2)).collect())
             .collect();
         assert_eq!(blocks.len(), 4);
-        for (block, cells) in first.chunks(size).zip(1..) {
-            assert!(block.iter().all(|cell| cell.0 == cells));
-            let different: BTreeSet<_> = block.iter().map(|cell| (&cell.1, cell.2)).collect();
+        for (block, cases) in first.chunks(size).zip(1..) {
+            assert!(block.iter().all(|case| case.0 == cases));
+            let different: BTreeSet<_> = block.iter().map(|case| (&case.1, case.2)).collect();
             assert_eq!(different.len(), size);
             for &workload in Workload::DEFAULT {
                 let seeds: BTreeSet<_> = block
                     .iter()
-                    .filter(|cell| cell.2 == workload)
-                    .map(|cell| cell.3)
+                    .filter(|case| case.2 == workload)
+                    .map(|case| case.3)
                     .collect();
                 assert_eq!(seeds.len(), 1, "all models are asked the same");
             }
@@ -539,9 +546,11 @@ mod tests {
     #[test]
     fn only_those_who_sleep_are_idle_together() {
         let settings = settings(&["--workloads", "idle"]);
-        for turn in all(&settings, 7) {
-            assert!(turn.cells.len() <= IDLE_TOGETHER);
-            assert!(turn.cells.len() == 1 || !turn.cells.iter().any(|c| may_not_sleep(&c.subject)));
+        for batch in all(&settings, 7) {
+            assert!(batch.cases.len() <= IDLE_TOGETHER);
+            assert!(
+                batch.cases.len() == 1 || !batch.cases.iter().any(|c| may_not_sleep(&c.target))
+            );
         }
         let limited = |now| {
             idle_together(Descriptors {
@@ -554,18 +563,18 @@ mod tests {
         assert_eq!(limited(1 << 20), IDLE_TOGETHER);
         // Nothing else is measured in company.
         let settings = super::super::tests::settings(&["--workloads", "crowd,max,steady"]);
-        assert!(all(&settings, 7).iter().all(|turn| turn.cells.len() == 1));
+        assert!(all(&settings, 7).iter().all(|batch| batch.cases.len() == 1));
     }
 
     #[test]
     fn what_is_open_is_decided_by_the_extent_and_what_is_said_overrides_it() {
         let full = settings(&[]);
-        assert_eq!((full.launches, full.idle_launches), (3, 1));
+        assert_eq!((full.runs, full.idle_runs), (3, 1));
         assert_eq!(full.workloads, Workload::DEFAULT);
         let quick = settings(&["--quick"]);
         assert!(quick.duration < full.duration);
-        let said = settings(&["--quick", "--launches", "7", "--duration", "2s"]);
-        assert_eq!((said.launches, said.idle_launches), (7, 7));
+        let said = settings(&["--quick", "--runs", "7", "--duration", "2s"]);
+        assert_eq!((said.runs, said.idle_runs), (7, 7));
         assert_eq!(said.duration, Duration::from_secs(2));
     }
 
@@ -587,28 +596,28 @@ mod tests {
     fn a_sweep_leaves_out_whom_a_model_cannot_hold_and_says_so_once() {
         let models = everybody();
         let sweep = settings(&["--connections", "1,10", "--workloads", "max"]);
-        let (planned, skipped) = turns(&models, |_| 5, &sweep, 7, PLENTY);
-        let short = |cell: &&Cell| cell.is_short();
-        let cells: Vec<_> = planned.iter().flat_map(|turn| &turn.cells).collect();
-        assert!(!cells.iter().copied().any(|cell| short(&cell)));
+        let (planned, skipped) = batches(&models, |_| 5, &sweep, 7, PLENTY);
+        let short = |case: &&Case| case.is_short();
+        let cases: Vec<_> = planned.iter().flat_map(|batch| &batch.cases).collect();
+        assert!(!cases.iter().copied().any(|case| short(&case)));
         let serial: Vec<_> = skipped.iter().filter(|one| one.model == "serial").collect();
         assert_eq!(serial.len(), 1);
         assert_eq!(serial[0].connections, 10);
         // One number is asked for because somebody wants to see it.
         let one = settings(&["--connections", "10", "--workloads", "max"]);
-        let (planned, skipped) = turns(&models, |_| 5, &one, 7, PLENTY);
-        let mut cells = planned.iter().flat_map(|turn| &turn.cells);
-        assert!(cells.any(|cell| short(&cell)));
+        let (planned, skipped) = batches(&models, |_| 5, &one, 7, PLENTY);
+        let mut cases = planned.iter().flat_map(|batch| &batch.cases);
+        assert!(cases.any(|case| short(&case)));
         assert!(skipped.is_empty());
     }
 
     /// What the help guarantees for all models on a machine like the ones it was measured on, with something to spare.
     #[test]
     fn the_plan_keeps_to_its_time() {
-        let sum = |settings: &Settings, models: &[Subject]| -> Duration {
+        let sum = |settings: &Settings, models: &[Target]| -> Duration {
             let workers = |model: &Model| model.capacity.workers().get();
-            let turns = turns(models, workers, settings, 7, PLENTY).0;
-            turns.iter().map(|turn| turn.estimate).sum()
+            let batches = batches(models, workers, settings, 7, PLENTY).0;
+            batches.iter().map(|batch| batch.estimate).sum()
         };
         let models = everybody();
         let full = sum(&settings(&[]), &models);
@@ -667,10 +676,10 @@ mod tests {
     #[test]
     fn who_has_nowhere_to_move_work_to_is_left_out_and_told() {
         let settings = settings(&["--workloads", "block,block-offload"]);
-        let (planned, skipped) = turns(&everybody(), |_| 5, &settings, 7, PLENTY);
+        let (planned, skipped) = batches(&everybody(), |_| 5, &settings, 7, PLENTY);
         let planned = |name: &str, workload| {
-            let mut cells = planned.iter().flat_map(|turn| &turn.cells);
-            cells.any(|cell| cell.subject.name() == name && cell.workload == workload)
+            let mut cases = planned.iter().flat_map(|batch| &batch.cases);
+            cases.any(|case| case.target.name() == name && case.workload == workload)
         };
         for model in registry::models() {
             let nowhere = matches!(model.offload, Offload::Nowhere(_));
@@ -690,12 +699,15 @@ mod tests {
 
     #[test]
     fn who_comes_from_outside_is_asked_for_what_it_speaks() {
-        let outside = Outside::parse("mine=serve {port}").unwrap();
-        let subjects = [Subject::Outside(outside)];
+        let external = ExternalServer::parse("mine=serve {port}").unwrap();
+        let targets = [Target::ExternalServer(external)];
         let planned = |words: &[&str]| {
             let settings = settings(words);
-            let (planned, skipped) = turns(&subjects, |_| 5, &settings, 7, PLENTY);
-            let asked: BTreeSet<_> = planned.iter().map(|turn| turn.cells[0].workload).collect();
+            let (planned, skipped) = batches(&targets, |_| 5, &settings, 7, PLENTY);
+            let asked: BTreeSet<_> = planned
+                .iter()
+                .map(|batch| batch.cases[0].workload)
+                .collect();
             let told: BTreeSet<_> = skipped.iter().map(|one| one.workload).collect();
             assert_eq!(asked.len() + told.len(), settings.workloads.len());
             assert!(asked.is_disjoint(&told));

@@ -1,4 +1,4 @@
-//! How far the comparison has come: a bar on a terminal, a line per launch elsewhere; on standard error.
+//! How far the comparison has come: a bar on a terminal, a line per run elsewhere; on standard error.
 //!
 //! Nothing is drawn while a load runs. Drawing takes time on a CPU of the client's, and would be measured as slowness of
 //! the server; so the bar stands still for a second at a time.
@@ -8,41 +8,40 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::metric::Metric;
-use super::plan::Turn;
-use super::results::Launch;
+use super::plan::Batch;
+use super::results::Run;
 use super::workload::Workload;
-use crate::{figures, output};
+use crate::{format, output};
 
 pub(super) struct Progress {
     bar: ProgressBar,
-    launches: usize,
+    runs: usize,
     /// Columns of the longest workload's name.
     longest: usize,
     left: Duration,
 }
 
 impl Progress {
-    pub(super) fn start(turns: &[Turn]) -> Progress {
+    pub(super) fn start(batches: &[Batch]) -> Progress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
-        let launches = turns.iter().map(|turn| turn.cells.len()).sum();
-        let cells = turns.iter().flat_map(|turn| &turn.cells);
-        let longest = cells.map(|cell| cell.workload.name().len()).max();
-        let bar =
-            ProgressBar::with_draw_target(Some(launches as u64), ProgressDrawTarget::stderr())
-                .with_style(style.unwrap_or(ProgressStyle::default_bar()));
+        let runs = batches.iter().map(|batch| batch.cases.len()).sum();
+        let cases = batches.iter().flat_map(|batch| &batch.cases);
+        let longest = cases.map(|case| case.workload.name().len()).max();
+        let bar = ProgressBar::with_draw_target(Some(runs as u64), ProgressDrawTarget::stderr())
+            .with_style(style.unwrap_or(ProgressStyle::default_bar()));
         Progress {
             bar,
-            launches,
+            runs,
             longest: longest.unwrap_or_default(),
-            left: turns.iter().map(|turn| turn.estimate).sum(),
+            left: batches.iter().map(|batch| batch.estimate).sum(),
         }
     }
 
-    /// A turn begins.
-    pub(super) fn begin(&self, turn: &Turn) {
-        let what = match &turn.cells[..] {
-            [cell] => format!("{} {}", cell.subject.name(), cell.workload),
-            [cell, ..] => format!("{} of {} models", cell.workload, turn.cells.len()),
+    /// A batch begins.
+    pub(super) fn begin(&self, batch: &Batch) {
+        let what = match &batch.cases[..] {
+            [case] => format!("{} {}", case.target.name(), case.workload),
+            [case, ..] => format!("{} of {} models", case.workload, batch.cases.len()),
             [] => String::new(),
         };
         self.bar.set_message(format!(
@@ -52,36 +51,36 @@ impl Progress {
         self.bar.tick();
     }
 
-    /// One of its launches is over.
-    pub(super) fn measured(&self, launch: &Launch) {
+    /// One of its runs is over.
+    pub(super) fn measured(&self, run: &Run) {
         let line = format!(
             "[{:>width$}/{}] {:<12} {:<longest$}  {}",
-            launch.order,
-            self.launches,
-            launch.model,
-            launch.workload,
-            outcome(launch),
-            width = self.launches.to_string().len(),
+            run.order,
+            self.runs,
+            run.model,
+            run.workload,
+            outcome(run),
+            width = self.runs.to_string().len(),
             longest = self.longest,
         );
         if self.bar.is_hidden() {
             output::print_error(&line);
-        } else if !launch.valid() {
+        } else if !run.valid() {
             self.bar.println(line);
         }
         self.bar.inc(1);
     }
 
-    /// A turn is over.
-    pub(super) fn end(&mut self, turn: &Turn) {
-        self.left = self.left.saturating_sub(turn.estimate);
+    /// A batch is over.
+    pub(super) fn end(&mut self, batch: &Batch) {
+        self.left = self.left.saturating_sub(batch.estimate);
     }
 
-    /// A turn is left out after all.
-    pub(super) fn skip(&mut self, turn: &Turn) {
-        self.launches -= turn.cells.len();
-        self.bar.set_length(self.launches as u64);
-        self.end(turn);
+    /// A batch is left out after all.
+    pub(super) fn skip(&mut self, batch: &Batch) {
+        self.runs -= batch.cases.len();
+        self.bar.set_length(self.runs as u64);
+        self.end(batch);
     }
 
     pub(super) fn finish(&self) {
@@ -89,12 +88,12 @@ impl Progress {
     }
 }
 
-/// A launch in a few words.
-fn outcome(launch: &Launch) -> String {
-    if let Some(problem) = launch.problems.first() {
+/// A run in a few words.
+fn outcome(run: &Run) -> String {
+    if let Some(problem) = run.problems.first() {
         return format!("FAILED: {problem}");
     }
-    let (metric, unit) = match launch.workload {
+    let (metric, unit) = match run.workload {
         Workload::Crowd => (Metric::ClientsServed, "clients served"),
         Workload::Max
         | Workload::Http13b
@@ -103,11 +102,13 @@ fn outcome(launch: &Launch) -> String {
         | Workload::Compute => (Metric::RequestsPerS, "requests/s"),
         Workload::Steady => (Metric::ResponseP99Ms, "ms p99"),
         Workload::Http13m | Workload::Bulk => (Metric::MbPerS, "MB/s"),
-        Workload::Block | Workload::BlockOffload => (Metric::OthersP99Ms, "ms p99 of the others"),
+        Workload::Block | Workload::BlockOffload => {
+            (Metric::BystandersP99Ms, "ms p99 of the others")
+        }
         Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU per second"),
     };
-    match launch.figures.get(&metric).copied().flatten() {
-        Some(value) => format!("{} {unit}", figures::digits(value)),
+    match run.figures.get(&metric).copied().flatten() {
+        Some(value) => format!("{} {unit}", format::digits(value)),
         None => format!("n/a {unit}"),
     }
 }

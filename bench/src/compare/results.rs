@@ -1,4 +1,4 @@
-//! `results.json`: all that was measured, and all that is needed to judge it.
+//! `results.json`: all that was measured, and all that is needed to evaluate it.
 //!
 //! docs/src/results.md explains every field to those who read the file with other tools; a test keeps the two in step.
 //! Counters that could not be read are `null`, never 0: a zero is a claim.
@@ -18,15 +18,15 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
-use super::plan::Cell;
+use super::plan::Case;
 use super::summary::Summary;
 use super::workload::Workload;
-use crate::figures;
-use crate::subject::Outside;
+use crate::format;
+use crate::target::ExternalServer;
 
 /// What is written here, and the only one that is read. It grows by one when a field changes its meaning or goes; new
 /// fields leave it as it is.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// The file's name in the directory of a comparison.
 pub const FILE: &str = "results.json";
@@ -46,11 +46,11 @@ pub struct Results {
     pub options: Options,
     /// What was compared, in the order of the tables.
     pub models: Vec<ModelInfo>,
-    /// Every launch, in the order in which they were measured.
-    pub launches: Vec<Launch>,
+    /// Every run, in the order in which they were measured.
+    pub runs: Vec<Run>,
     /// What was not measured because it could not be, or means nothing.
     pub skipped: Vec<Skipped>,
-    /// The launches of one model on one workload, taken together. Computed from `launches`; `samewire report` computes
+    /// The runs of one model on one workload, taken together. Computed from `runs`; `samewire report` computes
     /// it anew and does not believe what it reads.
     pub summary: Vec<Summary>,
 }
@@ -93,7 +93,7 @@ pub struct Environment {
     /// Event loops of the client.
     pub client_threads: usize,
     /// The arguments that every server was started with, after the model's name; beside `--workers`, and what its
-    /// launch tells.
+    /// run tells.
     pub server_arguments: Vec<String>,
     /// What a reader must know before believing a figure, in sentences.
     pub warnings: Vec<String>,
@@ -107,9 +107,9 @@ pub struct Options {
     /// In the order of the tables.
     pub workloads: Vec<Workload>,
     /// Server processes per model and workload but `idle`.
-    pub launches: u32,
+    pub runs: u32,
     /// Server processes per model in `idle`.
-    pub idle_launches: u32,
+    pub idle_runs: u32,
     /// The measured window of the loads that run for a time, in seconds; but of `idle` and `block`.
     pub duration_s: f64,
     /// That of `block` and `block-offload`, in seconds.
@@ -132,50 +132,50 @@ pub struct Options {
     pub protocol: String,
     /// Bytes per request.
     pub size_bytes: usize,
-    /// What the order of the launches and all requests come from. As text: JSON readers round numbers of this size.
+    /// What the order of the runs and all requests come from. As text: JSON readers round numbers of this size.
     pub seed: String,
 }
 
-/// A model that was asked for, or a server from outside.
+/// A model that was asked for, or an external server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// As on the command line.
     pub name: String,
-    /// Of a server from outside, the command that starts it, with its placeholders; `null`: a model of ours. Files that
+    /// Of an external server, the command that starts it, with its placeholders; `null`: a model of ours. Files that
     /// were written before there were any have no such field.
     pub command: Option<String>,
     /// Who answers, in one line.
     pub summary: String,
-    /// Where the idea comes from; empty of a server from outside.
+    /// Where the idea comes from; empty of an external server.
     pub lineage: String,
-    /// The file that tells its story; empty of a server from outside.
+    /// The file that tells its story; empty of an external server.
     pub source: String,
     /// What bounds the peers that it converses with at a time: `limit`, `descriptors`, `shares`, `workers` or `one`;
-    /// `unknown` of a server from outside.
+    /// `unknown` of an external server.
     pub capacity: String,
-    /// `--workers` that it was started with. Not all models have a use for it; a server from outside is told none, and
+    /// `--workers` that it was started with. Not all models have a use for it; an external server is told none, and
     /// has `null`.
     pub workers: Option<usize>,
     /// How many peers it converses with at a time, by design (with `descriptors`: at least); `null`: as many as it is
     /// allowed, or unknown.
-    pub holds: Option<usize>,
+    pub max_concurrent: Option<usize>,
     /// Why it cannot run here; `null`: it can.
-    pub obstacle: Option<String>,
+    pub unavailable_reason: Option<String>,
 }
 
 impl ModelInfo {
     /// Of it nothing else is known than how to start it.
-    pub(super) fn outside(outside: &Outside) -> ModelInfo {
+    pub(super) fn external(external: &ExternalServer) -> ModelInfo {
         ModelInfo {
-            name: outside.name.clone(),
-            command: Some(outside.command().to_string()),
-            summary: "a server from outside".to_string(),
+            name: external.name.clone(),
+            command: Some(external.command().to_string()),
+            summary: "an external server".to_string(),
             lineage: String::new(),
             source: String::new(),
             capacity: "unknown".to_string(),
             workers: None,
-            holds: None,
-            obstacle: None,
+            max_concurrent: None,
+            unavailable_reason: None,
         }
     }
 }
@@ -194,27 +194,30 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// More connections than it holds.
-    pub(super) fn by_design(cell: &Cell) -> Skipped {
-        let most = cell.holds.unwrap_or_default();
-        let most = figures::count(most as u64);
-        Skipped::because(cell, format!("it holds {most} at a time, by design"))
+    /// More connections than it max_concurrent.
+    pub(super) fn by_design(case: &Case) -> Skipped {
+        let most = case.max_concurrent.unwrap_or_default();
+        let most = format::count(most as u64);
+        Skipped::because(
+            case,
+            format!("it max_concurrent {most} at a time, by design"),
+        )
     }
 
-    /// An earlier launch had no room for so many.
-    pub(super) fn full(cell: &Cell) -> Skipped {
+    /// An earlier run had no room for so many.
+    pub(super) fn full(case: &Case) -> Skipped {
         Skipped::because(
-            cell,
+            case,
             "they could not all be opened the first time".to_string(),
         )
     }
 
     /// It can't do that at all.
-    pub(super) fn because(cell: &Cell, reason: String) -> Skipped {
+    pub(super) fn because(case: &Case, reason: String) -> Skipped {
         Skipped {
-            model: cell.subject.name(),
-            workload: cell.workload,
-            connections: cell.connections,
+            model: case.target.name(),
+            workload: case.workload,
+            connections: case.connections,
             reason,
         }
     }
@@ -222,10 +225,10 @@ impl Skipped {
 
 /// One server process under one load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Launch {
+pub struct Run {
     /// Place in the run, from 1.
     pub order: usize,
-    /// Block, from 1; every block holds every model and workload once, in an order of its own.
+    /// Block, from 1; every block max_concurrent every model and workload once, in an order of its own.
     pub block: u32,
     /// The model's name.
     pub model: String,
@@ -237,10 +240,10 @@ pub struct Launch {
     pub requests: Option<u64>,
     /// Content of each reply, in bytes; `null` where it is a line or two.
     pub reply_bytes: Option<u64>,
-    /// What the server was told beside the arguments of all; empty of a server from outside, which was told what its
+    /// What the server was told beside the arguments of all; empty of an external server, which was told what its
     /// command says.
     pub server_arguments: Vec<String>,
-    /// The models whose launches were measured at the same time.
+    /// The models whose runs were measured at the same time.
     pub beside: Vec<String>,
     /// Seed of the client's requests: the same for all models in a block.
     pub seed: String,
@@ -250,7 +253,7 @@ pub struct Launch {
     pub problems: Vec<String>,
     /// Whether the client, not the server, set the limit: the throughput is then a lower bound.
     pub client_limited: bool,
-    /// What is worth knowing about this launch beside that.
+    /// What is worth knowing about this run beside that.
     pub notes: Vec<Note>,
     /// What the tables are made of; `null`: unknown here.
     pub figures: BTreeMap<Metric, Option<f64>>,
@@ -262,7 +265,7 @@ pub struct Launch {
     pub server: Option<ServerSide>,
 }
 
-/// What is worth knowing about a launch whose figures are used.
+/// What is worth knowing about a run whose figures are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
@@ -274,26 +277,26 @@ pub enum Note {
     OtherInFlight,
     /// Not all connections were held at a time.
     NotAllHeld,
-    /// It holds fewer connections at a time than there were, by design.
-    HoldsFewer,
+    /// It max_concurrent fewer connections at a time than there were, by design.
+    FewerByDesign,
     /// Not all connections could be opened: it has no room for them, by design.
     NotAllOpened,
     /// The first exchanges lasted into the silence.
-    NotSilent,
+    NotIdle,
     /// The harness itself met the window's edges late.
     EdgesMissed,
     /// Others used the CPUs too.
     Disturbed,
 }
 
-impl Launch {
+impl Run {
     /// Whether its figures may be used.
     pub fn valid(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// The client's account of a launch. "In the window" is explained at [`client::Report`].
+/// The client's account of a run. "In the window" is explained at [`client::Report`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientSide {
     /// From the first connect to the end of the last connection, in seconds.
@@ -406,7 +409,7 @@ impl Times {
         V2DeflateSerializer::new()
             .serialize(histogram, &mut encoded)
             .context("cannot encode a histogram")?;
-        let at = |quantile| figures::quantile(histogram, quantile);
+        let at = |quantile| format::quantile(histogram, quantile);
         Ok(Times {
             count: histogram.len(),
             p50_ns: at(0.5),
@@ -433,7 +436,7 @@ impl Times {
     }
 }
 
-/// The server's account of a launch, over its whole process tree.
+/// The server's account of a run, over its whole process tree.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerSide {
     /// The time over which CPU was counted: the window, as the harness saw its edges. In seconds.
@@ -448,7 +451,7 @@ pub struct ServerSide {
     pub system_s: Option<f64>,
     /// Context switches in it because a thread waited.
     pub voluntary_switches: Option<u64>,
-    /// Context switches in it because another thread's turn had come.
+    /// Context switches in it because another thread's batch had come.
     pub involuntary_switches: Option<u64>,
     /// The share of all CPUs in use that went neither to the client nor to the server in it, nor was idle.
     pub others_cpu: Option<f64>,
@@ -471,7 +474,7 @@ pub struct ServerSide {
 }
 
 impl Results {
-    /// Reads the comparison in `dir`, and takes its launches together anew.
+    /// Reads the comparison in `dir`, and takes its runs together anew.
     ///
     /// # Errors
     ///
@@ -545,9 +548,9 @@ pub(super) mod tests {
     use super::*;
     use crate::compare::summary::summarise;
 
-    /// A valid launch without figures.
-    pub(in crate::compare) fn launch(model: &str, workload: Workload) -> Launch {
-        Launch {
+    /// A valid run without figures.
+    pub(in crate::compare) fn run(model: &str, workload: Workload) -> Run {
+        Run {
             order: 1,
             block: 1,
             model: model.to_string(),
@@ -606,7 +609,7 @@ pub(super) mod tests {
         for value in 1..=20_000 {
             histogram.record(value * 1_000).unwrap();
         }
-        let mut one = launch("mio", Workload::Max);
+        let mut one = run("mio", Workload::Max);
         one.figures = Metric::ALL
             .into_iter()
             .map(|metric| (metric, Some(1.5)))
@@ -637,15 +640,15 @@ pub(super) mod tests {
                 source: "servers/mio/src/lib.rs".to_string(),
                 capacity: "limit".to_string(),
                 workers: Some(1),
-                holds: None,
-                obstacle: None,
+                max_concurrent: None,
+                unavailable_reason: None,
             }],
-            launches: vec![one],
+            runs: vec![one],
             skipped: vec![Skipped {
                 model: "serial".to_string(),
                 workload: Workload::Max,
                 connections: 100,
-                reason: "it holds one".to_string(),
+                reason: "it max_concurrent one".to_string(),
             }],
             summary: Vec::new(),
         };

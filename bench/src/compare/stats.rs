@@ -1,8 +1,8 @@
-//! The little statistics that a handful of launches allow.
+//! The little statistics that a handful of runs allow.
 
 use hdrhistogram::Histogram;
 
-use crate::figures;
+use crate::format;
 
 /// The middle value; of an even number, halfway between the middle two.
 pub(super) fn median(values: &[f64]) -> Option<f64> {
@@ -17,17 +17,17 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// The smallest and the largest. With three launches no interval can claim more than that.
+/// The smallest and the largest. With three runs no interval can claim more than that.
 pub(super) fn range(values: &[f64]) -> Option<(f64, f64)> {
     let min = values.iter().copied().min_by(f64::total_cmp)?;
     let max = values.iter().copied().max_by(f64::total_cmp)?;
     Some((min, max))
 }
 
-/// As [`figures::quantile`]; 1 is the maximum, which needs one sample.
+/// As [`format::quantile`]; 1 is the maximum, which needs one sample.
 pub(super) fn quantile(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
     if quantile < 1.0 {
-        figures::quantile(histogram, quantile)
+        format::quantile(histogram, quantile)
     } else {
         (!histogram.is_empty()).then(|| histogram.max())
     }

@@ -1,15 +1,15 @@
-//! All launches of one model on one workload, taken together.
+//! All runs of one model on one workload, taken together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::metric::{Better, Metric};
-use super::results::{Launch, Note, Results};
+use super::results::{Note, Results, Run};
 use super::stats;
 use super::workload::Workload;
 
-/// All launches of one model on one workload with one number of connections, taken together.
+/// All runs of one model on one workload with one number of connections, taken together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The model's name.
@@ -18,8 +18,8 @@ pub struct Summary {
     pub workload: Workload,
     /// Connections of the load.
     pub connections: usize,
-    /// Launches that were measured.
-    pub launches: usize,
+    /// Runs that were measured.
+    pub runs: usize,
     /// Those of them whose figures may be used, and are.
     pub valid: usize,
     /// Whether the client was the limit in one of them.
@@ -32,21 +32,21 @@ pub struct Summary {
     pub figures: BTreeMap<Metric, Option<Figure>>,
 }
 
-/// One figure over all launches.
+/// One figure over all runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// The median of the launches; of percentiles, that of all launches' samples together.
+    /// The median of the runs; of percentiles, that of all runs' samples together.
     pub value: f64,
-    /// The smallest of a single launch; `null` if none can tell.
+    /// The smallest of a single run; `null` if none can tell.
     pub min: Option<f64>,
-    /// The largest of a single launch.
+    /// The largest of a single run.
     pub max: Option<f64>,
     /// Whether the truth may be larger than `value`, because something ended before it was all measured.
     pub lower_bound: bool,
 }
 
 impl Figure {
-    /// Whether the launches of one could have been those of the other.
+    /// Whether the runs of one could have been those of the other.
     fn overlaps(&self, other: &Figure) -> bool {
         let range = |figure: &Figure| {
             let top = if figure.lower_bound {
@@ -63,7 +63,7 @@ impl Figure {
     }
 }
 
-/// Takes the launches together, in the order of the models and workloads.
+/// Takes the runs together, in the order of the models and workloads.
 ///
 /// # Errors
 ///
@@ -72,14 +72,14 @@ pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
     let mut summaries = Vec::new();
     for &workload in &results.options.workloads {
         for model in &results.models {
-            let mut by_connections: BTreeMap<usize, Vec<&Launch>> = BTreeMap::new();
-            let all = results.launches.iter();
-            for launch in all.filter(|one| one.model == model.name && one.workload == workload) {
-                let launches = by_connections.entry(launch.connections).or_default();
-                launches.push(launch);
+            let mut by_connections: BTreeMap<usize, Vec<&Run>> = BTreeMap::new();
+            let all = results.runs.iter();
+            for run in all.filter(|one| one.model == model.name && one.workload == workload) {
+                let runs = by_connections.entry(run.connections).or_default();
+                runs.push(run);
             }
-            for (connections, launches) in by_connections {
-                summaries.push(one(&model.name, workload, connections, &launches)?);
+            for (connections, runs) in by_connections {
+                summaries.push(one(&model.name, workload, connections, &runs)?);
             }
         }
     }
@@ -90,25 +90,20 @@ fn one(
     model: &str,
     workload: Workload,
     connections: usize,
-    launches: &[&Launch],
+    runs: &[&Run],
 ) -> anyhow::Result<Summary> {
-    let valid: Vec<&Launch> = launches
-        .iter()
-        .copied()
-        .filter(|launch| launch.valid())
-        .collect();
+    let valid: Vec<&Run> = runs.iter().copied().filter(|run| run.valid()).collect();
     let metrics: BTreeSet<Metric> = valid
         .iter()
-        .flat_map(|launch| launch.figures.keys().copied())
+        .flat_map(|run| run.figures.keys().copied())
         .collect();
     let mut figures = BTreeMap::new();
     for metric in metrics {
         figures.insert(metric, figure(metric, &valid)?);
     }
     let all = |metric, enough: fn(f64) -> bool| {
-        let told = |launch: &&Launch| {
-            launch
-                .figures
+        let told = |run: &&Run| {
+            run.figures
                 .get(&metric)
                 .copied()
                 .flatten()
@@ -119,12 +114,12 @@ fn one(
     let served_everybody = match workload {
         Workload::Crowd | Workload::Http13m | Workload::Bulk => valid
             .iter()
-            .all(|launch| !launch.lower_bounds.contains(&Metric::AllServedS)),
+            .all(|run| !run.lower_bounds.contains(&Metric::AllServedS)),
         Workload::Max
         | Workload::Http13b
         | Workload::Http13k
         | Workload::Wait
-        | Workload::Compute => all(Metric::StarvedConnections, |starved| starved == 0.0),
+        | Workload::Compute => all(Metric::ConnectionsWithoutReply, |starved| starved == 0.0),
         Workload::Steady | Workload::Block | Workload::BlockOffload => {
             all(Metric::Availability, |share| share >= 0.99)
         }
@@ -134,23 +129,21 @@ fn one(
         model: model.to_string(),
         workload,
         connections,
-        launches: launches.len(),
+        runs: runs.len(),
         valid: valid.len(),
-        disturbed: valid
-            .iter()
-            .any(|launch| launch.notes.contains(&Note::Disturbed)),
-        client_limited: valid.iter().any(|launch| launch.client_limited),
+        disturbed: valid.iter().any(|run| run.notes.contains(&Note::Disturbed)),
+        client_limited: valid.iter().any(|run| run.client_limited),
         ranked: !valid.is_empty() && served_everybody,
         figures,
     })
 }
 
-fn figure(metric: Metric, launches: &[&Launch]) -> anyhow::Result<Option<Figure>> {
-    let told: Vec<(f64, bool)> = launches
+fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
+    let told: Vec<(f64, bool)> = runs
         .iter()
-        .filter_map(|launch| {
-            let value = launch.figures.get(&metric).copied().flatten()?;
-            Some((value, launch.lower_bounds.contains(&metric)))
+        .filter_map(|run| {
+            let value = run.figures.get(&metric).copied().flatten()?;
+            Some((value, run.lower_bounds.contains(&metric)))
         })
         .collect();
     let values: Vec<f64> = told.iter().map(|told| told.0).collect();
@@ -160,12 +153,12 @@ fn figure(metric: Metric, launches: &[&Launch]) -> anyhow::Result<Option<Figure>
             value,
             min,
             max,
-            // A launch above the median may be as much larger as it likes.
+            // A run above the median may be as much larger as it likes.
             lower_bound: told.iter().any(|told| told.1 && told.0 <= value),
         }));
     };
     let mut merged = client::histogram();
-    for client in launches.iter().filter_map(|launch| launch.client.as_ref()) {
+    for client in runs.iter().filter_map(|run| run.client.as_ref()) {
         let part = (wanted.times)(client).decode()?;
         merged
             .add(&part)
@@ -176,9 +169,7 @@ fn figure(metric: Metric, launches: &[&Launch]) -> anyhow::Result<Option<Figure>
             value: value as f64 / 1e6,
             min,
             max,
-            lower_bound: launches
-                .iter()
-                .any(|launch| launch.lower_bounds.contains(&metric)),
+            lower_bound: runs.iter().any(|run| run.lower_bounds.contains(&metric)),
         }),
     )
 }
@@ -187,7 +178,7 @@ fn figure(metric: Metric, launches: &[&Launch]) -> anyhow::Result<Option<Figure>
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Best,
-    /// Its launches overlap with those of the best: another run may well turn them round.
+    /// Its runs overlap with those of the best: another run may well batch them round.
     Tied,
     /// The client itself was late or the limit, or others had the CPUs: who knows.
     Doubtful,
@@ -217,8 +208,8 @@ pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
         Better::Higher => told().max_by(|a, b| a.value.total_cmp(&b.value)),
         Better::Lower => told().min_by(|a, b| a.value.total_cmp(&b.value)),
     };
-    // Alone, one is neither good nor bad; and by single launches nobody can tell a better one from a luckier.
-    let repeated = summaries.iter().all(|summary| summary.launches > 1);
+    // Alone, one is neither good nor bad; and by single runs nobody can tell a better one from a luckier.
+    let repeated = summaries.iter().all(|summary| summary.runs > 1);
     let best = best.filter(|_| repeated && told().count() > 1);
     let mark = |(summary, figure): (&&Summary, &Option<Figure>)| match (figure, best) {
         _ if doubtful(summary) => Mark::Doubtful,
@@ -232,23 +223,24 @@ pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::{client_side, launch};
+    use crate::compare::results::tests::{client_side, run};
 
-    fn together(model: &str, launches: &[&Launch]) -> Summary {
-        one(model, Workload::Max, 100, launches).unwrap()
+    fn together(model: &str, runs: &[&Run]) -> Summary {
+        one(model, Workload::Max, 100, runs).unwrap()
     }
 
     fn throughput(model: &str, values: &[f64]) -> Summary {
-        let launches: Vec<Launch> = values
+        let runs: Vec<Run> = values
             .iter()
             .map(|&value| {
-                let mut launch = launch(model, Workload::Max);
-                launch.figures.insert(Metric::RequestsPerS, Some(value));
-                launch.figures.insert(Metric::StarvedConnections, Some(0.0));
-                launch
+                let mut run = run(model, Workload::Max);
+                run.figures.insert(Metric::RequestsPerS, Some(value));
+                run.figures
+                    .insert(Metric::ConnectionsWithoutReply, Some(0.0));
+                run
             })
             .collect();
-        together(model, &launches.iter().collect::<Vec<_>>())
+        together(model, &runs.iter().collect::<Vec<_>>())
     }
 
     #[test]
@@ -361,28 +353,27 @@ mod tests {
 
     #[test]
     fn starving_takes_out_of_the_ranking() {
-        let mut launch = launch("serial", Workload::Max);
-        launch
-            .figures
-            .insert(Metric::StarvedConnections, Some(99.0));
-        assert!(!together("serial", &[&launch]).ranked);
+        let mut run = run("serial", Workload::Max);
+        run.figures
+            .insert(Metric::ConnectionsWithoutReply, Some(99.0));
+        assert!(!together("serial", &[&run]).ranked);
     }
 
     #[test]
     fn the_median_is_a_bound_only_if_a_bound_is_at_or_below_it() {
         let crowd = |values: &[(f64, bool)]| {
-            let launches: Vec<Launch> = values
+            let runs: Vec<Run> = values
                 .iter()
                 .map(|&(value, bound)| {
-                    let mut launch = launch("m", Workload::Crowd);
-                    launch.figures.insert(Metric::AllServedS, Some(value));
+                    let mut run = run("m", Workload::Crowd);
+                    run.figures.insert(Metric::AllServedS, Some(value));
                     if bound {
-                        launch.lower_bounds.push(Metric::AllServedS);
+                        run.lower_bounds.push(Metric::AllServedS);
                     }
-                    launch
+                    run
                 })
                 .collect();
-            figure(Metric::AllServedS, &launches.iter().collect::<Vec<_>>())
+            figure(Metric::AllServedS, &runs.iter().collect::<Vec<_>>())
                 .unwrap()
                 .unwrap()
         };
@@ -394,14 +385,15 @@ mod tests {
 
     #[test]
     fn invalid_launches_are_counted_and_not_used() {
-        let mut good = launch("m", Workload::Max);
+        let mut good = run("m", Workload::Max);
         good.figures.insert(Metric::RequestsPerS, Some(10.0));
-        good.figures.insert(Metric::StarvedConnections, Some(0.0));
+        good.figures
+            .insert(Metric::ConnectionsWithoutReply, Some(0.0));
         let mut bad = good.clone();
         bad.figures.insert(Metric::RequestsPerS, Some(1_000.0));
         bad.problems.push("a wrong reply".into());
         let summary = together("m", &[&good, &bad]);
-        assert_eq!((summary.launches, summary.valid), (2, 1));
+        assert_eq!((summary.runs, summary.valid), (2, 1));
         assert_eq!(summary.figures[&Metric::RequestsPerS].unwrap().value, 10.0);
         let nothing = together("m", &[&bad]);
         assert!(nothing.figures.is_empty() && !nothing.ranked);
@@ -409,15 +401,15 @@ mod tests {
 
     #[test]
     fn percentiles_come_from_all_samples_and_are_not_averaged() {
-        // 900 samples of 1 ms in each of two launches, and in one of them 100 of 100 ms: the 99th percentile of all is
+        // 900 samples of 1 ms in each of two runs, and in one of them 100 of 100 ms: the 99th percentile of all is
         // 100 ms, and the mean of both percentiles would be half of that.
         let with = |slow: u64| {
             let mut histogram = client::histogram();
             histogram.record_n(1_000_000, 900).unwrap();
             histogram.record_n(100_000_000, slow).unwrap();
-            let mut launch = launch("m", Workload::Steady);
-            launch.client = Some(client_side(&histogram));
-            launch
+            let mut run = run("m", Workload::Steady);
+            run.client = Some(client_side(&histogram));
+            run
         };
         let (one, two) = (with(100), with(0));
         let merged = figure(Metric::ResponseP99Ms, &[&one, &two])

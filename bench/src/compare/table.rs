@@ -8,15 +8,15 @@ use contract::Capacity;
 
 use super::metric::Metric;
 use super::plan::{CROWD_MESSAGES, CROWD_THINK, MANY};
-use super::results::{Launch, Note, Results, Skipped};
+use super::results::{Note, Results, Run, Skipped};
 use super::summary::{Figure, Mark, Summary, marks};
 use super::workload::Workload;
 use crate::output::wrap;
-use crate::{figures, list};
+use crate::{format, list};
 
 /// One table.
 #[derive(Debug)]
-pub(super) struct Sheet {
+pub(super) struct ResultTable {
     /// The workload's name.
     pub(super) title: String,
     /// What was done, and how to read it.
@@ -34,7 +34,7 @@ pub(super) struct Sheet {
 enum Column {
     /// The figure, with its mark.
     Value(Metric),
-    /// The smallest and the largest of a single launch.
+    /// The smallest and the largest of a single run.
     Range(Metric),
     /// From the one figure to the other.
     Between(Metric, Metric),
@@ -46,8 +46,8 @@ use Column::{Between, Percent, Range, Value};
 
 /// What the signs in the tables mean.
 pub(super) fn legend(results: &Results) -> String {
-    let mut text = "* best, ≈ tied with it: its launches overlap with those of the best. \
-         ?: the client itself was late, or others had the CPUs. min–max: over the launches. ≥: at least. \
+    let mut text = "* best, ≈ tied with it: its runs overlap with those of the best. \
+         ?: the client itself was late, or others had the CPUs. min–max: over the runs. ≥: at least. \
          –: fewer than 10 samples beyond that percentile. n/a: cannot be told here. \
          Who did not serve everybody takes no part in the search for the best."
         .to_string();
@@ -73,11 +73,11 @@ fn sweeps(results: &Results) -> bool {
 
 /// One table per workload that was measured; in a sweep, for those that are about more than a cost, one per number of
 /// connections.
-pub(super) fn sheets(results: &Results) -> Vec<Sheet> {
-    let mut sheets = Vec::new();
+pub(super) fn result_tables(results: &Results) -> Vec<ResultTable> {
+    let mut result_tables = Vec::new();
     for &workload in &results.options.workloads {
         if sweeps(results) && workload.sweeps_cost() {
-            sheets.push(sweep(results, workload));
+            result_tables.push(sweep(results, workload));
             continue;
         }
         let summaries = results.summary.iter();
@@ -85,15 +85,19 @@ pub(super) fn sheets(results: &Results) -> Vec<Sheet> {
             .filter(|summary| summary.workload == workload)
             .map(|summary| summary.connections)
             .collect();
-        sheets.extend(numbers.iter().map(|&one| sheet(results, workload, one)));
+        result_tables.extend(
+            numbers
+                .iter()
+                .map(|&one| result_table(results, workload, one)),
+        );
     }
-    sheets.retain(|sheet| !sheet.rows.is_empty());
-    sheets
+    result_tables.retain(|result_table| !result_table.rows.is_empty());
+    result_tables
 }
 
-fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
+fn result_table(results: &Results, workload: Workload, number: usize) -> ResultTable {
     let options = &results.options;
-    let connections = figures::count(number as u64);
+    let connections = format::count(number as u64);
     let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
         Workload::Crowd => (
             format!(
@@ -128,7 +132,10 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
                 ("fairness\n(Jain)", Value(Metric::Fairness), 0),
                 (
                     "replies per\nconnection",
-                    Between(Metric::SlowestConnection, Metric::FastestConnection),
+                    Between(
+                        Metric::FewestRepliesPerConnection,
+                        Metric::MostRepliesPerConnection,
+                    ),
                     3,
                 ),
             ],
@@ -137,7 +144,7 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s, whatever the server does. \
                  How long do replies take? From the planned send time; uncorrected: from the actual one.",
-                figures::digits(options.rate_per_s),
+                format::digits(options.rate_per_s),
                 options.duration_s
             ),
             vec![
@@ -149,7 +156,7 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
                 ("uncorr.\np99 ms", Value(Metric::ServiceP99Ms), 4),
                 ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
                 ("answered\n%", Percent(Metric::Availability), 0),
-                ("starved\nrequests", Value(Metric::StarvedRequests), 3),
+                ("starved\nrequests", Value(Metric::UnansweredRequests), 3),
             ],
         ),
         Workload::Idle => (
@@ -238,7 +245,7 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
                 "Closed loop, and each reply waits 5 ms for something slow, which needs no thread: {connections} \
                  connections, for {} s. (More than {} requests/s there can't be.)",
                 options.duration_s,
-                figures::count(number as u64 * 200)
+                format::count(number as u64 * 200)
             ),
             vec![
                 ("requests/s", Value(Metric::RequestsPerS), 0),
@@ -254,7 +261,7 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s; before one reply in ten a \
                  call keeps its thread for 5 ms{}. How long do the other nine take? From the planned send time.",
-                figures::count(options.block_rate_per_s as u64),
+                format::count(options.block_rate_per_s as u64),
                 options.block_duration_s,
                 if workload.offloads() {
                     ", on threads that are there for that (--offload)"
@@ -263,9 +270,9 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
                 }
             ),
             vec![
-                ("others\np50 ms", Value(Metric::OthersP50Ms), 0),
-                ("others\np99 ms", Value(Metric::OthersP99Ms), 0),
-                ("min–max", Range(Metric::OthersP99Ms), 1),
+                ("others\np50 ms", Value(Metric::BystandersP50Ms), 0),
+                ("others\np99 ms", Value(Metric::BystandersP99Ms), 0),
+                ("min–max", Range(Metric::BystandersP99Ms), 1),
                 ("all\np99 ms", Value(Metric::ResponseP99Ms), 0),
                 ("min–max", Range(Metric::ResponseP99Ms), 2),
                 ("answered\n%", Percent(Metric::Availability), 0),
@@ -292,7 +299,7 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
         .iter()
         .filter(|summary| summary.workload == workload && summary.connections == number)
         .collect();
-    let mut sheet = Sheet {
+    let mut result_table = ResultTable {
         title: if sweeps(results) {
             format!("{workload}, {connections} connections")
         } else {
@@ -306,20 +313,20 @@ fn sheet(results: &Results, workload: Workload, number: usize) -> Sheet {
         ranks: vec![0],
         unserved: false,
     };
-    // Of single launches there is no spread.
-    let repeated = summaries.iter().any(|summary| summary.launches > 1);
+    // Of single runs there is no spread.
+    let repeated = summaries.iter().any(|summary| summary.runs > 1);
     for (heading, column, rank) in columns {
         if repeated || !matches!(column, Range(_)) {
             let told: Vec<_> = summaries.iter().copied().map(Some).collect();
-            sheet.push(heading, rank, &column, &told);
+            result_table.push(heading, rank, &column, &told);
         }
     }
-    sheet
+    result_table
 }
 
 /// How many were idle at the same time.
 fn company(results: &Results) -> String {
-    let together = results.launches.iter().map(|launch| launch.beside.len());
+    let together = results.runs.iter().map(|run| run.beside.len());
     match together.max() {
         None | Some(0) => String::new(),
         Some(others) => format!(
@@ -330,13 +337,13 @@ fn company(results: &Results) -> String {
 }
 
 /// One figure, by the number of connections.
-fn sweep(results: &Results, workload: Workload) -> Sheet {
+fn sweep(results: &Results, workload: Workload) -> ResultTable {
     const METRIC: Metric = Metric::CpuUsPerRequest;
     let options = &results.options;
     let how = match workload {
         Workload::Steady => format!(
             "in an open loop with {} requests/s over all of them, so that a few are busy",
-            figures::digits(options.rate_per_s)
+            format::digits(options.rate_per_s)
         ),
         _ => "in a closed loop without pause, so that all are busy".to_string(),
     };
@@ -351,7 +358,7 @@ fn sweep(results: &Results, workload: Workload) -> Sheet {
         .map(|model| model.name.as_str())
         .filter(|model| (options.connections.iter()).any(|&number| of(model, number).is_some()))
         .collect();
-    let mut sheet = Sheet {
+    let mut result_table = ResultTable {
         title: format!("{workload} by connections"),
         about: format!(
             "What a request costs the server, in µs of CPU time, {how}, for {} s.",
@@ -364,16 +371,18 @@ fn sweep(results: &Results, workload: Workload) -> Sheet {
     };
     for &connections in &options.connections {
         let told: Vec<_> = models.iter().map(|model| of(model, connections)).collect();
-        let repeated = told.iter().flatten().any(|summary| summary.launches > 1);
-        let heading = figures::count(connections as u64);
-        sheet.push(&heading, 0, &Value(METRIC), &told);
+        let repeated = told.iter().flatten().any(|summary| summary.runs > 1);
+        let heading = format::count(connections as u64);
+        result_table.push(&heading, 0, &Value(METRIC), &told);
         if repeated {
-            sheet.push("min–max", 1, &Range(METRIC), &told);
+            result_table.push("min–max", 1, &Range(METRIC), &told);
         }
     }
-    sheet.headings.extend(["growth", "curve"].map(String::from));
-    sheet.ranks.extend([0, 0]);
-    for (row, model) in sheet.rows.iter_mut().zip(&models) {
+    result_table
+        .headings
+        .extend(["growth", "curve"].map(String::from));
+    result_table.ranks.extend([0, 0]);
+    for (row, model) in result_table.rows.iter_mut().zip(&models) {
         let costs: Vec<Option<f64>> = (options.connections.iter())
             .map(|&connections| {
                 let summary = of(model, connections).filter(|summary| summary.ranked)?;
@@ -382,7 +391,7 @@ fn sweep(results: &Results, workload: Workload) -> Sheet {
             .collect();
         row.extend([growth(&costs), curve(&costs)]);
     }
-    sheet
+    result_table
 }
 
 /// The last beside the first.
@@ -434,8 +443,8 @@ fn text(summary: &Summary, column: &Column) -> String {
             (Some(from), Some(to)) => {
                 format!(
                     "{}–{}",
-                    figures::count(from.value as u64),
-                    figures::count(to.value as u64)
+                    format::count(from.value as u64),
+                    format::count(to.value as u64)
                 )
             }
             _ => "n/a".to_string(),
@@ -456,7 +465,7 @@ fn first(workload: Workload) -> Option<Metric> {
         Workload::Steady => Metric::ResponseP50Ms,
         Workload::Idle => Metric::KibPerConnection,
         Workload::Http13m | Workload::Bulk => Metric::MbPerS,
-        Workload::Block | Workload::BlockOffload => Metric::OthersP50Ms,
+        Workload::Block | Workload::BlockOffload => Metric::BystandersP50Ms,
     })
 }
 
@@ -468,23 +477,23 @@ fn value(metric: Metric, figure: &Figure) -> String {
 fn number(metric: Metric, value: f64) -> String {
     match metric {
         Metric::ClientsServed
-        | Metric::StarvedRequests
+        | Metric::UnansweredRequests
         | Metric::Threads
         | Metric::Processes
-        | Metric::SlowestConnection
-        | Metric::FastestConnection => figures::count(value.round().max(0.0) as u64),
+        | Metric::FewestRepliesPerConnection
+        | Metric::MostRepliesPerConnection => format::count(value.round().max(0.0) as u64),
         Metric::Fairness => format!("{value:.3}"),
         // Nothing at all is another thing than next to nothing.
         Metric::IdleCpuMsPerS if value == 0.0 => "0".to_string(),
         Metric::IdleCpuMsPerS if value < 0.001 => "< 0.001".to_string(),
         _ if value < 1.0 => format!("{value:.3}"),
-        _ => figures::digits(value),
+        _ => format::digits(value),
     }
 }
 
 /// It says 100 only where nothing is missing.
 fn percent(share: f64) -> String {
-    let percent = figures::percent(share);
+    let percent = format::percent(share);
     percent.trim_end_matches(" %").to_string()
 }
 
@@ -495,22 +504,20 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
         notes.push("interrupted: not all that was planned was measured".to_string());
     }
     for model in &results.models {
-        if let Some(obstacle) = &model.obstacle {
-            notes.push(format!("{} was left out: {obstacle}", model.name));
+        if let Some(unavailable_reason) = &model.unavailable_reason {
+            notes.push(format!("{} was left out: {unavailable_reason}", model.name));
         }
     }
     for model in &results.models {
         if let Some(command) = &model.command {
-            notes.push(format!(
-                "{} is a server from outside: {command}",
-                model.name
-            ));
+            notes.push(format!("{} is an external server: {command}", model.name));
         }
     }
     // By number of workers.
     let mut held: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for model in &results.models {
-        if model.obstacle.is_none() && model.capacity == list::name_of(Capacity::Workers) {
+        if model.unavailable_reason.is_none() && model.capacity == list::name_of(Capacity::Workers)
+        {
             let workers = model.workers.unwrap_or_default();
             held.entry(workers).or_default().push(&model.name);
         }
@@ -524,14 +531,14 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
     notes.extend(skipped(results));
     for summary in &results.summary {
         // One example is enough: the rest is in the JSON.
-        let problem = launches(results, summary).find_map(|launch| launch.problems.first());
+        let problem = runs(results, summary).find_map(|run| run.problems.first());
         if let Some(problem) = problem {
             notes.push(format!(
-                "{} {}: {} of {} launches failed and are not in the figures: {problem}",
+                "{} {}: {} of {} runs failed and are not in the figures: {problem}",
                 summary.workload,
                 name(results, summary),
-                summary.launches - summary.valid,
-                summary.launches
+                summary.runs - summary.valid,
+                summary.runs
             ));
         }
     }
@@ -572,9 +579,9 @@ fn concerned(results: &Results) -> Vec<String> {
     // By note and whom it concerns.
     let mut said: BTreeMap<(Note, String), Vec<String>> = BTreeMap::new();
     for &workload in &results.options.workloads {
-        let all: BTreeSet<Note> = (results.launches.iter())
-            .filter(|launch| launch.workload == workload && launch.valid())
-            .flat_map(|launch| launch.notes.iter().copied())
+        let all: BTreeSet<Note> = (results.runs.iter())
+            .filter(|run| run.workload == workload && run.valid())
+            .flat_map(|run| run.notes.iter().copied())
             .collect();
         for note in all {
             let whom = whom(results, workload, note);
@@ -588,7 +595,7 @@ fn concerned(results: &Results) -> Vec<String> {
     said.into_iter().map(sentence).collect()
 }
 
-/// The models that a note concerns: in which of their launches, and with which numbers of connections, if not in all.
+/// The models that a note concerns: in which of their runs, and with which numbers of connections, if not in all.
 fn whom(results: &Results, workload: Workload, note: Note) -> String {
     let mut names = Vec::new();
     let mut everybody = true;
@@ -601,9 +608,9 @@ fn whom(results: &Results, workload: Workload, note: Note) -> String {
         let mut times = 0;
         let mut connections = BTreeSet::new();
         for summary in &summaries {
-            let launches = launches(results, summary);
-            let launches = launches.filter(|one| one.valid() && one.notes.contains(&note));
-            let count = launches.count();
+            let runs = runs(results, summary);
+            let runs = runs.filter(|one| one.valid() && one.notes.contains(&note));
+            let count = runs.count();
             if count > 0 {
                 connections.insert(summary.connections);
             }
@@ -616,7 +623,7 @@ fn whom(results: &Results, workload: Workload, note: Note) -> String {
                 name += &format!(" at {}", numbers(connections));
             }
             if times < valid {
-                name += &format!(" ({times} of {valid} launches)");
+                name += &format!(" ({times} of {valid} runs)");
             }
             names.push(name);
         }
@@ -630,25 +637,25 @@ fn whom(results: &Results, workload: Workload, note: Note) -> String {
 
 fn numbers(connections: BTreeSet<usize>) -> String {
     let numbers = connections.into_iter();
-    let numbers: Vec<_> = numbers.map(|one| figures::count(one as u64)).collect();
+    let numbers: Vec<_> = numbers.map(|one| format::count(one as u64)).collect();
     numbers.join(" and ")
 }
 
 /// Of a sweep, with the number of connections.
 fn name(results: &Results, summary: &Summary) -> String {
     if sweeps(results) {
-        let connections = figures::count(summary.connections as u64);
+        let connections = format::count(summary.connections as u64);
         format!("{} at {connections}", summary.model)
     } else {
         summary.model.clone()
     }
 }
 
-fn launches<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = &'r Launch> {
-    results.launches.iter().filter(|launch| {
-        launch.model == summary.model
-            && launch.workload == summary.workload
-            && launch.connections == summary.connections
+fn runs<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = &'r Run> {
+    results.runs.iter().filter(|run| {
+        run.model == summary.model
+            && run.workload == summary.workload
+            && run.connections == summary.connections
     })
 }
 
@@ -664,15 +671,13 @@ fn sentence(note: Note) -> &'static str {
         Note::NotAllHeld => {
             "not all connections were served, at a time or in time, so there is no memory per connection"
         }
-        Note::HoldsFewer => {
+        Note::FewerByDesign => {
             "fewer connections are held at a time than there are, by design, and the others wait"
         }
         Note::NotAllOpened => {
             "there is no room for so many connections, by design, and the kernel's queue was full"
         }
-        Note::NotSilent => {
-            "the first exchanges lasted into the silence, so its CPU time is not told"
-        }
+        Note::NotIdle => "the first exchanges lasted into the silence, so its CPU time is not told",
         Note::EdgesMissed => {
             "this program read the server's CPU clock too late, so its CPU time is not told"
         }
@@ -682,7 +687,7 @@ fn sentence(note: Note) -> &'static str {
     }
 }
 
-impl Sheet {
+impl ResultTable {
     /// Adds a column; `told` has the summaries in the order of the rows.
     fn push(&mut self, heading: &str, rank: u8, column: &Column, told: &[Option<&Summary>]) {
         self.headings.push(heading.to_string());
@@ -772,12 +777,12 @@ impl Sheet {
 /// All of it, for a terminal with so many columns.
 pub(super) fn to_text(results: &Results, width: usize) -> String {
     let mut text = String::new();
-    let sheets = sheets(results);
-    for sheet in &sheets {
-        text.push_str(&sheet.to_text(width));
+    let result_tables = result_tables(results);
+    for result_table in &result_tables {
+        text.push_str(&result_table.to_text(width));
         text.push('\n');
     }
-    if !sheets.is_empty() {
+    if !result_tables.is_empty() {
         text.push_str(&wrap(&legend(results), "", width));
     }
     for note in notes(results) {
@@ -792,7 +797,7 @@ pub(super) fn to_text(results: &Results, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::{full, launch};
+    use crate::compare::results::tests::{full, run};
     use crate::output::{NARROWEST, WIDEST};
     use crate::registry;
 
@@ -807,9 +812,11 @@ mod tests {
                     let value = match metric {
                         Metric::RequestsPerS => 999_999.0,
                         Metric::CpuUsPerRequest | Metric::SwitchesPerRequest => 98.7,
-                        Metric::SlowestConnection | Metric::FastestConnection => 12_345.0,
+                        Metric::FewestRepliesPerConnection | Metric::MostRepliesPerConnection => {
+                            12_345.0
+                        }
                         Metric::Fairness | Metric::Availability => 0.999_9,
-                        Metric::StarvedRequests => 99_999.0,
+                        Metric::UnansweredRequests => 99_999.0,
                         Metric::AllServedS | Metric::IdleCpuMsPerS => 1.25,
                         _ => 1_250.0,
                     };
@@ -825,7 +832,7 @@ mod tests {
                     model: model.name.to_string(),
                     workload,
                     connections: 100,
-                    launches: 3,
+                    runs: 3,
                     valid: 3,
                     client_limited: workload == Workload::Max,
                     disturbed: false,
@@ -906,25 +913,29 @@ mod tests {
             ("poll", 100, Some(20.0), true),
             ("poll", 1_000, Some(1_000.0), false),
         ]);
-        let sheets = sheets(&results);
-        assert_eq!(sheets.len(), 1);
-        let sheet = &sheets[0];
+        let result_tables = result_tables(&results);
+        assert_eq!(result_tables.len(), 1);
+        let result_table = &result_tables[0];
         let numbers = ["model", "10", "100", "1,000", "growth", "curve"];
-        assert_eq!(sheet.headings, numbers);
-        let row =
-            |row: usize| -> Vec<&str> { sheet.rows[row].iter().map(|cell| cell.trim()).collect() };
+        assert_eq!(result_table.headings, numbers);
+        let row = |row: usize| -> Vec<&str> {
+            result_table.rows[row]
+                .iter()
+                .map(|cell| cell.trim())
+                .collect()
+        };
         assert_eq!(row(0), ["mio", "5.00", "5.00", "10.0", "×2.00", "▁▁▃"]);
         // Whom it leaves out has no part in its growth.
         assert_eq!(row(1), ["poll", "5.00", "20.0", "1,000 †", "×4.00", "▁▅·"]);
-        assert_eq!(sheet.rows.len(), 2, "serial was not measured at all");
+        assert_eq!(result_table.rows.len(), 2, "serial was not measured at all");
         let mut broken = results.clone();
         broken.summary[0].valid = 0;
         broken.summary[0].ranked = false;
-        let cells = &super::sheets(&broken)[0].rows[0];
+        let cells = &super::result_tables(&broken)[0].rows[0];
         assert_eq!(cells[1].trim(), "failed");
         assert!(legend(&results).contains("Growth"));
         assert!(!legend(&full()).contains("Growth"));
-        for line in sheet.to_text(NARROWEST).lines() {
+        for line in result_table.to_text(NARROWEST).lines() {
             assert!(line.chars().count() <= NARROWEST, "{line}");
         }
     }
@@ -937,14 +948,14 @@ mod tests {
             connections: 1_000,
             ..first
         });
-        let mut full = launch("mio", Workload::Max);
+        let mut full = run("mio", Workload::Max);
         full.connections = 10;
         full.notes = vec![Note::NotAllOpened];
-        results.launches.push(full);
+        results.runs.push(full);
         let told = notes(&results).join("\n");
         assert!(told.contains("serial was not measured"), "{told}");
         assert!(
-            told.contains("with 100 and 1,000 connections: it holds one"),
+            told.contains("with 100 and 1,000 connections: it max_concurrent one"),
             "{told}"
         );
         assert!(
@@ -960,7 +971,7 @@ mod tests {
         for summary in &mut results.summary {
             summary.workload = Workload::Http13m;
         }
-        let titles: Vec<_> = (sheets(&results).iter())
+        let titles: Vec<_> = (result_tables(&results).iter())
             .map(|one| one.title.clone())
             .collect();
         let wanted = ["http-13m, 100 connections", "http-13m, 1,000 connections"];
@@ -1006,7 +1017,7 @@ mod tests {
     fn single_launches_have_no_spread() {
         let mut results = wide();
         for summary in &mut results.summary {
-            summary.launches = 1;
+            summary.runs = 1;
         }
         assert!(!to_text(&results, WIDEST).contains("min–max  "));
     }
@@ -1018,14 +1029,14 @@ mod tests {
             summary.figures.insert(Metric::CpuUsPerRequest, None);
             summary.workload = Workload::Max;
         }
-        let rows = |results: &Results| sheet(results, Workload::Max, 100).rows.concat();
+        let rows = |results: &Results| result_table(results, Workload::Max, 100).rows.concat();
         assert!(rows(&results).contains(&"n/a".to_string()));
         for summary in &mut results.summary {
             summary.figures.insert(Metric::ResponseP999Ms, None);
             summary.workload = Workload::Steady;
         }
         assert!(
-            sheet(&results, Workload::Steady, 100)
+            result_table(&results, Workload::Steady, 100)
                 .rows
                 .concat()
                 .contains(&"–".to_string())
@@ -1041,8 +1052,8 @@ mod tests {
     #[test]
     fn notes_name_who_failed_and_who_is_concerned() {
         let mut results = full();
-        results.launches[0].notes = vec![Note::ClientBusy];
-        results.models[0].obstacle = Some("no such system call".to_string());
+        results.runs[0].notes = vec![Note::ClientBusy];
+        results.models[0].unavailable_reason = Some("no such system call".to_string());
         results.complete = false;
         let told = notes(&results).join("\n");
         assert!(told.contains("interrupted"), "{told}");
@@ -1054,10 +1065,10 @@ mod tests {
             told.contains("max: the client was the limit") && told.contains(": mio"),
             "{told}"
         );
-        results.launches[0].problems.push("it burnt".to_string());
+        results.runs[0].problems.push("it burnt".to_string());
         results.summary[0].valid = 0;
         let told = notes(&results).join("\n");
-        assert!(told.contains("max mio: 1 of 1 launches failed"), "{told}");
+        assert!(told.contains("max mio: 1 of 1 runs failed"), "{told}");
         assert!(told.contains("it burnt"), "{told}");
     }
 

@@ -276,7 +276,7 @@ mod tests {
         }
     }
 
-    /// A server that is told something it does not know fails every launch.
+    /// A server that is told something it does not know fails every run.
     #[test]
     fn servers_understand_what_they_are_told_and_the_client_agrees() {
         #[derive(Debug, Parser)]

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use client::{Action, Cut, FaultKind, PeerDriver, PeerOutcome, PeerScript};
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken_by, kind};
-use crate::subject::{Settings, Subject};
+use super::super::case::{CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken_by, kind};
+use crate::target::{Target, TargetSettings};
 
 /// What somebody else's server is sent without a line's end: nobody needs so long a line, and who takes it all takes
 /// everything.
 const ENDLESS: u64 = 16 << 20;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
-    let running = case.start(&Settings::default())?;
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
+    let running = case.start(&TargetSettings::default())?;
     let driver = case.driver(&running)?;
     let lines = kind("long-line").peer_scripts(case.asked, 1).is_some();
     // It takes the longest: the others come meanwhile, where they can.
@@ -37,15 +37,15 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     case.serves(&driver, 3, "after a peer that went on")?;
     drop(driver);
     case.stop(running)?;
-    Kept::simply()
+    Passed::simply()
 }
 
-fn ours(case: &Case<'_>) -> bool {
-    matches!(case.subject, Subject::Model(_))
+fn ours(case: &CheckCase<'_>) -> bool {
+    matches!(case.target, Target::Model(_))
 }
 
 /// Ours say why, in the protocol's form, and close; of others it is enough that they close.
-fn long_lines(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
+fn long_lines(case: &CheckCase<'_>, driver: &PeerDriver) -> Result<(), CheckFailure> {
     let kind = kind("long-line");
     if ours(case) {
         let peer_scripts = kind
@@ -85,12 +85,12 @@ fn long_lines(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
 }
 
 /// Where replies are deterministic the kind has compared them.
-fn says_why(case: &Case<'_>, outcome: &PeerOutcome) -> bool {
+fn says_why(case: &CheckCase<'_>, outcome: &PeerOutcome) -> bool {
     case.asked.deterministic() || outcome.heard.starts_with(b"HTTP/1.1 4")
 }
 
 /// The server has ended it, in whatever way.
-fn is_closed(outcome: &PeerOutcome, expected: &str) -> Result<(), Miss> {
+fn is_closed(outcome: &PeerOutcome, expected: &str) -> Result<(), CheckFailure> {
     match &outcome.fault {
         None if outcome.done => Ok(()),
         Some(fault) if matches!(fault.kind, FaultKind::Reset | FaultKind::End) => Ok(()),
@@ -100,7 +100,7 @@ fn is_closed(outcome: &PeerOutcome, expected: &str) -> Result<(), Miss> {
 }
 
 /// NULs and random bytes, and FIN: whatever is said to that, it ends, and the others are served.
-fn garbage(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
+fn garbage(case: &CheckCase<'_>, driver: &PeerDriver) -> Result<(), CheckFailure> {
     let kind = kind("garbage");
     if ours(case) {
         let peer_scripts = kind
@@ -133,7 +133,7 @@ fn garbage(case: &Case<'_>, driver: &PeerDriver) -> Result<(), Miss> {
 }
 
 /// Goes on for longer than anybody waits, and does not care.
-fn stubborn(case: &Case<'_>) -> PeerScript {
+fn stubborn(case: &CheckCase<'_>) -> PeerScript {
     let mut actions = Vec::new();
     let mut line = b"GET /".to_vec();
     line.resize(if ours(case) { 100_000 } else { 1 << 20 }, b'x');

@@ -5,12 +5,14 @@ use std::time::Duration;
 use client::{Action, Cut, PeerDriver, PeerGroup, PeerScript};
 use contract::READ_BUFFER;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken_by, kind, reaches};
-use super::exact_replies::late_readers;
-use crate::subject::Settings;
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken_by, kind, reaches,
+};
+use super::exact::late_readers;
+use crate::target::TargetSettings;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
-    let settings = Settings::default();
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
+    let settings = TargetSettings::default();
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
     let (bystanders, lasting) = bystanders(case, &driver, case.places(&settings) > 1);
@@ -44,22 +46,22 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     undisturbed(case, bystanders, lasting)?;
     drop(driver);
     case.stop(running)?;
-    Kept::simply()
+    Passed::simply()
 }
 
 fn act(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     driver: &PeerDriver,
     peer_scripts: Vec<PeerScript>,
     who: &str,
-) -> Result<(), Miss> {
+) -> Result<(), CheckFailure> {
     let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
     case.all_done(&outcomes, who)
 }
 
 /// Those who converse all the time; and whether each does so in one conversation, which shows more. It does not if others
 /// would never have their turn, or if a conversation is short anyway.
-fn bystanders(case: &Case<'_>, driver: &PeerDriver, side_by_side: bool) -> (PeerGroup, bool) {
+fn bystanders(case: &CheckCase<'_>, driver: &PeerDriver, side_by_side: bool) -> (PeerGroup, bool) {
     let lasting = side_by_side && case.asked.protocol.requests_per_connection.is_none();
     let peer_script = |client| {
         if lasting {
@@ -83,7 +85,11 @@ fn bystanders(case: &Case<'_>, driver: &PeerDriver, side_by_side: bool) -> (Peer
 }
 
 /// Nothing was wrong with any of them, and each was served to the last.
-fn undisturbed(case: &Case<'_>, bystanders: PeerGroup, lasting: bool) -> Result<(), Miss> {
+fn undisturbed(
+    case: &CheckCase<'_>,
+    bystanders: PeerGroup,
+    lasting: bool,
+) -> Result<(), CheckFailure> {
     let before = bystanders.seen();
     let served = reaches(case, &bystanders, |seen| {
         seen.failed > 0
@@ -116,7 +122,7 @@ fn undisturbed(case: &Case<'_>, bystanders: PeerGroup, lasting: bool) -> Result<
 }
 
 /// FIN is an end too.
-fn last_lines(case: &Case<'_>) -> Vec<PeerScript> {
+fn last_lines(case: &CheckCase<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
     let mut inputs = vec![Vec::new()];
     if asked.deterministic() {
@@ -139,7 +145,7 @@ fn last_lines(case: &Case<'_>) -> Vec<PeerScript> {
 }
 
 /// As long as what our servers read at once, and a byte less and more: the end comes with the last of it, or alone.
-fn long_ones(case: &Case<'_>) -> Vec<PeerScript> {
+fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
     // Who answers the first bytes and closes would break off over the others; and what bulk is asked for in so many
     // bytes would take long to come.
@@ -184,7 +190,7 @@ fn long_ones(case: &Case<'_>) -> Vec<PeerScript> {
 }
 
 /// The other moments in which one can break off.
-fn resets(case: &Case<'_>) -> Vec<PeerScript> {
+fn resets(case: &CheckCase<'_>) -> Vec<PeerScript> {
     let asked = case.asked;
     let mut peer_scripts = Vec::new();
     for client in 950..955 {

@@ -17,10 +17,10 @@ use std::time::Duration;
 use client::misbehave::{MISBEHAVIOURS, Misbehaviour, Obligation};
 use client::{Arrivals, Load, PeerDriver, PeerDriverOptions, PeerGroup, PeerScript, Plan, Report};
 
-use super::super::case::{self, Case, Kept, Miss, PATIENCE, Verdict, broken};
-use crate::figures;
+use super::super::case::{self, CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken};
+use crate::format;
 use crate::misbehave::again_and_again;
-use crate::subject::{Running, Settings};
+use crate::target::{RunningTarget, TargetSettings};
 
 const CLIENTS: usize = 20;
 
@@ -63,8 +63,8 @@ impl Fared {
     }
 }
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
-    let settings = Settings::default();
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
+    let settings = TargetSettings::default();
     // Where one is served at a time, there can't be twenty.
     let places = case.places(&settings);
     let alone = places == 1;
@@ -91,8 +91,8 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     details.push(format!(
         "{:<15} p50 {}, p99 {} of {} requests of {clients} clients, {rate} a second{}",
         "undisturbed",
-        figures::time(undisturbed.p50),
-        figures::time(undisturbed.p99),
+        format::time(undisturbed.p50),
+        format::time(undisturbed.p99),
         undisturbed.samples,
         late(&undisturbed),
     ));
@@ -143,8 +143,8 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         details.push(format!(
             "{:<15} p50 {}, p99 {}: {}{}",
             kind.name,
-            figures::time(fared.p50),
-            figures::time(fared.p99),
+            format::time(fared.p50),
+            format::time(fared.p99),
             times(ratio(fared)),
             late(fared),
         ));
@@ -157,7 +157,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         "those that misbehave share the clients' CPU and give way; they begin again 2,000 times a second at most"
             .to_string(),
     );
-    Ok(Kept {
+    Ok(Passed {
         figure: worst.map(|(_, worst)| {
             let late = worst.late || undisturbed.late;
             format!("{}{}", times(ratio(worst)), if late { "?" } else { "" })
@@ -171,7 +171,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
 fn times(ratio: f64) -> String {
     match ratio {
         r if r < 9.95 => format!("{r:.1}×"),
-        r => format!("{}×", figures::count(r.round() as u64)),
+        r => format!("{}×", format::count(r.round() as u64)),
     }
 }
 
@@ -184,7 +184,7 @@ fn late(fared: &Fared) -> &'static str {
 }
 
 /// Requests a second, far below what any of our servers answers.
-fn usual_rate(case: &Case<'_>) -> u32 {
+fn usual_rate(case: &CheckCase<'_>) -> u32 {
     match case.asked.protocol.name {
         // A connection for each.
         "hello" => 1000,
@@ -195,7 +195,11 @@ fn usual_rate(case: &Case<'_>) -> u32 {
 }
 
 /// Undisturbed. A server for which the rate is too high is asked less, for longer.
-fn undisturbed(case: &Case<'_>, running: &Running, clients: usize) -> Result<(u32, Fared), Miss> {
+fn undisturbed(
+    case: &CheckCase<'_>,
+    running: &RunningTarget,
+    clients: usize,
+) -> Result<(u32, Fared), CheckFailure> {
     let (usual, least) = (usual_rate(case), usual_rate(case) / 2);
     let mut rate = usual;
     loop {
@@ -215,7 +219,7 @@ fn undisturbed(case: &Case<'_>, running: &Running, clients: usize) -> Result<(u3
 }
 
 /// Those of a kind, such that they never end for good; `None`: that can't be done over this protocol.
-fn peer_scripts(case: &Case<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScript>> {
+fn peer_scripts(case: &CheckCase<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScript>> {
     let peer_scripts = case.misbehave(kind, kind.clients);
     let mut peer_scripts = match peer_scripts {
         Some(peer_scripts) => peer_scripts,
@@ -232,13 +236,13 @@ fn peer_scripts(case: &Case<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScript>>
 
 /// Beside a kind, in front of a server of their own; `None`: that kind can't do that over this protocol.
 fn beside(
-    case: &Case<'_>,
-    settings: &Settings,
+    case: &CheckCase<'_>,
+    settings: &TargetSettings,
     kind: &Misbehaviour,
     clients: usize,
     rate: u32,
     for_good: bool,
-) -> Result<Option<Fared>, Miss> {
+) -> Result<Option<Fared>, CheckFailure> {
     let Some(peer_scripts) = peer_scripts(case, kind) else {
         return Ok(None);
     };
@@ -267,7 +271,7 @@ fn beside(
 }
 
 /// Waits until they are all connected, or it takes long: a server may let some wait, and they may have their time too.
-fn settle(case: &Case<'_>, group: &PeerGroup, peers: u64) -> Result<(), Miss> {
+fn settle(case: &CheckCase<'_>, group: &PeerGroup, peers: u64) -> Result<(), CheckFailure> {
     group.wait(Duration::from_secs(2), |seen| {
         seen.connects >= peers || seen.failed > 0
     });
@@ -276,12 +280,12 @@ fn settle(case: &Case<'_>, group: &PeerGroup, peers: u64) -> Result<(), Miss> {
 
 /// Lets the well-behaved ask.
 fn well_behaved(
-    case: &Case<'_>,
-    running: &Running,
+    case: &CheckCase<'_>,
+    running: &RunningTarget,
     clients: usize,
     rate: u32,
     for_good: bool,
-) -> Result<Fared, Miss> {
+) -> Result<Fared, CheckFailure> {
     let load = Load::Open {
         rate: f64::from(rate),
         arrivals: Arrivals::Constant,
@@ -306,12 +310,12 @@ fn well_behaved(
 /// Whether somebody is not served at all. Who only had to wait longer than this load took has seconds more, unless they
 /// are to wait for good, as the model says.
 fn starved(
-    case: &Case<'_>,
-    running: &Running,
+    case: &CheckCase<'_>,
+    running: &RunningTarget,
     clients: usize,
     report: &Report,
     for_good: bool,
-) -> Result<Option<String>, Miss> {
+) -> Result<Option<String>, CheckFailure> {
     let wrong = report.errors.wrong_reply + report.errors.reset + report.errors.closed_early;
     if wrong > 0 {
         return broken(
@@ -345,7 +349,12 @@ fn starved(
     Ok(words(&report))
 }
 
-fn drive(case: &Case<'_>, running: &Running, clients: usize, load: Load) -> Result<Report, Miss> {
+fn drive(
+    case: &CheckCase<'_>,
+    running: &RunningTarget,
+    clients: usize,
+    load: Load,
+) -> Result<Report, CheckFailure> {
     let plan = Plan {
         address: running.address,
         protocol: case.asked.protocol,

@@ -6,23 +6,25 @@
 
 use client::PeerScript;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable, reaches};
-use super::sitters::two_requests;
-use crate::subject::{Need, Settings, free_port};
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, not_applicable, reaches,
+};
+use super::parked_clients::two_requests;
+use crate::target::{Need, TargetSettings, free_port};
 
 /// Those who are connected when it is stopped.
 const PEERS: usize = 5;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
-    let settings = Settings {
+    let settings = TargetSettings {
         port: Some(free_port()?),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let times = if case.quick { 2 } else { 4 };
     for time in 0..=times {
         let running = match case.start(&settings) {
-            Err(Miss::Trouble(why)) if time > 0 => {
+            Err(CheckFailure::CheckError(why)) if time > 0 => {
                 return broken(
                     format!("that it can be started on the same port at once, {time} times"),
                     format!("{why:#}"),
@@ -66,10 +68,10 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         // (Those who were in the backlog hear nothing but a reset, whatever they were doing.)
         peers.finish(PATIENCE);
     }
-    Ok(Kept {
+    Ok(Passed {
         details: vec![format!(
             "stopped {times} times with {PEERS} peers connected, and started again on the same port at once"
         )],
-        ..Kept::default()
+        ..Passed::default()
     })
 }

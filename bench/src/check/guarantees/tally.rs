@@ -6,9 +6,10 @@ use client::{Action, Cut, FaultKind, PeerDriver, PeerGroup, PeerScript};
 use contract::Tally;
 
 use super::super::case::{
-    Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, kind, not_applicable, reaches,
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, broken_by, kind, not_applicable,
+    reaches,
 };
-use crate::subject::{Need, PANIC, Settings};
+use crate::target::{Need, PANIC, TargetSettings};
 
 /// The pause between the bytes of one who is cut off in the end: none of them comes too late for the idle time-out.
 const DRIP: Duration = Duration::from_millis(20);
@@ -16,28 +17,28 @@ const DRIP: Duration = Duration::from_millis(20);
 /// So many of them, and the server has surely read some.
 const DRIPS: u64 = 15;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
-    if case.subject.model().is_none() {
+    if case.target.model().is_none() {
         gives_one(case)?;
     }
     // Whoever is idle for that long has to be waited for; and where the machine stands still for that long, so is everybody.
     // That does not come twice, and is told by its time.
     match account(case, Duration::from_secs(if case.quick { 1 } else { 2 })) {
-        Err(Miss::Broken(_)) => account(case, Duration::from_secs(5)),
+        Err(CheckFailure::Broken(_)) => account(case, Duration::from_secs(5)),
         first => first,
     }
 }
 
 /// One connection or a few of every ending, and whether the account says so.
-fn account(case: &Case<'_>, idle_timeout: Duration) -> Verdict {
+fn account(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
     let asked = case.asked;
-    let ours = case.subject.model().is_some();
-    let settings = Settings {
+    let ours = case.target.model().is_some();
+    let settings = TargetSettings {
         idle_timeout: Some(idle_timeout),
         drain: Some(Duration::from_millis(200)),
         panic: true,
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
@@ -116,13 +117,13 @@ fn account(case: &Case<'_>, idle_timeout: Duration) -> Verdict {
     match tally {
         None => broken("a tally as its last line", "none"),
         Some(tally) if tally != expected => broken(expected.to_string(), tally.to_string()),
-        Some(_) => Kept::simply(),
+        Some(_) => Passed::simply(),
     }
 }
 
 /// Whether somebody else's server gives an account. One that can't be read is none, unless it is meant to be one.
-fn gives_one(case: &Case<'_>) -> Result<(), Miss> {
-    let end = case.start(&Settings::default())?.stop();
+fn gives_one(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
+    let end = case.start(&TargetSettings::default())?.stop();
     case.go_on()?;
     let line = end.and_then(|end| end.last).unwrap_or_default();
     let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&line);
@@ -140,11 +141,11 @@ fn gives_one(case: &Case<'_>) -> Result<(), Miss> {
 
 /// Lets them come, and waits until the server has closed them all, or they it.
 fn ends(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     driver: &PeerDriver,
     peer_scripts: Vec<PeerScript>,
     what: &str,
-) -> Result<(), Miss> {
+) -> Result<(), CheckFailure> {
     for outcome in driver.enter(peer_scripts).finish(2 * PATIENCE) {
         case.go_on()?;
         let closed =
@@ -163,7 +164,10 @@ fn ends(
 }
 
 /// One who has been served once, and is in the middle of the next request.
-fn begins_and_never_ends(case: &Case<'_>, driver: &PeerDriver) -> Result<PeerGroup, Miss> {
+fn begins_and_never_ends(
+    case: &CheckCase<'_>,
+    driver: &PeerDriver,
+) -> Result<PeerGroup, CheckFailure> {
     let group = driver.enter(vec![PeerScript::new(vec![
         Action::Converse {
             script: case.asked.scripts(30),

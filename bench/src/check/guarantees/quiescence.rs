@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use contract::Guarantee;
 
-use super::super::case::{Case, Miss, PATIENCE, broken};
-use crate::process::{Courtesy, Demand, Tree};
+use super::super::case::{CheckCase, CheckFailure, PATIENCE, broken};
+use crate::resources::{CpuDemand, ProcessTree, YieldPolicy};
 
 /// How long it is watched.
-pub(super) fn window(case: &Case<'_>) -> Duration {
+pub(super) fn window(case: &CheckCase<'_>) -> Duration {
     Duration::from_millis(if case.quick { 150 } else { 300 })
 }
 
@@ -22,7 +22,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    fn between(before: Look, after: Look, time: Duration) -> Activity {
+    fn between(before: Sample, after: Sample, time: Duration) -> Activity {
         let wakes = after.switches.saturating_sub(before.switches) as f64;
         let (before, after) = (before.demand, after.demand);
         let share = |before: Duration, after: Duration| {
@@ -51,9 +51,13 @@ impl Activity {
 
 /// It must sleep now, `when` there is nothing that it could do; unless it is one that never sleeps, and says so: then it
 /// must be busy. Gives what it did.
-pub(super) fn must_sleep(case: &Case<'_>, tree: &Tree, when: &str) -> Result<Activity, Miss> {
+pub(super) fn must_sleep(
+    case: &CheckCase<'_>,
+    tree: &ProcessTree,
+    when: &str,
+) -> Result<Activity, CheckFailure> {
     // (Errors of accept(2) are where models declare that they never sleep.)
-    let declared = case.subject.deviation(Guarantee::Accept).is_some();
+    let declared = case.target.deviation(Guarantee::Accept).is_some();
     let time = window(case);
     let mut tree = tree.clone();
     let mut last = None;
@@ -94,45 +98,45 @@ pub(super) fn must_sleep(case: &Case<'_>, tree: &Tree, when: &str) -> Result<Act
 
 /// What it has done until a moment.
 #[derive(Debug, Clone, Copy)]
-struct Look {
-    demand: Demand,
+struct Sample {
+    demand: CpuDemand,
     switches: u64,
 }
 
-fn look(tree: &Tree) -> Result<Look, Miss> {
-    Ok(Look {
+fn look(tree: &ProcessTree) -> Result<Sample, CheckFailure> {
+    Ok(Sample {
         demand: demand(tree)?,
         // Where they can't be read nobody is blamed for them.
         switches: tree
-            .counters(Courtesy::None)
+            .counters(YieldPolicy::None)
             .voluntary_switches
             .unwrap_or(0),
     })
 }
 
-pub(super) fn demand(tree: &Tree) -> Result<Demand, Miss> {
+pub(super) fn demand(tree: &ProcessTree) -> Result<CpuDemand, CheckFailure> {
     let unknown = || anyhow::anyhow!("the kernel does not tell how long the server's threads ran");
     Ok(tree.demand().ok_or_else(unknown)?)
 }
 
 /// What a server has, at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Holdings {
+pub(super) struct ResourceUsage {
     pub(super) processes: u64,
     pub(super) threads: u64,
     pub(super) descriptors: usize,
 }
 
-impl Holdings {
-    fn take(tree: &mut Tree) -> Result<Holdings, Miss> {
+impl ResourceUsage {
+    fn take(tree: &mut ProcessTree) -> Result<ResourceUsage, CheckFailure> {
         tree.look();
-        let counters = tree.counters(Courtesy::None);
+        let counters = tree.counters(YieldPolicy::None);
         let Some(threads) = counters.threads.filter(|_| tree.lives()) else {
             return broken("that the server lives on", "that it is gone");
         };
         let unknown = || anyhow::anyhow!("what the server has open can't be read");
         let descriptors = tree.descriptors().ok_or_else(unknown)?;
-        Ok(Holdings {
+        Ok(ResourceUsage {
             processes: counters.processes,
             threads,
             descriptors,
@@ -140,14 +144,14 @@ impl Holdings {
     }
 
     /// Has nothing that the other has not.
-    pub(super) fn within(&self, other: &Holdings) -> bool {
+    pub(super) fn within(&self, other: &ResourceUsage) -> bool {
         self.processes <= other.processes
             && self.threads <= other.threads
             && self.descriptors <= other.descriptors
     }
 }
 
-impl std::fmt::Display for Holdings {
+impl std::fmt::Display for ResourceUsage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -158,23 +162,26 @@ impl std::fmt::Display for Holdings {
 }
 
 /// What it has when that has not changed for a while; what it has at last, if that does not come.
-pub(super) fn at_rest(case: &Case<'_>, tree: &mut Tree) -> Result<Holdings, Miss> {
-    until_at_rest(case, tree, PATIENCE, |_| true)
+pub(super) fn quiescent(
+    case: &CheckCase<'_>,
+    tree: &mut ProcessTree,
+) -> Result<ResourceUsage, CheckFailure> {
+    until_quiescent(case, tree, PATIENCE, |_| true)
 }
 
 /// The same, once it is as it should be.
-pub(super) fn until_at_rest(
-    case: &Case<'_>,
-    tree: &mut Tree,
+pub(super) fn until_quiescent(
+    case: &CheckCase<'_>,
+    tree: &mut ProcessTree,
     limit: Duration,
-    good: impl Fn(&Holdings) -> bool,
-) -> Result<Holdings, Miss> {
+    good: impl Fn(&ResourceUsage) -> bool,
+) -> Result<ResourceUsage, CheckFailure> {
     let end = std::time::Instant::now() + limit;
-    let mut now = Holdings::take(tree)?;
+    let mut now = ResourceUsage::take(tree)?;
     let mut same = 0;
     while (same < 8 || !good(&now)) && std::time::Instant::now() < end {
         case.pause(Duration::from_millis(5))?;
-        let next = Holdings::take(tree)?;
+        let next = ResourceUsage::take(tree)?;
         same = if next == now { same + 1 } else { 0 };
         now = next;
     }

@@ -11,18 +11,18 @@ use contract::{Deviation, Guarantee, Model};
 use protocol::{Bulk, Protocol};
 use socket2::{Domain, Socket, Type};
 
+use crate::child::{ChildServer, ServerExit};
 use crate::placement::Placement;
-use crate::process::Tree;
-use crate::server::{End, Server};
+use crate::resources::ProcessTree;
 
-/// A line that makes a session panic, if its server was [told](Settings::panic) to have such sessions.
+/// A line that makes a session panic, if its server was [told](TargetSettings::panic) to have such sessions.
 pub(crate) const PANIC: &str = "samewire: panic";
 
 /// Somebody else's server: how to start it.
 ///
 /// Where its command has placeholders, they say what it can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outside {
+pub struct ExternalServer {
     /// What tables call it.
     pub name: String,
     /// The program and its arguments, with placeholders, as they were given.
@@ -48,13 +48,13 @@ const PORT: &str = "{port}";
 /// How `--with` is to be written.
 const WITH: &str = "write 'NAME=COMMAND {port}', such as 'python=python3 server.py {port}'";
 
-impl Outside {
+impl ExternalServer {
     /// Reads `NAME=COMMAND {port}`. The command is split as a shell would, and run without one.
     ///
     /// # Errors
     ///
     /// It is not written like that; the message shows how.
-    pub fn parse(text: &str) -> Result<Outside, String> {
+    pub fn parse(text: &str) -> Result<ExternalServer, String> {
         let (name, command) = text.split_once('=').ok_or(WITH)?;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || !name.chars().all(good) {
@@ -87,7 +87,7 @@ impl Outside {
                 }
             }
         }
-        Ok(Outside {
+        Ok(ExternalServer {
             name: name.to_string(),
             command: command.to_string(),
             words,
@@ -99,9 +99,9 @@ impl Outside {
     /// # Errors
     ///
     /// Two have the same, and tables could not tell them apart.
-    pub fn distinct(all: &[Outside]) -> Result<(), String> {
-        for (place, outside) in all.iter().enumerate() {
-            let name = &outside.name;
+    pub fn distinct(all: &[ExternalServer]) -> Result<(), String> {
+        for (place, external) in all.iter().enumerate() {
+            let name = &external.name;
             if crate::registry::models().any(|model| model.name == name) {
                 return Err(format!(
                     "--with {name}=…: there is a model of that name; choose another"
@@ -131,9 +131,9 @@ impl Outside {
     }
 
     /// The command with its placeholders filled in.
-    fn filled(&self, settings: &Settings, port: u16) -> Vec<String> {
+    fn filled(&self, settings: &TargetSettings, port: u16) -> Vec<String> {
         let seconds = |time: Duration| time.as_secs_f64().to_string();
-        let usual = Settings::default();
+        let usual = TargetSettings::default();
         let or_usual = |time: Option<Duration>, usual: Duration| seconds(time.unwrap_or(usual));
         let fill = |word: &String| {
             word.replace(PORT, &port.to_string())
@@ -157,15 +157,15 @@ impl Outside {
     /// Starts it, and waits until it listens. To be called on a thread that lives longer than the server.
     pub(crate) fn start(
         &self,
-        settings: &Settings,
+        settings: &TargetSettings,
         placement: &Placement,
-    ) -> anyhow::Result<Server> {
+    ) -> anyhow::Result<ChildServer> {
         let port = match settings.port {
             Some(port) => port,
             None => free_port()?,
         };
         let words = self.filled(settings, port);
-        let mut command = Command::new(crate::server::this_program()?);
+        let mut command = Command::new(crate::child::this_program()?);
         command
             .arg("exec")
             .args(["--die-with-parent", &std::process::id().to_string()]);
@@ -173,14 +173,14 @@ impl Outside {
             command.args(["--cpus", &list(&placement.server)]);
         }
         command.arg("--").args(&words);
-        Server::start_outside(command, port)
+        ChildServer::start_external(command, port)
             .with_context(|| format!("{}: {}", self.name, words.join(" ")))
     }
 }
 
 /// What a server can be told, beside where to listen. `None`: what it does if nobody says anything.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Settings {
+pub(crate) struct TargetSettings {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) drain: Option<Duration>,
     pub(crate) max_connections: Option<usize>,
@@ -194,7 +194,7 @@ pub(crate) struct Settings {
     pub(crate) port: Option<u16>,
 }
 
-impl Settings {
+impl TargetSettings {
     pub(crate) fn idle_timeout(&self) -> Duration {
         self.idle_timeout.unwrap_or(Duration::from_secs(30))
     }
@@ -249,24 +249,24 @@ impl Need {
 
 /// Who is checked.
 #[derive(Debug, Clone)]
-pub(crate) enum Subject {
+pub(crate) enum Target {
     Model(&'static Model),
-    Outside(Outside),
+    ExternalServer(ExternalServer),
     At(SocketAddr),
 }
 
-impl Subject {
+impl Target {
     pub(crate) fn name(&self) -> String {
         match self {
-            Subject::Model(model) => model.name.to_string(),
-            Subject::Outside(outside) => outside.name.clone(),
-            Subject::At(address) => address.to_string(),
+            Target::Model(model) => model.name.to_string(),
+            Target::ExternalServer(external) => external.name.clone(),
+            Target::At(address) => address.to_string(),
         }
     }
 
     pub(crate) fn model(&self) -> Option<&'static Model> {
         match self {
-            Subject::Model(model) => Some(model),
+            Target::Model(model) => Some(model),
             _ => None,
         }
     }
@@ -283,7 +283,7 @@ impl Subject {
     }
 
     /// How many peers it serves at a time under these settings, by design.
-    pub(crate) fn places(&self, settings: &Settings, placement: &Placement) -> usize {
+    pub(crate) fn places(&self, settings: &TargetSettings, placement: &Placement) -> usize {
         let limit = settings.max_connections();
         let Some(model) = self.model() else {
             return limit;
@@ -300,13 +300,13 @@ impl Subject {
     /// Why it can't do that, if it can't.
     pub(crate) fn lacks(&self, need: Need) -> Option<String> {
         match (self, need) {
-            (Subject::Model(_), _) | (Subject::Outside(_), Need::Process) => None,
-            (Subject::Outside(_), Need::Wait) => {
+            (Target::Model(_), _) | (Target::ExternalServer(_), Need::Process) => None,
+            (Target::ExternalServer(_), Need::Wait) => {
                 Some("only our own models can be told to work before a reply".to_string())
             }
-            (Subject::Outside(outside), need) => (!outside.takes(need.placeholder()))
+            (Target::ExternalServer(external), need) => (!external.takes(need.placeholder()))
                 .then(|| format!("its command has no {}", need.placeholder())),
-            (Subject::At(_), _) => Some(
+            (Target::At(_), _) => Some(
                 "it was started by somebody else, and can be told nothing: use --with".to_string(),
             ),
         }
@@ -317,19 +317,19 @@ impl Subject {
     pub(crate) fn start(
         &self,
         protocol: &'static Protocol,
-        settings: &Settings,
+        settings: &TargetSettings,
         placement: &Placement,
-    ) -> anyhow::Result<Running> {
+    ) -> anyhow::Result<RunningTarget> {
         let server = match self {
-            Subject::Model(model) => {
-                Server::start(&arguments(model, protocol, settings, placement))?
+            Target::Model(model) => {
+                ChildServer::start(&arguments(model, protocol, settings, placement))?
             }
-            Subject::Outside(outside) => outside.start(settings, placement)?,
-            Subject::At(address) => {
+            Target::ExternalServer(external) => external.start(settings, placement)?,
+            Target::At(address) => {
                 // Once, before the peers come: they would all say the same.
                 TcpStream::connect_timeout(address, Duration::from_secs(5))
                     .with_context(|| format!("nobody answers on {address}"))?;
-                return Ok(Running {
+                return Ok(RunningTarget {
                     address: *address,
                     server: None,
                     forks: false,
@@ -337,7 +337,7 @@ impl Subject {
                 });
             }
         };
-        Ok(Running {
+        Ok(RunningTarget {
             address: server.address,
             server: Some(server),
             panics: settings.panic,
@@ -350,7 +350,7 @@ impl Subject {
 fn arguments(
     model: &Model,
     protocol: &Protocol,
-    settings: &Settings,
+    settings: &TargetSettings,
     placement: &Placement,
 ) -> Vec<String> {
     let workers = settings.workers;
@@ -392,43 +392,43 @@ pub(crate) fn list(cpus: &[usize]) -> String {
 }
 
 /// A server that was started, or that was there.
-pub(crate) struct Running {
+pub(crate) struct RunningTarget {
     pub(crate) address: SocketAddr,
-    server: Option<Server>,
+    server: Option<ChildServer>,
     forks: bool,
     /// Its sessions panic when they are told to.
     pub(crate) panics: bool,
 }
 
-impl Running {
+impl RunningTarget {
     /// Its processes; `None` if somebody else started it.
-    pub(crate) fn tree(&self) -> Option<Tree> {
+    pub(crate) fn tree(&self) -> Option<ProcessTree> {
         let server = self.server.as_ref()?;
-        Some(Tree::new(server.pid(), self.forks))
+        Some(ProcessTree::new(server.pid(), self.forks))
     }
 
     /// The process; `None` if somebody else started it.
-    pub(crate) fn server(&self) -> Option<&Server> {
+    pub(crate) fn server(&self) -> Option<&ChildServer> {
         self.server.as_ref()
     }
 
     /// The process, to be ended by hand.
-    pub(crate) fn into_server(self) -> Option<Server> {
+    pub(crate) fn into_server(self) -> Option<ChildServer> {
         self.server
     }
 
     /// Stops it, and takes its account; `None` if somebody else started it, who may stop it too.
-    pub(crate) fn stop(self) -> Option<End> {
-        self.server.map(Server::stop)
+    pub(crate) fn stop(self) -> Option<ServerExit> {
+        self.server.map(ChildServer::stop)
     }
 }
 
-/// A port that nobody has now, and that the kernel gives to nobody who does not ask for it: one outside of the range of the
+/// A port that nobody has now, and that the kernel gives to nobody who does not ask for it: one external of the range of the
 /// ports that it chooses itself. So a client that connects meanwhile cannot have it by accident.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     const TRIES: usize = 100;
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-    let ports = outside(&range.unwrap_or_default());
+    let ports = external(&range.unwrap_or_default());
     for _ in 0..TRIES {
         let port = fastrand::u16(ports.clone());
         if is_free(port) {
@@ -439,9 +439,9 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
     bail!("no free port from {start} to {end} was found in {TRIES} tries")
 }
 
-/// Ports outside of the range that the kernel chooses from, as it says it: below if there are enough of them, or above.
+/// Ports external of the range that the kernel chooses from, as it says it: below if there are enough of them, or above.
 /// If there are too few on either side, where they usually are.
-fn outside(range: &str) -> Range<u16> {
+fn external(range: &str) -> Range<u16> {
     const USUAL: Range<u16> = 10_000..32_000;
     const ENOUGH: u16 = 1000;
     let mut ends = range
@@ -475,15 +475,16 @@ mod tests {
 
     #[test]
     fn commands_are_read_and_filled_in() {
-        let outside =
-            Outside::parse("py=python3 'my server.py' --port={port} --idle {idle-timeout} {}")
-                .unwrap();
-        assert_eq!(outside.name, "py");
-        let settings = Settings {
+        let external = ExternalServer::parse(
+            "py=python3 'my server.py' --port={port} --idle {idle-timeout} {}",
+        )
+        .unwrap();
+        assert_eq!(external.name, "py");
+        let settings = TargetSettings {
             idle_timeout: Some(Duration::from_millis(500)),
-            ..Settings::default()
+            ..TargetSettings::default()
         };
-        let words = outside.filled(&settings, 7000);
+        let words = external.filled(&settings, 7000);
         assert_eq!(
             words,
             [
@@ -495,10 +496,10 @@ mod tests {
                 "{}"
             ]
         );
-        let subject = Subject::Outside(outside);
-        assert_eq!(subject.lacks(Need::IdleTimeout), None);
-        assert!(subject.lacks(Need::Drain).unwrap().contains("{drain}"));
-        assert!(subject.lacks(Need::Wait).is_some());
+        let target = Target::ExternalServer(external);
+        assert_eq!(target.lacks(Need::IdleTimeout), None);
+        assert!(target.lacks(Need::Drain).unwrap().contains("{drain}"));
+        assert!(target.lacks(Need::Wait).is_some());
     }
 
     #[test]
@@ -513,7 +514,7 @@ mod tests {
             "a=x 'y {port}",
             "a=x {port} {idle_timeout}",
         ] {
-            let why = Outside::parse(bad).unwrap_err();
+            let why = ExternalServer::parse(bad).unwrap_err();
             assert!(why.contains("{port}"), "{bad}: {why}");
         }
     }
@@ -527,7 +528,7 @@ mod tests {
             ("1024 65535", 10_000..32_000),
             ("", 10_000..32_000),
         ] {
-            assert_eq!(outside(range), ports, "{range}");
+            assert_eq!(external(range), ports, "{range}");
         }
     }
 
@@ -546,21 +547,21 @@ mod tests {
 
     #[test]
     fn each_has_a_name_of_its_own() {
-        let all = |names: &[&str]| -> Vec<Outside> {
-            let named = |name: &&str| Outside::parse(&format!("{name}=x {{port}}")).unwrap();
+        let all = |names: &[&str]| -> Vec<ExternalServer> {
+            let named = |name: &&str| ExternalServer::parse(&format!("{name}=x {{port}}")).unwrap();
             names.iter().map(named).collect()
         };
-        assert_eq!(Outside::distinct(&all(&["one", "two"])), Ok(()));
+        assert_eq!(ExternalServer::distinct(&all(&["one", "two"])), Ok(()));
         for (names, part) in [(&["one", "mio"], "model"), (&["one", "one"], "twice")] {
-            let why = Outside::distinct(&all(names)).unwrap_err();
+            let why = ExternalServer::distinct(&all(names)).unwrap_err();
             assert!(why.contains(part), "{why}");
         }
     }
 
     #[test]
     fn what_is_to_be_typed_again_is_read_again() {
-        let outside = Outside::parse("py=python3 'my server.py' it\\'s {port}").unwrap();
-        let words = shlex::split(&quoted(&outside.text())).unwrap();
-        assert_eq!(Outside::parse(&words[0]), Ok(outside));
+        let external = ExternalServer::parse("py=python3 'my server.py' it\\'s {port}").unwrap();
+        let words = shlex::split(&quoted(&external.text())).unwrap();
+        assert_eq!(ExternalServer::parse(&words[0]), Ok(external));
     }
 }

@@ -1,5 +1,5 @@
-//! One turn: fresh server processes, a load for each, and the account of both. Of all workloads but `idle` it is one
-//! launch.
+//! One batch: fresh server processes, a load for each, and the account of both. Of all workloads but `idle` it is one
+//! run.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,18 +12,18 @@ use anyhow::Context;
 use client::{Load, Plan, Report, Snapshot, Watch};
 use protocol::{Bulk, SessionOptions};
 
-use super::judge;
-use super::plan::{Cell, Settings, Turn};
-use super::results::{ClientSide, Launch, Note, ServerSide};
+use super::evaluate;
+use super::plan::{Batch, Case, Settings};
+use super::results::{ClientSide, Note, Run, ServerSide};
 use super::workload::Workload;
-use crate::figures;
+use crate::child::{ChildServer, DRAIN, ServerExit};
+use crate::format;
 use crate::placement::Placement;
-use crate::process::{Counters, Courtesy, CpuReading, HostReading, Tree};
-use crate::server::{DRAIN, End, Server};
-use crate::subject;
+use crate::resources::{Counters, CpuReading, HostReading, ProcessTree, YieldPolicy};
+use crate::target;
 
-/// What all launches of a comparison have in common.
-pub(super) struct Bench<'a> {
+/// What all runs of a comparison have in common.
+pub(super) struct Runner<'a> {
     pub(super) settings: &'a Settings,
     pub(super) placement: &'a Placement,
     pub(super) began: Instant,
@@ -31,7 +31,7 @@ pub(super) struct Bench<'a> {
 }
 
 /// A reply that takes longer is an error. Loads end by themselves before, so that what a server starves on purpose is
-/// counted as unanswered, with its age, and a server that is dead ends the launch all the same.
+/// counted as unanswered, with its age, and a server that is dead ends the run all the same.
 fn timeout(settings: &Settings, workload: Workload) -> Duration {
     let longest = if workload.has_an_end() {
         settings.limit(workload)
@@ -44,7 +44,7 @@ fn timeout(settings: &Settings, workload: Workload) -> Duration {
 /// No load here is about idle clients: none may be closed in the middle of a long comparison.
 const IDLE_TIMEOUT: &str = "1h";
 
-/// The same for a server from outside.
+/// The same for an external server.
 const IDLE_TIMEOUT_OUTSIDE: Duration = Duration::from_secs(3600);
 
 /// How many peers every server is to have room for. Twice as many as there will be: where each event loop has its share,
@@ -87,27 +87,27 @@ struct Driven {
     opened: bool,
 }
 
-impl Bench<'_> {
-    /// Measures the launches of one turn; `None` if it was interrupted. What goes wrong is in the launches' problems:
+impl Runner<'_> {
+    /// Measures the runs of one batch; `None` if it was interrupted. What goes wrong is in the runs' problems:
     /// the comparison goes on.
-    pub(super) fn measure(&self, turn: &Turn, order: usize) -> Option<Vec<Launch>> {
+    pub(super) fn measure(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
         let started_s = self.began.elapsed().as_secs_f64();
         // All on this thread, which lives longer than they do.
-        let servers: Vec<anyhow::Result<Server>> =
-            (turn.cells.iter().map(|cell| self.start(cell))).collect();
+        let servers: Vec<anyhow::Result<ChildServer>> =
+            (batch.cases.iter().map(|case| self.start(case))).collect();
         let driven: Vec<_> = thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (cell, server) in turn.cells.iter().zip(&servers) {
+            for (case, server) in batch.cases.iter().zip(&servers) {
                 let running = server.as_ref().ok().map(|one| (one.pid(), one.address));
                 threads.push(running.map(|(pid, address)| {
                     let drive = move || {
                         let mut account = ServerSide::default();
-                        let beside = turn.cells.len();
-                        let driven = self.drive(cell, beside, pid, address, &mut account);
+                        let beside = batch.cases.len();
+                        let driven = self.drive(case, beside, pid, address, &mut account);
                         (driven, account)
                     };
                     let thread =
-                        thread::Builder::new().name(format!("drive {}", cell.subject.name()));
+                        thread::Builder::new().name(format!("drive {}", case.target.name()));
                     thread.spawn_scoped(scope, drive)
                 }));
             }
@@ -119,62 +119,62 @@ impl Bench<'_> {
             };
             threads.into_iter().map(join).collect()
         });
-        let mut launches = Vec::new();
-        for (((cell, server), driven), order) in
-            turn.cells.iter().zip(servers).zip(driven).zip(order..)
+        let mut runs = Vec::new();
+        for (((case, server), driven), order) in
+            batch.cases.iter().zip(servers).zip(driven).zip(order..)
         {
             // Whatever came of the load, the server is ended in order and gives its account.
-            let ended = server.map(Server::stop);
-            let mut launch = self.empty(turn, cell, order, started_s);
-            if let Err(error) = fill(&mut launch, cell, ended, driven) {
-                launch.problems.push(format!("{error:#}"));
+            let ended = server.map(ChildServer::stop);
+            let mut run = self.empty(batch, case, order, started_s);
+            if let Err(error) = fill(&mut run, case, ended, driven) {
+                run.problems.push(format!("{error:#}"));
             }
-            if !launch.notes.contains(&Note::NotAllOpened) {
-                judge::judge(&mut launch, cell, self.settings, self.placement);
+            if !run.notes.contains(&Note::NotAllOpened) {
+                evaluate::evaluate(&mut run, case, self.settings, self.placement);
             }
-            launches.push(launch);
+            runs.push(run);
         }
-        // Half a launch is no result.
-        (!self.interrupted.load(Ordering::Relaxed)).then_some(launches)
+        // Half a run is no result.
+        (!self.interrupted.load(Ordering::Relaxed)).then_some(runs)
     }
 
-    fn start(&self, cell: &Cell) -> anyhow::Result<Server> {
-        let Some(model) = cell.subject.model() else {
-            return self.start_outside(cell);
+    fn start(&self, case: &Case) -> anyhow::Result<ChildServer> {
+        let Some(model) = case.target.model() else {
+            return self.start_external(case);
         };
         let workers = self.placement.workers_of(model).to_string();
         let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
         arguments.extend(server_arguments(self.settings, self.placement));
-        arguments.extend(self.told(cell));
-        Server::start(&arguments)
+        arguments.extend(self.told(case));
+        ChildServer::start(&arguments)
     }
 
     /// Somebody else's, which is told of this what its command has placeholders for.
-    fn start_outside(&self, cell: &Cell) -> anyhow::Result<Server> {
-        let settings = subject::Settings {
+    fn start_external(&self, case: &Case) -> anyhow::Result<ChildServer> {
+        let settings = target::TargetSettings {
             idle_timeout: Some(IDLE_TIMEOUT_OUTSIDE),
             max_connections: Some(most_peers(self.settings)),
-            ..subject::Settings::default()
+            ..target::TargetSettings::default()
         };
-        let protocol = cell.workload.protocol(self.settings.protocol);
-        let running = cell.subject.start(protocol, &settings, self.placement)?;
+        let protocol = case.workload.protocol(self.settings.protocol);
+        let running = case.target.start(protocol, &settings, self.placement)?;
         running
             .into_server()
             .context("nobody can measure a server that somebody else has started")
     }
 
     /// What this server is told beside that.
-    fn told(&self, cell: &Cell) -> Vec<String> {
-        if cell.subject.model().is_none() {
+    fn told(&self, case: &Case) -> Vec<String> {
+        if case.target.model().is_none() {
             return Vec::new();
         }
         let small = self.settings.protocol;
-        cell.workload.server_arguments(small, cell.seed)
+        case.workload.server_arguments(small, case.seed)
     }
 
     fn drive(
         &self,
-        cell: &Cell,
+        case: &Case,
         together: usize,
         pid: i32,
         address: SocketAddr,
@@ -182,21 +182,21 @@ impl Bench<'_> {
     ) -> anyhow::Result<Driven> {
         let plan = Plan {
             address,
-            protocol: cell.workload.protocol(self.settings.protocol),
-            connections: cell.connections,
+            protocol: case.workload.protocol(self.settings.protocol),
+            connections: case.connections,
             size: Some(self.settings.size),
             bulk: Bulk::default(),
-            page: cell.workload.page(address.to_string()),
-            work: cell.workload.work_plan(cell.seed),
-            load: cell.load(self.settings, together),
+            page: case.workload.page(address.to_string()),
+            work: case.workload.work_plan(case.seed),
+            load: case.load(self.settings, together),
             connect_first: false,
-            ramp: cell.ramp(),
-            timeout: timeout(self.settings, cell.workload),
-            seed: cell.seed,
+            ramp: case.ramp(),
+            timeout: timeout(self.settings, case.workload),
+            seed: case.seed,
             threads: self.placement.client_threads(),
             cpus: self.placement.client.clone(),
         };
-        if cell.workload == Workload::Idle {
+        if case.workload == Workload::Idle {
             // The first exchanges touch code and tables that no connection pays for again.
             let first = Plan {
                 connections: 8,
@@ -210,7 +210,7 @@ impl Bench<'_> {
             };
             client::drive(&first, &(), self.interrupted)?;
         }
-        let watcher = Watcher::new(pid, cell, self.placement, self.interrupted);
+        let watcher = Watcher::new(pid, case, self.placement, self.interrupted);
         let report = client::drive(&plan, &watcher, &watcher.stop)?;
         let seen = watcher.seen();
         seen.account(account, watcher.cpus.len());
@@ -220,21 +220,21 @@ impl Bench<'_> {
         })
     }
 
-    /// A launch of which nothing is known yet.
-    fn empty(&self, turn: &Turn, cell: &Cell, order: usize, started_s: f64) -> Launch {
-        let name = cell.subject.name();
-        let beside = turn.cells.iter().map(|cell| cell.subject.name());
-        Launch {
+    /// A run of which nothing is known yet.
+    fn empty(&self, batch: &Batch, case: &Case, order: usize, started_s: f64) -> Run {
+        let name = case.target.name();
+        let beside = batch.cases.iter().map(|case| case.target.name());
+        Run {
             order,
-            block: turn.block,
-            workload: cell.workload,
-            connections: cell.connections,
-            requests: cell.requests(),
-            reply_bytes: cell.workload.reply_bytes(),
-            server_arguments: self.told(cell),
+            block: batch.block,
+            workload: case.workload,
+            connections: case.connections,
+            requests: case.requests(),
+            reply_bytes: case.workload.reply_bytes(),
+            server_arguments: self.told(case),
             beside: beside.filter(|one| *one != name).collect(),
             model: name,
-            seed: cell.seed.to_string(),
+            seed: case.seed.to_string(),
             started_s,
             problems: Vec::new(),
             client_limited: false,
@@ -249,36 +249,36 @@ impl Bench<'_> {
 
 /// Takes down what both sides say.
 fn fill(
-    launch: &mut Launch,
-    cell: &Cell,
-    ended: anyhow::Result<End>,
+    run: &mut Run,
+    case: &Case,
+    ended: anyhow::Result<ServerExit>,
     driven: Option<io::Result<(anyhow::Result<Driven>, ServerSide)>>,
 ) -> anyhow::Result<()> {
     let end = ended?;
     // That a signal ends whoever has not learned to stop is no fault of what was measured.
-    if cell.subject.model().is_some() || !end.by_the_signal() {
-        launch.problems.extend(end.problems);
+    if case.target.model().is_some() || !end.by_the_signal() {
+        run.problems.extend(end.problems);
     }
     let (driven, account) = driven
         .context("nobody drove it")?
         .context("cannot start a thread that drives it")?;
-    launch.server = Some(ServerSide {
+    run.server = Some(ServerSide {
         exit: Some(end.exit),
         tally: end.tally,
         ..account
     });
     let Driven { report, opened } = driven?;
     if !opened {
-        launch.notes.push(Note::NotAllOpened);
-        if !cell.is_short() {
-            launch.problems.push(format!(
+        run.notes.push(Note::NotAllOpened);
+        if !case.is_short() {
+            run.problems.push(format!(
                 "only {} of {} connections could be opened in time",
-                figures::count(report.connected),
-                figures::count(cell.connections as u64)
+                format::count(report.connected),
+                format::count(case.connections as u64)
             ));
         }
     }
-    launch.client = Some(ClientSide::of(&report)?);
+    run.client = Some(ClientSide::of(&report)?);
     Ok(())
 }
 
@@ -288,7 +288,7 @@ fn fill(
 /// quick. The rest is read once before it (in the warm-up, when all clients are connected) and once after it, while the
 /// connections are still there: a thread or a process that ends takes its counters with it.
 struct Watcher<'a> {
-    cell: &'a Cell,
+    case: &'a Case,
     /// Where client and server run.
     cpus: Vec<usize>,
     interrupted: &'a AtomicBool,
@@ -299,15 +299,15 @@ struct Watcher<'a> {
 
 /// What it read, and when.
 struct Seen {
-    tree: Tree,
+    tree: ProcessTree,
     /// Before the load.
-    before: Look,
+    before: Sample,
     memory_before: Option<u64>,
     /// The first in which all were connected.
-    settled: Option<Look>,
+    settled: Option<Sample>,
     begin: Option<CpuReading>,
     end: Option<CpuReading>,
-    last: Option<Look>,
+    last: Option<Sample>,
     memory_after: Option<u64>,
     /// The most that was met. Where the clients leave one by one, there are fewer at the end.
     processes: u64,
@@ -318,15 +318,15 @@ struct Seen {
 
 /// The server's counters and the machine's, at a moment.
 #[derive(Clone, Copy)]
-struct Look {
+struct Sample {
     server: Counters,
     host: Option<HostReading>,
 }
 
-impl Look {
-    fn take(tree: &Tree, cpus: &[usize], courtesy: Courtesy) -> Look {
-        Look {
-            server: tree.counters(courtesy),
+impl Sample {
+    fn take(tree: &ProcessTree, cpus: &[usize], yield_policy: YieldPolicy) -> Sample {
+        Sample {
+            server: tree.counters(yield_policy),
             host: HostReading::take(cpus),
         }
     }
@@ -335,16 +335,16 @@ impl Look {
 impl<'a> Watcher<'a> {
     fn new(
         root: i32,
-        cell: &'a Cell,
+        case: &'a Case,
         placement: &Placement,
         interrupted: &'a AtomicBool,
     ) -> Watcher<'a> {
         let cpus = placement.all();
-        let tree = Tree::new(root, cell.subject.may_fork());
-        let before = Look::take(&tree, &cpus, Courtesy::None);
-        let idle = cell.workload == Workload::Idle;
+        let tree = ProcessTree::new(root, case.target.may_fork());
+        let before = Sample::take(&tree, &cpus, YieldPolicy::None);
+        let idle = case.workload == Workload::Idle;
         Watcher {
-            cell,
+            case,
             cpus,
             interrupted,
             stop: AtomicBool::new(false),
@@ -353,7 +353,7 @@ impl<'a> Watcher<'a> {
                 before,
                 settled: None,
                 // Its costs are all that the load costs; it has no time to lose at an edge.
-                begin: cell.workload.is_transfer().then(|| tree.cpu()),
+                begin: case.workload.is_transfer().then(|| tree.cpu()),
                 end: None,
                 last: None,
                 memory_after: None,
@@ -369,9 +369,9 @@ impl<'a> Watcher<'a> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, seen: &mut Seen, courtesy: Courtesy) -> Look {
+    fn look(&self, seen: &mut Seen, yield_policy: YieldPolicy) -> Sample {
         seen.tree.look();
-        let look = Look::take(&seen.tree, &self.cpus, courtesy);
+        let look = Sample::take(&seen.tree, &self.cpus, yield_policy);
         seen.processes = seen.processes.max(look.server.processes);
         seen.threads = seen.threads.max(look.server.threads);
         look
@@ -381,9 +381,9 @@ impl<'a> Watcher<'a> {
 impl Watch for Watcher<'_> {
     fn measuring(&self) {
         let mut seen = self.seen();
-        if self.cell.workload == Workload::Idle {
+        if self.case.workload == Workload::Idle {
             // Nobody is disturbed, and the others' first exchanges are over.
-            seen.settled = Some(self.look(&mut seen, Courtesy::None));
+            seen.settled = Some(self.look(&mut seen, YieldPolicy::None));
         } else {
             // What it forked for the last clients to come counts from the beginning.
             seen.tree.look();
@@ -397,21 +397,21 @@ impl Watch for Watcher<'_> {
         let mut seen = self.seen();
         seen.end = Some(seen.tree.cpu_with_newcomers());
         // The last replies of an open loop are on their way, and their times count.
-        let courtesy = if self.cell.workload.is_open_loop() {
-            Courtesy::Yield
+        let yield_policy = if self.case.workload.is_open_loop() {
+            YieldPolicy::Yield
         } else {
-            Courtesy::None
+            YieldPolicy::None
         };
-        seen.last = Some(self.look(&mut seen, courtesy));
-        if self.cell.workload == Workload::Idle {
+        seen.last = Some(self.look(&mut seen, yield_policy));
+        if self.case.workload == Workload::Idle {
             seen.memory_after = seen.tree.memory();
         }
     }
 
     fn progress(&self, now: Snapshot) {
         let mut seen = self.seen();
-        let all = now.open == self.cell.connections as u64;
-        let opening = self.cell.opening();
+        let all = now.open == self.case.connections as u64;
+        let opening = self.case.opening();
         if seen.begin.is_none() && !all && opening.is_some_and(|limit| now.elapsed > limit) {
             seen.gave_up = true;
         }
@@ -420,15 +420,15 @@ impl Watch for Watcher<'_> {
         }
         // A load that has an end has no warm-up. The first look at a crowd comes when the first replies are long there,
         // and it thinks. In the others who is done leaves, and all may never be there at a time.
-        let with_end = self.cell.workload.has_an_end();
-        let settled = all || self.cell.workload.is_transfer();
+        let with_end = self.case.workload.has_an_end();
+        let settled = all || self.case.workload.is_transfer();
         let before_window = seen.begin.is_none() || with_end;
         if settled
             && before_window
             && seen.settled.is_none()
-            && self.cell.workload != Workload::Idle
+            && self.case.workload != Workload::Idle
         {
-            seen.settled = Some(self.look(&mut seen, Courtesy::None));
+            seen.settled = Some(self.look(&mut seen, YieldPolicy::None));
         }
     }
 }
@@ -449,11 +449,11 @@ impl Seen {
         let first = self
             .settled
             .filter(|settled| self.begin.is_some_and(|begin| settled.server.at < begin.at));
-        let Look {
+        let Sample {
             server: begin,
             host: before,
         } = first.unwrap_or(self.before);
-        let Some(Look {
+        let Some(Sample {
             server: end,
             host: after,
         }) = &self.last

@@ -9,12 +9,14 @@ use client::{PeerDriver, PeerGroup};
 use contract::Capacity;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable, reaches};
-use super::connection_limit::finish_by_turns;
-use super::rest::{at_rest, must_sleep};
-use super::sitters::sitters;
-use crate::process::{Tree, open_descriptors};
-use crate::subject::{Need, Running, Settings};
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, not_applicable, reaches,
+};
+use super::limit::finish_by_turns;
+use super::parked_clients::parked_clients;
+use super::quiescence::{must_sleep, quiescent};
+use crate::resources::{ProcessTree, open_descriptors};
+use crate::target::{Need, RunningTarget, TargetSettings};
 
 /// How many come.
 const PEERS: usize = 12;
@@ -22,9 +24,9 @@ const PEERS: usize = 12;
 /// How many of them there are descriptors for.
 const MORE: usize = 3;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
-    let mut more = match case.subject.model() {
+    let mut more = match case.target.model() {
         // Whoever serves one peer at a time closes its descriptor before it accepts the next, and so does a process that
         // forks one for it: there must be none for the next.
         Some(model) if one_by_one(model) => 0,
@@ -34,7 +36,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         match attempt(case, more)? {
             Some(kept) => return Ok(kept),
             None if more > 0 => more = 0,
-            None if case.subject.model().is_some() => {
+            None if case.target.model().is_some() => {
                 return Err(anyhow::anyhow!("there was no shortage of descriptors").into());
             }
             None => {
@@ -50,9 +52,9 @@ fn one_by_one(model: &contract::Model) -> bool {
     model.needs.own_process || matches!(model.capacity, Capacity::Workers | Capacity::One)
 }
 
-fn settings(case: &Case<'_>) -> Settings {
-    let capacity = case.subject.model().map(|model| model.capacity);
-    Settings {
+fn settings(case: &CheckCase<'_>) -> TargetSettings {
+    let capacity = case.target.model().map(|model| model.capacity);
+    TargetSettings {
         workers: match capacity {
             // Each of them tries again now and then: two hundred would not be asleep.
             Some(Capacity::Workers) => Some(4),
@@ -62,12 +64,12 @@ fn settings(case: &Case<'_>) -> Settings {
         // Room for all, and for few more: who has room for thousands may ask for them in advance (io_uring's multishot
         // accept), and such a request keeps the limit that there was when it was made.
         max_connections: Some(2 * PEERS),
-        ..Settings::default()
+        ..TargetSettings::default()
     }
 }
 
 /// `None`: there was no shortage.
-fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
+fn attempt(case: &CheckCase<'_>, more: usize) -> Result<Option<Passed>, CheckFailure> {
     let (running, driver, mut tree, before) = limited(case, more)?;
     let Some((served, waiting)) = shortage(case, &driver, more)? else {
         return Ok(None);
@@ -76,7 +78,7 @@ fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
     let activity = must_sleep(case, &tree, "while descriptors are lacking")?;
     if running
         .server()
-        .is_some_and(crate::server::Server::has_ended)
+        .is_some_and(crate::child::ChildServer::has_ended)
     {
         return broken(
             "that it lives on when descriptors are lacking",
@@ -109,24 +111,24 @@ fn attempt(case: &Case<'_>, more: usize) -> Result<Option<Kept>, Miss> {
     case.serves(&driver, 3, "when there were descriptors again")?;
     let tally = case.stop(running)?;
     // (Somebody else's need not count them.)
-    let ours = case.subject.model().is_some();
+    let ours = case.target.model().is_some();
     if ours && tally.is_some_and(|tally| tally.accept_errors == 0) {
         return Err(anyhow::anyhow!("there was no shortage of descriptors").into());
     }
     stop_meanwhile(case, more)?;
     let busy = case.deviation().is_some();
     let percent = format!("{:.0} % of a CPU in use", 100.0 * activity.ran);
-    Ok(Some(Kept {
+    Ok(Some(Passed {
         by_design: busy.then(|| format!("{percent} while descriptors were lacking")),
         details: vec![format!(
             "{PEERS} peers and {more} descriptors: alive, {percent}, all served when descriptors came free, stopped in order meanwhile"
         )],
-        ..Kept::default()
+        ..Passed::default()
     }))
 }
 
 /// A stop while descriptors are lacking: it ends as always.
-fn stop_meanwhile(case: &Case<'_>, more: usize) -> Result<(), Miss> {
+fn stop_meanwhile(case: &CheckCase<'_>, more: usize) -> Result<(), CheckFailure> {
     let (running, driver, _, _) = limited(case, more)?;
     let _peers = shortage(case, &driver, more)?;
     case.stop(running)?;
@@ -137,7 +139,10 @@ fn stop_meanwhile(case: &Case<'_>, more: usize) -> Result<(), Miss> {
 type Before = Vec<(Pid, Rlimit)>;
 
 /// Starts it, and when it has all that it opens for itself, its processes may open so many descriptors more.
-fn limited(case: &Case<'_>, more: usize) -> Result<(Running, PeerDriver, Tree, Before), Miss> {
+fn limited(
+    case: &CheckCase<'_>,
+    more: usize,
+) -> Result<(RunningTarget, PeerDriver, ProcessTree, Before), CheckFailure> {
     let running = case.start(&settings(case))?;
     let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
@@ -147,7 +152,7 @@ fn limited(case: &Case<'_>, more: usize) -> Result<(Running, PeerDriver, Tree, B
     // One after the other: who sleeps in accept(2) has the lowest number then, and not one from among the others.
     for _ in 0..2 {
         case.serves(&driver, 1, "before descriptors were lacking")?;
-        at_rest(case, &mut tree)?;
+        quiescent(case, &mut tree)?;
     }
     let mut before = Before::new();
     for number in tree.numbers() {
@@ -173,9 +178,9 @@ fn limited(case: &Case<'_>, more: usize) -> Result<(Running, PeerDriver, Tree, B
 }
 
 /// Gives them their descriptors back, and those too that were forked meanwhile, by processes that lacked them.
-fn restore(before: &Before, tree: &mut Tree) -> Result<(), Miss> {
+fn restore(before: &Before, tree: &mut ProcessTree) -> Result<(), CheckFailure> {
     let known: Vec<Pid> = before.iter().map(|(process, _)| *process).collect();
-    let restore = |process, old: &Rlimit| -> Result<(), Miss> {
+    let restore = |process, old: &Rlimit| -> Result<(), CheckFailure> {
         match prlimit(Some(process), Resource::Nofile, *old) {
             // Whoever has ended needs none.
             Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -205,16 +210,16 @@ fn restore(before: &Before, tree: &mut Tree) -> Result<(), Miss> {
 /// If there are no descriptors at all, those who are served all the same (who sleeps in accept(2) has a descriptor
 /// already) leave, until nobody is served any more.
 fn shortage(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     driver: &PeerDriver,
     more: usize,
-) -> Result<Option<(Vec<PeerGroup>, PeerGroup)>, Miss> {
+) -> Result<Option<(Vec<PeerGroup>, PeerGroup)>, CheckFailure> {
     let mut served = Vec::new();
     for client in 0..more {
-        let one = driver.enter(sitters(case, client..client + 1)?);
+        let one = driver.enter(parked_clients(case, client..client + 1)?);
         reaches(case, &one, |seen| seen.waiting == 1 || seen.failed > 0)?;
         if one.seen().waiting == 0 {
-            if case.subject.model().is_none() && one.seen().failed == 0 {
+            if case.target.model().is_none() && one.seen().failed == 0 {
                 // It has room for fewer; then there is a shortage of something already.
                 break;
             }
@@ -224,7 +229,7 @@ fn shortage(
         }
         served.push(one);
     }
-    let waiting = driver.enter(sitters(case, more..PEERS)?);
+    let waiting = driver.enter(parked_clients(case, more..PEERS)?);
     let count = PEERS - more;
     reaches(case, &waiting, |seen| {
         seen.connects == count as u64 || seen.failed > 0

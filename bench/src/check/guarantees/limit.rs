@@ -3,10 +3,12 @@
 use client::PeerGroup;
 use contract::Capacity;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, reaches};
-use super::rest::{must_sleep, window};
-use super::sitters::sitters;
-use crate::subject::{Need, Settings};
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, broken_by, reaches,
+};
+use super::parked_clients::parked_clients;
+use super::quiescence::{must_sleep, window};
+use crate::target::{Need, TargetSettings};
 
 /// What it is told.
 const LIMIT: usize = 8;
@@ -14,11 +16,11 @@ const LIMIT: usize = 8;
 /// So many more than it is told may be accepted and wait in the server: one that somebody has in its hand, say.
 const ACCEPTED: usize = 3;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     case.needs(Need::MaxConnections)?;
-    let capacity = case.subject.model().map(|model| model.capacity);
-    let settings = Settings {
+    let capacity = case.target.model().map(|model| model.capacity);
+    let settings = TargetSettings {
         max_connections: Some(LIMIT),
         workers: match capacity {
             // Fewer than the limit, so that they are seen to be what counts.
@@ -26,7 +28,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             Some(Capacity::Shares) => Some(2),
             _ => None,
         },
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     if capacity == Some(Capacity::Shares) {
         return shares(case, &settings);
@@ -39,41 +41,41 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             "{places} of {} were served at a time, though {LIMIT} are allowed; all others waited, and were served later",
             2 * LIMIT
         ))),
-        _ => Kept::simply(),
+        _ => Passed::simply(),
     }
 }
 
-fn by_design(seen: String) -> Kept {
-    Kept {
+fn by_design(seen: String) -> Passed {
+    Passed {
         by_design: Some(seen),
-        ..Kept::default()
+        ..Passed::default()
     }
 }
 
 /// Twice as many come as there is room for. Exactly those who have a place are served; the others wait, and the server
 /// sleeps; each who leaves makes place for one.
-fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
+fn at_the_limit(case: &CheckCase<'_>, settings: &TargetSettings) -> Result<(), CheckFailure> {
     let places = case.places(settings);
     let running = case.start(settings)?;
     let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    let first = driver.enter(sitters(case, 0..places)?);
+    let first = driver.enter(parked_clients(case, 0..places)?);
     served(case, first, places, |first| {
         tree.look();
         let open_before = tree.descriptors();
         if !case.quick {
             must_sleep(case, &tree, "while all who are connected are idle")?;
         }
-        let others = driver.enter(sitters(case, places..2 * LIMIT)?);
+        let others = driver.enter(parked_clients(case, places..2 * LIMIT)?);
         let count = 2 * LIMIT - places;
         // Into the backlog.
         reaches(case, &others, |seen| {
             seen.connects == count as u64 || seen.failed > 0
         })?;
         // So many were heard by the time that there was room for them.
-        let waits = |others: PeerGroup, room: usize| -> Result<PeerGroup, Miss> {
+        let waits = |others: PeerGroup, room: usize| -> Result<PeerGroup, CheckFailure> {
             if others.seen().waiting <= room {
                 return Ok(others);
             }
@@ -101,7 +103,7 @@ fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
         must_sleep(case, &tree, "at the limit, while others wait")?;
         tree.look();
         // Of ours it is known that they open nothing else meanwhile.
-        let ours = case.subject.model().is_some();
+        let ours = case.target.model().is_some();
         let more = tree
             .descriptors()
             .zip(open_before)
@@ -140,11 +142,11 @@ fn at_the_limit(case: &Case<'_>, settings: &Settings) -> Result<(), Miss> {
 
 /// Waits until so many of a group have their first reply, lets the rest happen, and lets them leave.
 fn served(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     group: PeerGroup,
     count: usize,
-    rest: impl FnOnce(&PeerGroup) -> Result<(), Miss>,
-) -> Result<(), Miss> {
+    rest: impl FnOnce(&PeerGroup) -> Result<(), CheckFailure>,
+) -> Result<(), CheckFailure> {
     let all = reaches(case, &group, |seen| {
         seen.waiting == count || seen.failed > 0
     })?;
@@ -159,7 +161,11 @@ fn served(
 }
 
 /// Lets whoever is served ask again and leave, until all have done so.
-pub(super) fn finish_by_turns(case: &Case<'_>, group: PeerGroup, who: &str) -> Result<(), Miss> {
+pub(super) fn finish_by_turns(
+    case: &CheckCase<'_>,
+    group: PeerGroup,
+    who: &str,
+) -> Result<(), CheckFailure> {
     loop {
         // Somebody may be seen to wait until the driver has obeyed: who looked for that would say it again and again.
         let before = group.seen();
@@ -175,12 +181,12 @@ pub(super) fn finish_by_turns(case: &Case<'_>, group: PeerGroup, who: &str) -> R
 }
 
 /// select(2) can serve no more than it has numbers for, whatever the limit.
-fn descriptors(case: &Case<'_>, most: usize) -> Verdict {
+fn descriptors(case: &CheckCase<'_>, most: usize) -> Verdict {
     const MORE: usize = 76;
     let peers = most + MORE;
-    let running = case.start(&Settings::default())?;
+    let running = case.start(&TargetSettings::default())?;
     let driver = case.driver(&running)?;
-    let group = driver.enter(sitters(case, 0..peers)?);
+    let group = driver.enter(parked_clients(case, 0..peers)?);
     // Some numbers are taken by what it has open itself.
     let least = most - 50;
     let so_far = |seen: &client::GroupProgress| seen.waiting >= least || seen.failed > 0;
@@ -207,12 +213,12 @@ fn descriptors(case: &Case<'_>, most: usize) -> Verdict {
             "{served} of {peers} were served at a time, though 10,000 are allowed; the others waited, and were served later"
         )));
     }
-    Kept::simply()
+    Passed::simply()
 }
 
 /// Each loop has its share of the places, and the kernel chooses the loop: so sooner or later somebody waits though
 /// there is room. Never are more served than allowed.
-fn shares(case: &Case<'_>, settings: &Settings) -> Verdict {
+fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
     const TRIES: usize = 30;
     let running = case.start(settings)?;
     let driver = case.driver(&running)?;
@@ -222,7 +228,7 @@ fn shares(case: &Case<'_>, settings: &Settings) -> Verdict {
     let mut seen = None;
     for _ in 0..TRIES {
         // No more than there are places in all: if the kernel divides them evenly, all are served.
-        let group = driver.enter(sitters(case, 0..LIMIT)?);
+        let group = driver.enter(parked_clients(case, 0..LIMIT)?);
         let half = |seen: &client::GroupProgress| seen.waiting >= LIMIT / 2 || seen.failed > 0;
         reaches(case, &group, half)?;
         group.wait(window(case), |seen| seen.waiting == LIMIT);
@@ -245,7 +251,7 @@ fn shares(case: &Case<'_>, settings: &Settings) -> Verdict {
         }
     }
     // Twice as many: both loops are full, and that is the limit.
-    let group = driver.enter(sitters(case, 0..4 * LIMIT)?);
+    let group = driver.enter(parked_clients(case, 0..4 * LIMIT)?);
     reaches(case, &group, |seen| {
         seen.waiting >= LIMIT || seen.failed > 0
     })?;
@@ -261,8 +267,8 @@ fn shares(case: &Case<'_>, settings: &Settings) -> Verdict {
     finish_by_turns(case, group, "who waited for a place")?;
     case.serves(&driver, 3, "after all had left")?;
     case.stop(running)?;
-    Ok(Kept {
+    Ok(Passed {
         by_design: seen,
-        ..Kept::default()
+        ..Passed::default()
     })
 }

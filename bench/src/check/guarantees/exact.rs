@@ -7,16 +7,16 @@ use client::misbehave::{Misbehaviour, RequestSpec};
 use client::{Action, Cut, PeerScript};
 use protocol::http::{Content, Page};
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, kind};
-use crate::subject::Settings;
+use super::super::case::{CheckCase, CheckFailure, PATIENCE, Passed, Verdict, kind};
+use crate::target::TargetSettings;
 
 /// Between two pieces: time for a server to read the first. If it does not, it sees less, and nothing is wrong.
 const BETWEEN: Duration = Duration::from_millis(2);
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
-    let running = case.start(&Settings::default())?;
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
+    let running = case.start(&TargetSettings::default())?;
     let driver = case.driver(&running)?;
-    let act = |peer_scripts: Vec<PeerScript>, who: &str| -> Result<(), Miss> {
+    let act = |peer_scripts: Vec<PeerScript>, who: &str| -> Result<(), CheckFailure> {
         let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
         case.all_done(&outcomes, who)
     };
@@ -39,7 +39,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     case.serves(&driver, 10, "afterwards")?;
     drop(driver);
     case.stop(running)?;
-    Kept::simply()
+    Passed::simply()
 }
 
 /// So many that every position of a request is somebody's.
@@ -53,7 +53,7 @@ fn clients(asked: &RequestSpec, kind: &Misbehaviour) -> usize {
 }
 
 /// Everybody's first piece comes before anybody's second.
-fn crowd(case: &Case<'_>) -> Vec<PeerScript> {
+fn crowd(case: &CheckCase<'_>) -> Vec<PeerScript> {
     let cut = if case.asked.may_cut() {
         Cut::At(7, BETWEEN)
     } else {
@@ -71,7 +71,7 @@ fn crowd(case: &Case<'_>) -> Vec<PeerScript> {
 
 /// The second piece may begin with the end of the first request, or with some of the second: who believes that a reading
 /// is a request, or has its beginning at least, is wrong here.
-fn joined_and_cut(case: &Case<'_>) -> Vec<PeerScript> {
+fn joined_and_cut(case: &CheckCase<'_>) -> Vec<PeerScript> {
     let length = |client| case.asked.all_at_once(client, None, 2).0.len();
     let peer_script = |at| {
         PeerScript::new(vec![
@@ -88,13 +88,13 @@ fn joined_and_cut(case: &Case<'_>) -> Vec<PeerScript> {
 }
 
 /// More than the buffers of both sides hold. If they `finish`, they end their side as soon as all is asked.
-pub(super) fn late_readers(case: &Case<'_>, finish: bool) -> Vec<PeerScript> {
+pub(super) fn late_readers(case: &CheckCase<'_>, finish: bool) -> Vec<PeerScript> {
     let owed = owed();
     let mut asked = case.asked.clone();
     let (size, reply) = match asked.protocol.name {
         "bulk" => (None, 3 * 64 * 1024),
         // Only of our own it is known what else they have.
-        "http" if case.subject.model().is_some() => {
+        "http" if case.target.model().is_some() => {
             let body = b"Hello World!\n".repeat(1024);
             asked.page = Arc::new(Page {
                 path: "/files/13k".to_string(),

@@ -74,7 +74,7 @@ pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
 }
 
 /// A running server. Dropped, it is killed and waited for.
-pub(crate) struct Server {
+pub(crate) struct ChildServer {
     child: Child,
     pub(crate) address: SocketAddr,
     /// One of ours, which ends with its tally.
@@ -92,7 +92,7 @@ pub(crate) struct Server {
 }
 
 /// What became of it.
-pub(crate) struct End {
+pub(crate) struct ServerExit {
     pub(crate) exit: String,
     /// `None`: it was killed.
     pub(crate) status: Option<ExitStatus>,
@@ -106,7 +106,7 @@ pub(crate) struct End {
     pub(crate) problems: Vec<String>,
 }
 
-impl End {
+impl ServerExit {
     /// Whether SIGTERM ended it, since it had not learned to stop by itself: a program that is told nothing else dies of
     /// it, and some say so in the manner of shells.
     pub(crate) fn by_the_signal(&self) -> bool {
@@ -117,18 +117,18 @@ impl End {
     }
 }
 
-impl Server {
+impl ChildServer {
     /// Starts this program as a server, and waits until it listens.
     ///
     /// To be called on a thread that lives longer than the server: the kernel ends the server together with the
     /// *thread* that started it.
-    pub(crate) fn start(arguments: &[String]) -> anyhow::Result<Server> {
+    pub(crate) fn start(arguments: &[String]) -> anyhow::Result<ChildServer> {
         let mut command = Command::new(this_program()?);
         command
             .arg("serve")
             .args(arguments)
             .args(["--die-with-parent", &std::process::id().to_string()]);
-        let mut server = Server::spawn(command, true)?;
+        let mut server = ChildServer::spawn(command, true)?;
         let first = server.first.recv_timeout(START);
         let address = first
             .as_ref()
@@ -149,8 +149,8 @@ impl Server {
     ///
     /// Whether somebody does is read from the kernel's table: a connection to find out would be one more peer than the
     /// server is asked to serve.
-    pub(crate) fn start_outside(command: Command, port: u16) -> anyhow::Result<Server> {
-        let mut server = Server::spawn(command, false)?;
+    pub(crate) fn start_external(command: Command, port: u16) -> anyhow::Result<ChildServer> {
+        let mut server = ChildServer::spawn(command, false)?;
         server.address.set_port(port);
         let deadline = Instant::now() + START_OUTSIDE;
         while !listens(server.address)? {
@@ -184,7 +184,7 @@ impl Server {
     }
 
     /// Starts the process, and whoever reads what it says.
-    fn spawn(mut command: Command, ours: bool) -> anyhow::Result<Server> {
+    fn spawn(mut command: Command, ours: bool) -> anyhow::Result<ChildServer> {
         let program = command.get_program().to_string_lossy().into_owned();
         // Whoever leaves the group, to go into the background, is found by this all the same.
         let mark = (!ours).then(|| format!("{}-{:x}", std::process::id(), fastrand::u64(..)));
@@ -229,7 +229,7 @@ impl Server {
             let _ = std::io::copy(&mut stderr, &mut std::io::sink());
             let _ = complaint.send(String::from_utf8_lossy(&kept).into_owned());
         };
-        let mut server = Server {
+        let mut server = ChildServer {
             child,
             // Not known yet.
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -254,7 +254,7 @@ impl Server {
     }
 
     /// Tells it to stop, and takes its account.
-    pub(crate) fn stop(self) -> End {
+    pub(crate) fn stop(self) -> ServerExit {
         match self.signal(Signal::SIGTERM) {
             Ok(()) => self.end(END),
             Err(error) => {
@@ -272,7 +272,7 @@ impl Server {
     }
 
     /// Waits for its end, and kills it if that has not come by the limit.
-    pub(crate) fn end(mut self, limit: Duration) -> End {
+    pub(crate) fn end(mut self, limit: Duration) -> ServerExit {
         let mut problems = Vec::new();
         let left_behind = if self.wait_until_it_has_ended(limit) {
             self.left_behind()
@@ -320,7 +320,7 @@ impl Server {
             }
             _ => {}
         }
-        End {
+        ServerExit {
             exit,
             status,
             last,
@@ -447,7 +447,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ChildServer {
     fn drop(&mut self) {
         self.kill();
         // They end with the pipes. Whoever is kept by somebody that could not be killed is left to end with him: to wait

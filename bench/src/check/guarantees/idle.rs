@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use client::{Action, Cut, PeerDriver, PeerGroup, PeerOutcome, PeerScript};
 use contract::Capacity;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, kind, reaches};
-use super::sitters::{requests, two_requests};
-use crate::subject::{Need, Settings};
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, broken_by, kind, reaches,
+};
+use super::parked_clients::{requests, two_requests};
+use crate::target::{Need, TargetSettings};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -27,7 +29,7 @@ const ATTEMPTS: usize = 8;
 /// Who does nothing for longer may have been closed for good reason.
 const TOO_SLOW: Duration = Duration::from_millis(270);
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::IdleTimeout)?;
     for _ in 0..ATTEMPTS {
         if let Some(kept) = attempt(case)? {
@@ -49,11 +51,11 @@ impl Active {
     /// a server that closes who is not idle does so now and then, and the next time may look good.
     fn done(
         &mut self,
-        case: &Case<'_>,
+        case: &CheckCase<'_>,
         outcomes: &[PeerOutcome],
         entered: Duration,
         who: &str,
-    ) -> Result<bool, Miss> {
+    ) -> Result<bool, CheckFailure> {
         let slow = |outcome: &PeerOutcome| {
             // It may have been connected, and accepted, before this side saw it.
             let connected = outcome.done_at.first().copied().flatten();
@@ -62,13 +64,20 @@ impl Active {
         };
         self.too_slow |= outcomes.iter().any(slow);
         match case.all_done(outcomes, who) {
-            Err(Miss::Broken(_)) if outcomes.iter().any(|o| !o.done && slow(o)) => Ok(false),
+            Err(CheckFailure::Broken(_)) if outcomes.iter().any(|o| !o.done && slow(o)) => {
+                Ok(false)
+            }
             other => other.map(|()| true),
         }
     }
 
     /// The server is alive and well.
-    fn serves(&mut self, case: &Case<'_>, driver: &PeerDriver, when: &str) -> Result<bool, Miss> {
+    fn serves(
+        &mut self,
+        case: &CheckCase<'_>,
+        driver: &PeerDriver,
+        when: &str,
+    ) -> Result<bool, CheckFailure> {
         let peer_scripts = (0..3).map(|client| case.well_behaved(1000 + client, 3));
         let entered = driver.opened().elapsed();
         let outcomes = driver.enter(peer_scripts.collect()).finish(2 * PATIENCE);
@@ -90,12 +99,12 @@ enum Part {
 }
 
 /// `None`: this machine was too slow, and nothing is proved.
-fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
-    let settings = Settings {
+fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
+    let settings = TargetSettings {
         idle_timeout: Some(TIMEOUT),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
-    let capacity = case.subject.model().map(|model| model.capacity);
+    let capacity = case.target.model().map(|model| model.capacity);
     let one_by_one = capacity == Some(Capacity::One);
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
@@ -182,7 +191,7 @@ fn attempt(case: &Case<'_>) -> Result<Option<Kept>, Miss> {
 }
 
 /// How late those were closed.
-fn report(late: Vec<(Part, Duration)>) -> Kept {
+fn report(late: Vec<(Part, Duration)>) -> Passed {
     let of = |part| {
         let mut late: Vec<_> = late
             .iter()
@@ -216,15 +225,19 @@ fn report(late: Vec<(Part, Duration)>) -> Kept {
             text(*worst)
         ));
     }
-    Kept {
+    Passed {
         figure: median,
         details,
-        ..Kept::default()
+        ..Passed::default()
     }
 }
 
 /// How late it was closed; `None`: it could not keep its own pace.
-fn judge(part: Part, outcome: &PeerOutcome, entered: Duration) -> Result<Option<Duration>, Miss> {
+fn judge(
+    part: Part,
+    outcome: &PeerOutcome,
+    entered: Duration,
+) -> Result<Option<Duration>, CheckFailure> {
     // (A time is taken before what follows is done.)
     let at = |act: usize| outcome.done_at.get(act).copied().flatten();
     let (Some(connected), Some(closed)) = (at(0), at(outcome.done_at.len() - 1)) else {
@@ -264,7 +277,7 @@ fn judge(part: Part, outcome: &PeerOutcome, entered: Duration) -> Result<Option<
 }
 
 /// `None`: that can't be done over this protocol.
-fn peer_script(case: &Case<'_>, part: Part, client: usize) -> Option<PeerScript> {
+fn peer_script(case: &CheckCase<'_>, part: Part, client: usize) -> Option<PeerScript> {
     let asked = case.asked;
     let ends_itself = asked.protocol.requests_per_connection.is_some();
     let times = if case.quick { 5 } else { 8 };
@@ -309,7 +322,10 @@ fn peer_script(case: &Case<'_>, part: Part, client: usize) -> Option<PeerScript>
 
 /// Lets somebody in who asks for much and reads nothing; it must not be closed too early. It has failed when it is
 /// closed: then nothing more can be sent. `None`: that can't be done over this protocol.
-fn never_reads(case: &Case<'_>, driver: &PeerDriver) -> Result<Option<PeerGroup>, Miss> {
+fn never_reads(
+    case: &CheckCase<'_>,
+    driver: &PeerDriver,
+) -> Result<Option<PeerGroup>, CheckFailure> {
     let asked = case.asked;
     if asked.protocol.requests_per_connection.is_some() || asked.protocol.name == "bulk" {
         return Ok(None);

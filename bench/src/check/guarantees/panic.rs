@@ -5,8 +5,8 @@ use std::time::Duration;
 use client::{Action, Cut, PeerScript};
 use contract::Capacity;
 
-use super::super::case::{Case, Kept, PATIENCE, Verdict, broken, broken_by, reaches};
-use crate::subject::{Need, PANIC, Settings};
+use super::super::case::{CheckCase, PATIENCE, Passed, Verdict, broken, broken_by, reaches};
+use crate::target::{Need, PANIC, TargetSettings};
 
 /// Who converse meanwhile, if there is room for so many.
 const OTHERS: usize = 20;
@@ -14,15 +14,15 @@ const OTHERS: usize = 20;
 /// Workers that are left for those that panic, where each is held by one peer: far fewer than panics.
 const SPARE: usize = 4;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Panic)?;
     let panics = if case.quick { 40 } else { 100 };
-    let model = case.subject.model();
+    let model = case.target.model();
     let held = model.is_some_and(|model| model.capacity == Capacity::Workers);
-    let settings = Settings {
+    let settings = TargetSettings {
         panic: true,
         workers: held.then_some(OTHERS + SPARE),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let others = case
         .places(&settings)
@@ -76,11 +76,11 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             tally.to_string(),
         );
     }
-    Kept::simply()
+    Passed::simply()
 }
 
 /// Converses throughout; with a pause, since those that panic are to have their turn too.
-fn neighbour(case: &Case<'_>, client: usize) -> PeerScript {
+fn neighbour(case: &CheckCase<'_>, client: usize) -> PeerScript {
     let mut peer_script = case.well_behaved(client, 10);
     peer_script
         .actions
@@ -91,7 +91,7 @@ fn neighbour(case: &Case<'_>, client: usize) -> PeerScript {
 
 /// Says what makes its session panic, in a request that would be right otherwise. Every second one does so in the middle
 /// of a conversation.
-fn faulty(case: &Case<'_>, client: usize) -> PeerScript {
+fn faulty(case: &CheckCase<'_>, client: usize) -> PeerScript {
     let asked = case.asked;
     let fatal = match asked.protocol.name {
         "http" => format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Fault: {PANIC}\r\n\r\n"),

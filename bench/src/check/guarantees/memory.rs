@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use client::{Action, PeerDriver, PeerGroup, PeerScript};
 use contract::Capacity;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, not_applicable};
-use super::rest::{at_rest, demand, window};
-use super::sitters::sitters;
-use crate::process::{Demand, Tree};
-use crate::subject::{Need, Settings};
+use super::super::case::{
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, not_applicable,
+};
+use super::parked_clients::parked_clients;
+use super::quiescence::{demand, quiescent, window};
+use crate::resources::{CpuDemand, ProcessTree};
+use crate::target::{Need, TargetSettings};
 
 /// What each of them offers, in bytes. Who stores what is not taken has all of it, but for what the kernel holds of the
 /// replies (3 MiB, though the peers have small buffers) and of the requests (6 MiB); who stores nothing takes no more than
@@ -33,7 +35,7 @@ const WHILE: Duration = Duration::from_millis(75);
 /// Workers, where each is held by a peer.
 const WORKERS: usize = 4;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     if case.asked.protocol.requests_per_connection.is_some() {
         return not_applicable(format!(
@@ -41,16 +43,16 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             case.asked.protocol.name
         ));
     }
-    let capacity = case.subject.model().map(|model| model.capacity);
+    let capacity = case.target.model().map(|model| model.capacity);
     // How many of them hold up everybody else, by design.
     let holders = match capacity {
         Some(Capacity::One) => Some(1),
         Some(Capacity::Workers) => Some(WORKERS),
         _ => None,
     };
-    let settings = Settings {
+    let settings = TargetSettings {
         workers: (capacity == Some(Capacity::Workers)).then_some(WORKERS),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
@@ -58,7 +60,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
     case.serves(&driver, 20, "before")?;
-    at_rest(case, &mut tree)?;
+    quiescent(case, &mut tree)?;
     let before = memory(&mut tree)?;
     // As many as leave room for others; or, where those would be too few to measure, as many as there can be.
     let peers = match holders {
@@ -77,7 +79,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     }
     floods.push(flood(case, &driver, &mut tree, peers - 1..peers)?);
     let grown = memory(&mut tree)?.saturating_sub(before) / peers as u64;
-    let most = match case.subject.model() {
+    let most = match case.target.model() {
         Some(_) => MOST,
         None => MOST_OUTSIDE,
     };
@@ -104,13 +106,13 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
             None
         }
         Some(holders) => {
-            let others = driver.enter(sitters(case, 100..103)?);
+            let others = driver.enter(parked_clients(case, 100..103)?);
             others.wait(window(case), |seen| seen.heard > 0 || seen.failed > 0);
             let waited = others.seen().heard == 0;
             for flood in floods.drain(..) {
                 flood.leave();
             }
-            super::connection_limit::finish_by_turns(
+            super::limit::finish_by_turns(
                 case,
                 others,
                 "who came while others sent and never read, when those had left",
@@ -126,7 +128,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     case.serves(&driver, 3, "when those who sent and never read have left")?;
     drop(driver);
     case.stop(running)?;
-    Ok(Kept {
+    Ok(Passed {
         figure: Some(format!("{} KiB", grown.div_ceil(1024))),
         details: vec![format!(
             "memory of the server for each of {peers} peers that offer {offered} MiB and read nothing: {} KiB",
@@ -136,7 +138,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     })
 }
 
-fn memory(tree: &mut Tree) -> Result<u64, Miss> {
+fn memory(tree: &mut ProcessTree) -> Result<u64, CheckFailure> {
     tree.look();
     let unknown = || anyhow::anyhow!("the server's memory can't be read");
     Ok(tree.memory().ok_or_else(unknown)?)
@@ -144,11 +146,11 @@ fn memory(tree: &mut Tree) -> Result<u64, Miss> {
 
 /// Peers that send until nothing more is taken. They stay.
 fn flood(
-    case: &Case<'_>,
+    case: &CheckCase<'_>,
     driver: &PeerDriver,
-    tree: &mut Tree,
+    tree: &mut ProcessTree,
     clients: std::ops::Range<usize>,
-) -> Result<PeerGroup, Miss> {
+) -> Result<PeerGroup, CheckFailure> {
     let count = clients.len();
     let peer_scripts = clients.map(|client| {
         let (requests, _) = case.asked.all_at_once(client, Some(1000), 100);
@@ -192,7 +194,7 @@ fn flood(
 
 /// Whether a server could have read more, if it had wanted to: it did not want the CPU, or it had it. Who only waited for
 /// the CPU may store all when it gets it.
-fn had_its_time(before: Demand, after: Demand) -> bool {
+fn had_its_time(before: CpuDemand, after: CpuDemand) -> bool {
     let ran = after.ran.saturating_sub(before.ran);
     let waited = after
         .wanted

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use client::{Action, Cut, FaultKind, PeerOutcome, PeerScript};
 use contract::Capacity;
 
-use super::super::case::{Case, Kept, Miss, PATIENCE, Verdict, broken, kind};
-use super::rest::{at_rest, until_at_rest};
-use crate::subject::{Need, Settings};
+use super::super::case::{CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, kind};
+use super::quiescence::{quiescent, until_quiescent};
+use crate::target::{Need, TargetSettings};
 
 /// How many are there at the same time: as many when it counts as when it is warmed up, so that what a server keeps for
 /// the most that it ever had is there before.
@@ -35,7 +35,7 @@ const IDLERS: usize = 12;
 /// How long all of them may take without one that ends.
 const STANDSTILL: Duration = PATIENCE;
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     closed_by_the_server(case)?;
     let (warm_up, count) = if case.quick {
@@ -43,26 +43,26 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     } else {
         (1000, 20_000)
     };
-    let capacity = case.subject.model().map(|model| model.capacity);
-    let settings = Settings {
+    let capacity = case.target.model().map(|model| model.capacity);
+    let settings = TargetSettings {
         // Two hundred processes take long to look at.
         workers: (capacity == Some(Capacity::Workers)).then_some(16),
         // Who leaves at once does so before it is accepted, and comes again: without a limit there might be a thousand of
         // them in the backlog, and then in the server, sooner or later.
         max_connections: Some(2 * TOGETHER),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
     come_and_go(case, &running, 1)?;
-    let fresh = at_rest(case, &mut tree)?;
+    let fresh = quiescent(case, &mut tree)?;
     come_and_go(case, &running, warm_up)?;
     // What is still ending must not be taken for what it has.
-    let mut before = until_at_rest(case, &mut tree, START, |now| now.within(&fresh))?;
+    let mut before = until_quiescent(case, &mut tree, START, |now| now.within(&fresh))?;
     let mut memory_before = memory(&tree)?;
-    let rounds = match case.subject.model() {
+    let rounds = match case.target.model() {
         Some(_) => 1,
         None => ROUNDS,
     };
@@ -71,7 +71,7 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         come_and_go(case, &running, count)?;
         let last = round == rounds;
         let patience = if last { PATIENCE } else { START };
-        let after = until_at_rest(case, &mut tree, patience, |now| now.within(&before))?;
+        let after = until_quiescent(case, &mut tree, patience, |now| now.within(&before))?;
         let mut memory_after = memory(&tree)?;
         let end = Instant::now() + patience / 2;
         while memory_after > memory_before + TOLERANCE && Instant::now() < end {
@@ -105,27 +105,27 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
         );
     };
     case.stop(running)?;
-    Ok(Kept {
+    Ok(Passed {
         figure: Some(format!("+{:.1} MiB", mebibytes(more))),
         details: vec![format!(
             "{count} connections later: {after}, and {:.1} MiB (it had {before}, and {:.1} MiB)",
             mebibytes(memory_after),
             mebibytes(memory_before)
         )],
-        ..Kept::default()
+        ..Passed::default()
     })
 }
 
 /// Lets some come, round by round, that the server has to get rid of itself.
-fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
+fn closed_by_the_server(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     if !case.can(Need::IdleTimeout) {
         return Ok(());
     }
-    let capacity = case.subject.model().map(|model| model.capacity);
-    let settings = Settings {
+    let capacity = case.target.model().map(|model| model.capacity);
+    let settings = TargetSettings {
         idle_timeout: Some(IDLE),
         workers: (capacity == Some(Capacity::Workers)).then_some(IDLERS),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let rounds = if case.quick { 1 } else { 2 };
     // Where one is served at a time, each would have to wait for the time-outs of the others.
@@ -135,7 +135,7 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    let round = || -> Result<(), Miss> {
+    let round = || -> Result<(), CheckFailure> {
         let peer_scripts = (0..idlers).map(|client| idler(case, client)).collect();
         let outcomes = driver.enter(peer_scripts).finish(PATIENCE);
         case.go_on()?;
@@ -148,8 +148,8 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
         }
     };
     round()?;
-    let mut before = at_rest(case, &mut tree)?;
-    let mut tries = match case.subject.model() {
+    let mut before = quiescent(case, &mut tree)?;
+    let mut tries = match case.target.model() {
         Some(_) => 1,
         None => ROUNDS,
     };
@@ -159,7 +159,7 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
         }
         tries -= 1;
         let patience = if tries == 0 { PATIENCE } else { START };
-        let after = until_at_rest(case, &mut tree, patience, |now| now.within(&before))?;
+        let after = until_quiescent(case, &mut tree, patience, |now| now.within(&before))?;
         if after.within(&before) {
             break;
         }
@@ -178,7 +178,7 @@ fn closed_by_the_server(case: &Case<'_>) -> Result<(), Miss> {
 }
 
 /// Says nothing, or the half of a request, and is closed.
-fn idler(case: &Case<'_>, client: usize) -> PeerScript {
+fn idler(case: &CheckCase<'_>, client: usize) -> PeerScript {
     let half = (kind("slowloris").peer_script)(case.asked, client);
     let half = half.and_then(|peer_script| peer_script.actions.into_iter().next());
     let half = half.filter(|_| client % 2 == 1);
@@ -195,13 +195,17 @@ fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn memory(tree: &crate::process::Tree) -> Result<u64, Miss> {
+fn memory(tree: &crate::resources::ProcessTree) -> Result<u64, CheckFailure> {
     let unknown = || anyhow::anyhow!("the server's memory can't be read");
     Ok(tree.memory().ok_or_else(unknown)?)
 }
 
 /// Lets so many connections come and go, in all the ways in which they do.
-fn come_and_go(case: &Case<'_>, running: &crate::subject::Running, count: u64) -> Result<(), Miss> {
+fn come_and_go(
+    case: &CheckCase<'_>,
+    running: &crate::target::RunningTarget,
+    count: u64,
+) -> Result<(), CheckFailure> {
     // A driver of their own, which closes what is left.
     let driver = case.driver(running)?;
     let peer_scripts = (0..TOGETHER)
@@ -242,7 +246,7 @@ fn come_and_go(case: &Case<'_>, running: &crate::subject::Running, count: u64) -
 }
 
 /// Connects, leaves in its own way, and comes again.
-fn peer_script(case: &Case<'_>, client: usize) -> PeerScript {
+fn peer_script(case: &CheckCase<'_>, client: usize) -> PeerScript {
     let asked = case.asked;
     let converse = |client| Action::Converse {
         script: asked.scripts(client),
@@ -257,7 +261,7 @@ fn peer_script(case: &Case<'_>, client: usize) -> PeerScript {
     let ends_itself = asked.protocol.requests_per_connection.is_some();
     let actions = match client % 8 {
         // One, since it takes much longer. Of somebody else's server it is not known that it would refuse it.
-        _ if client == 5 && case.subject.model().is_some() => {
+        _ if client == 5 && case.target.model().is_some() => {
             match (kind("long-line").peer_script)(asked, client) {
                 Some(peer_script) => peer_script.actions,
                 None => vec![Action::Close],

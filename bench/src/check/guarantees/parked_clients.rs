@@ -2,11 +2,14 @@
 
 use client::{Action, Cut, PeerScript};
 
-use super::super::case::{Case, Miss, not_applicable};
+use super::super::case::{CheckCase, CheckFailure, not_applicable};
 
 /// Asks once and has the reply, and waits for a signal; asks again, ends its side and hears the server's end. Who waits for
 /// its signal has a place.
-pub(super) fn sitter(case: &Case<'_>, client: usize) -> Result<PeerScript, Miss> {
+pub(super) fn parked_client(
+    case: &CheckCase<'_>,
+    client: usize,
+) -> Result<PeerScript, CheckFailure> {
     if case.asked.protocol.requests_per_connection.is_some() {
         return not_applicable(format!(
             "over {} the server ends every conversation itself, so nobody can keep a place",
@@ -24,21 +27,21 @@ pub(super) fn sitter(case: &Case<'_>, client: usize) -> Result<PeerScript, Miss>
 }
 
 /// Some of them.
-pub(super) fn sitters(
-    case: &Case<'_>,
+pub(super) fn parked_clients(
+    case: &CheckCase<'_>,
     clients: std::ops::Range<usize>,
-) -> Result<Vec<PeerScript>, Miss> {
-    clients.map(|client| sitter(case, client)).collect()
+) -> Result<Vec<PeerScript>, CheckFailure> {
+    clients.map(|client| parked_client(case, client)).collect()
 }
 
 /// Two requests of one conversation, each with its reply.
-pub(super) fn two_requests(case: &Case<'_>, client: usize) -> [Action; 2] {
+pub(super) fn two_requests(case: &CheckCase<'_>, client: usize) -> [Action; 2] {
     let mut asks = requests(case, client);
     [0, 1].map(|_| asks())
 }
 
 /// One request after the other of one conversation, each with its reply.
-pub(super) fn requests(case: &Case<'_>, client: usize) -> impl FnMut() -> Action {
+pub(super) fn requests(case: &CheckCase<'_>, client: usize) -> impl FnMut() -> Action {
     let asked = case.asked.clone();
     // Where a reply does not depend on the requests before, each is a conversation of its own.
     let apart = !asked.deterministic() || asked.protocol.name == "bulk";

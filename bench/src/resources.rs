@@ -15,7 +15,7 @@ use procfs::{CpuTime, CurrentSI, KernelStats};
 
 /// A server and what it forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tree {
+pub(crate) struct ProcessTree {
     root: i32,
     forks: bool,
     forked: Vec<i32>,
@@ -101,24 +101,24 @@ pub(crate) struct Counters {
 /// How long the threads of a server ran, and how long they ran or waited for a CPU, until a moment. A thread that never
 /// sleeps has all the time in the second, on a busy machine too; one that sleeps has next to nothing in the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Demand {
+pub(crate) struct CpuDemand {
     pub(crate) ran: Duration,
     pub(crate) wanted: Duration,
 }
 
 /// Towards the client's threads on the same CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Courtesy {
+pub(crate) enum YieldPolicy {
     /// They have little to do, and what they have counts.
     Yield,
     /// They would not give the CPU back for milliseconds, or nothing that they do counts.
     None,
 }
 
-impl Tree {
-    /// A server that leads its process group. If it `forks`, [`look`](Tree::look) finds what it has forked.
-    pub(crate) fn new(root: i32, forks: bool) -> Tree {
-        let mut tree = Tree {
+impl ProcessTree {
+    /// A server that leads its process group. If it `forks`, [`look`](ProcessTree::look) finds what it has forked.
+    pub(crate) fn new(root: i32, forks: bool) -> ProcessTree {
+        let mut tree = ProcessTree {
             root,
             forks,
             forked: Vec::new(),
@@ -183,8 +183,8 @@ impl Tree {
 
     /// How much of the CPU its threads have wanted until now. Of a thread that has ended nothing is known any more, so this
     /// is for a time in which none does. `None`: the kernel does not tell.
-    pub(crate) fn demand(&self) -> Option<Demand> {
-        let mut sum = Demand {
+    pub(crate) fn demand(&self) -> Option<CpuDemand> {
+        let mut sum = CpuDemand {
             ran: Duration::ZERO,
             wanted: Duration::ZERO,
         };
@@ -253,7 +253,7 @@ impl Tree {
     }
 
     /// Reads the counters; between two threads it lets others have the CPU if they want it.
-    pub(crate) fn counters(&self, courtesy: Courtesy) -> Counters {
+    pub(crate) fn counters(&self, yield_policy: YieldPolicy) -> Counters {
         let mut sum = Counters {
             at: Instant::now(),
             processes: 0,
@@ -265,7 +265,7 @@ impl Tree {
             peak_rss: Some(0),
         };
         for process in self.processes() {
-            match Process::new(process).and_then(|process| one(&process, courtesy)) {
+            match Process::new(process).and_then(|process| one(&process, yield_policy)) {
                 Ok(counters) => sum.add(&counters),
                 // It has ended meanwhile; only without the server itself nothing is known.
                 Err(_) if process != self.root => {}
@@ -310,7 +310,7 @@ impl Counters {
     }
 }
 
-fn one(process: &Process, courtesy: Courtesy) -> procfs::ProcResult<Counters> {
+fn one(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcResult<Counters> {
     let stat = process.stat()?;
     let status = process.status()?;
     // A thread that ends between two readings takes its switches with it: this is a lower bound where threads come
@@ -325,7 +325,7 @@ fn one(process: &Process, courtesy: Courtesy) -> procfs::ProcResult<Counters> {
         let mut sum = Some((0, 0));
         for task in process.tasks()?.flatten() {
             let Ok(status) = task.status() else { continue };
-            if courtesy == Courtesy::Yield {
+            if yield_policy == YieldPolicy::Yield {
                 std::thread::yield_now();
             }
             sum = sum
@@ -412,9 +412,9 @@ mod tests {
         let mut shell =
             Shell::start("(while :; do :; done) & (while :; do :; done) & echo forked; wait");
         assert_eq!(shell.line(), "forked");
-        let tree = Tree::new(shell.pid(), true);
+        let tree = ProcessTree::new(shell.pid(), true);
         assert_eq!(tree.forked.len(), 2);
-        assert_eq!(tree.counters(Courtesy::None).processes, 3);
+        assert_eq!(tree.counters(YieldPolicy::None).processes, 3);
         let before = tree.cpu().used.unwrap();
         let alone = cpu_clock(shell.pid()).unwrap();
         // The shell itself only waits; so what is counted here is its children's.
@@ -424,8 +424,8 @@ mod tests {
         }
         assert!(cpu_clock(shell.pid()).unwrap() < alone + Duration::from_millis(10));
         // Who does not ask for them does not get them.
-        let stranger = Tree::new(shell.pid(), false);
-        assert_eq!(stranger.counters(Courtesy::None).processes, 1);
+        let stranger = ProcessTree::new(shell.pid(), false);
+        assert_eq!(stranger.counters(YieldPolicy::None).processes, 1);
     }
 
     #[test]
@@ -433,7 +433,7 @@ mod tests {
         let mut shell =
             Shell::start("echo alone; read _; (while :; do :; done) & echo forked; read _");
         assert_eq!(shell.line(), "alone");
-        let mut tree = Tree::new(shell.pid(), true);
+        let mut tree = ProcessTree::new(shell.pid(), true);
         let input = shell.input.as_mut().unwrap();
         input.write_all(b"1\n").unwrap();
         assert_eq!(shell.line(), "forked");
@@ -462,7 +462,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(shell.line(), "worked");
         }
-        let tree = Tree::new(shell.pid(), true);
+        let tree = ProcessTree::new(shell.pid(), true);
         let running = tree.cpu().used.unwrap();
         let alone = cpu_clock(shell.pid()).unwrap();
         assert!(running > alone + Duration::from_millis(10), "{running:?}");
@@ -476,7 +476,7 @@ mod tests {
         let gone = tree.cpu().used.unwrap();
         assert!(gone + ticks(2) >= running, "{running:?} became {gone:?}");
         assert!(gone > alone + Duration::from_millis(10), "{gone:?}");
-        assert_eq!(tree.counters(Courtesy::None).processes, 1);
+        assert_eq!(tree.counters(YieldPolicy::None).processes, 1);
     }
 
     #[test]
@@ -487,7 +487,7 @@ mod tests {
              for i in 1 2 3 4 5; do (echo here; read _ <&3) & done; wait",
         );
         assert_eq!(shell.line(), "alone");
-        let mut tree = Tree::new(shell.pid(), true);
+        let mut tree = ProcessTree::new(shell.pid(), true);
         let alone = tree.memory().unwrap();
         assert!(alone >= 4 << 20, "{alone}");
         shell.input.as_mut().unwrap().write_all(b"\n").unwrap();
@@ -498,17 +498,17 @@ mod tests {
         assert_eq!(tree.forked.len(), 5);
         let together = tree.memory().unwrap();
         assert!(together > alone && together < 2 * alone, "{together}");
-        assert_eq!(tree.counters(Courtesy::None).peak_rss, None);
+        assert_eq!(tree.counters(YieldPolicy::None).peak_rss, None);
     }
 
     #[test]
     fn this_process_is_seen_to_work() {
-        let tree = Tree::new(std::process::id() as i32, false);
+        let tree = ProcessTree::new(std::process::id() as i32, false);
         let before = tree.cpu();
         // Until the clock has moved: it counts nanoseconds, so this is soon.
         while tree.cpu().used <= before.used {}
         assert!(before.used.is_some());
-        let counters = tree.counters(Courtesy::None);
+        let counters = tree.counters(YieldPolicy::None);
         assert_eq!(counters.processes, 1);
         assert!(counters.threads >= Some(1));
         assert!(tree.memory() > Some(0));
@@ -522,7 +522,7 @@ mod tests {
             "exec 3</dev/null; echo open; read _; (while :; do :; done) & echo works; read _",
         );
         assert_eq!(shell.line(), "open");
-        let mut tree = Tree::new(shell.pid(), true);
+        let mut tree = ProcessTree::new(shell.pid(), true);
         let open = open_descriptors(shell.pid()).unwrap();
         assert!(open.contains(&3), "{open:?}");
         assert_eq!(tree.descriptors(), Some(open.len()));
@@ -563,11 +563,11 @@ mod tests {
     fn what_cannot_be_read_is_not_zero() {
         // No process has this number: the kernel's limit is 2^22.
         let number = (1 << 22) + 1;
-        let nobody = Tree::new(number, true);
+        let nobody = ProcessTree::new(number, true);
         assert_eq!(nobody.cpu().used, None);
         assert_eq!(nobody.memory(), None);
         assert_eq!((nobody.demand(), nobody.descriptors()), (None, None));
-        let counters = nobody.counters(Courtesy::None);
+        let counters = nobody.counters(YieldPolicy::None);
         assert_eq!((counters.threads, counters.peak_rss), (None, None));
         assert_eq!(counters.voluntary_switches, None);
     }

@@ -8,10 +8,11 @@ use client::{Action, Cut, FaultKind, GroupProgress, PeerDriver, PeerGroup, PeerS
 use nix::sys::signal::Signal;
 
 use super::super::case::{
-    Case, Kept, Miss, PATIENCE, Verdict, broken, broken_by, kind, not_applicable, reaches,
+    CheckCase, CheckFailure, PATIENCE, Passed, Verdict, broken, broken_by, kind, not_applicable,
+    reaches,
 };
-use crate::server::{End, Server};
-use crate::subject::{Need, Running, Settings};
+use crate::child::{ChildServer, ServerExit};
+use crate::target::{Need, RunningTarget, TargetSettings};
 
 /// Later than this after the drain is wrong, however busy the machine.
 const LATEST: Duration = Duration::from_secs(3);
@@ -19,7 +20,7 @@ const LATEST: Duration = Duration::from_secs(3);
 /// A drain that nobody sees the end of.
 const LONG: Duration = Duration::from_secs(30);
 
-pub(super) fn check(case: &Case<'_>) -> Verdict {
+pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     idle_peers(case)?;
     if case.can(Need::Wait) {
@@ -29,14 +30,14 @@ pub(super) fn check(case: &Case<'_>) -> Verdict {
     let cut = the_deadline(case)?;
     connect_storm(case)?;
     let second = two_signals(case)?;
-    Ok(Kept {
+    Ok(Passed {
         details: [cut, second].into_iter().flatten().collect(),
-        ..Kept::default()
+        ..Passed::default()
     })
 }
 
 /// Tells a server to stop, and gives what is left of it, and when it was told.
-fn tell(running: Running) -> Result<(Server, Instant), Miss> {
+fn tell(running: RunningTarget) -> Result<(ChildServer, Instant), CheckFailure> {
     let Some(server) = running.into_server() else {
         return not_applicable("it is not a process of ours");
     };
@@ -51,7 +52,11 @@ fn tell(running: Running) -> Result<(Server, Instant), Miss> {
 }
 
 /// It ends by itself, in order. (That a drain is over in time is another part's question.)
-fn ends_well(case: &Case<'_>, server: Server, limit: Duration) -> Result<End, Miss> {
+fn ends_well(
+    case: &CheckCase<'_>,
+    server: ChildServer,
+    limit: Duration,
+) -> Result<ServerExit, CheckFailure> {
     let end = server.end(limit);
     case.ended_well(&end)?;
     Ok(end)
@@ -60,15 +65,15 @@ fn ends_well(case: &Case<'_>, server: Server, limit: Duration) -> Result<End, Mi
 /// Where something must be so that this side can't be certain of, such as that a peer was accepted, another try tells
 /// whether it was that. What is broken is broken every time.
 fn in_some_try<T>(
-    case: &Case<'_>,
-    mut part: impl FnMut(u32) -> Result<T, Miss>,
-) -> Result<T, Miss> {
+    case: &CheckCase<'_>,
+    mut part: impl FnMut(u32) -> Result<T, CheckFailure>,
+) -> Result<T, CheckFailure> {
     const TRIES: u32 = 3;
     for number in 1..TRIES {
         let began = Instant::now();
         match part(number) {
             // What took seconds is no question of moments.
-            Err(Miss::Broken(_)) if began.elapsed() < PATIENCE / 2 => case.go_on()?,
+            Err(CheckFailure::Broken(_)) if began.elapsed() < PATIENCE / 2 => case.go_on()?,
             other => return other,
         }
     }
@@ -77,7 +82,7 @@ fn in_some_try<T>(
 
 /// One request and its reply, before which the server has accepted the peer for certain. `hello` has only one, and the
 /// conversation is over with it.
-fn first(case: &Case<'_>, client: usize) -> Option<Action> {
+fn first(case: &CheckCase<'_>, client: usize) -> Option<Action> {
     let asked = case.asked;
     (asked.protocol.requests_per_connection != Some(1)).then(|| Action::Converse {
         script: asked.scripts(client),
@@ -87,7 +92,7 @@ fn first(case: &Case<'_>, client: usize) -> Option<Action> {
 }
 
 /// A second request, for after the first, by itself: of what a conversation remembers, the reply is deterministic.
-fn second(case: &Case<'_>, client: usize) -> Action {
+fn second(case: &CheckCase<'_>, client: usize) -> Action {
     let asked = case.asked;
     if matches!(asked.protocol.name, "http" | "bulk" | "hello") {
         return Action::Converse {
@@ -103,10 +108,10 @@ fn second(case: &Case<'_>, client: usize) -> Action {
     Action::ask(&both[one.len()..], reply)
 }
 
-fn idle_peers(case: &Case<'_>) -> Result<(), Miss> {
-    let settings = Settings {
+fn idle_peers(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
+    let settings = TargetSettings {
         drain: Some(LONG),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let peers = case.places(&settings).min(10);
     let running = case.start(&settings)?;
@@ -137,17 +142,17 @@ fn idle_peers(case: &Case<'_>) -> Result<(), Miss> {
 }
 
 /// The server is at work for a request when it is told to stop.
-fn work_under_way(case: &Case<'_>) -> Result<(), Miss> {
+fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let wait = match (case.asked.protocol.name, case.quick) {
         // Once for each message.
         ("bulk", _) => 60,
         (_, true) => 100,
         (_, false) => 250,
     };
-    let settings = Settings {
+    let settings = TargetSettings {
         drain: Some(LONG),
         wait: Some(Duration::from_millis(wait)),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let peers = case.places(&settings).min(5);
     in_some_try(case, |number| {
@@ -200,7 +205,7 @@ fn work_under_way(case: &Case<'_>) -> Result<(), Miss> {
 }
 
 /// A long reply is on its way to a peer that reads on only after the stop.
-fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
+fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     // The longest line is 64 KiB.
     const LINE: usize = 60_000;
     let asked = case.asked;
@@ -233,9 +238,9 @@ fn reply_under_way(case: &Case<'_>) -> Result<(), Miss> {
             ]
         }
     };
-    let settings = Settings {
+    let settings = TargetSettings {
         drain: Some(LONG),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
@@ -276,11 +281,11 @@ struct Slow {
 /// Lets slow peers come, so many at most: those that never read first, and with them some that have sent half a request
 /// and some that are idle. If the server is told to be slow itself, there are only those that it owes a reply.
 fn slow_peers(
-    case: &Case<'_>,
-    settings: &Settings,
-    running: &Running,
+    case: &CheckCase<'_>,
+    settings: &TargetSettings,
+    running: &RunningTarget,
     most: usize,
-) -> Result<Slow, Miss> {
+) -> Result<Slow, CheckFailure> {
     // Long ones: what the kernel keeps is soon full of them.
     const LINE: usize = 20_000;
     let driver = case.driver(running)?;
@@ -354,10 +359,10 @@ fn slow_peers(
 }
 
 /// What is not finished is cut when the drain is over; not before, and not seconds after.
-fn the_deadline(case: &Case<'_>) -> Result<Option<String>, Miss> {
-    let mut settings = Settings {
+fn the_deadline(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
+    let mut settings = TargetSettings {
         wait: holds_by_work(case).then_some(LONG),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
         return Ok(None);
@@ -418,15 +423,15 @@ fn the_deadline(case: &Case<'_>) -> Result<Option<String>, Miss> {
 }
 
 /// Where no reply is long enough not to be taken, it has to take long enough.
-fn holds_by_work(case: &Case<'_>) -> bool {
+fn holds_by_work(case: &CheckCase<'_>) -> bool {
     case.asked.protocol.requests_per_connection == Some(1) && case.can(Need::Wait)
 }
 
 /// Many are about to connect, to ask and to leave when the stop comes.
-fn connect_storm(case: &Case<'_>) -> Result<(), Miss> {
-    let settings = Settings {
+fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
+    let settings = TargetSettings {
         drain: Some(Duration::from_secs(5)),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
@@ -468,12 +473,12 @@ fn connect_storm(case: &Case<'_>) -> Result<(), Miss> {
 
 /// The first signal lets it wait for a peer that is owed a reply and takes nothing: who has ended has not waited, though
 /// the kernel may hold enough for short replies to look whole. The second signal ends at once what waits for the drain.
-fn two_signals(case: &Case<'_>) -> Result<Option<String>, Miss> {
-    let settings = Settings {
+fn two_signals(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
+    let settings = TargetSettings {
         drain: Some(LONG),
         // Where it can be told to be slow, that is the quickest way to have something under way.
         wait: case.can(Need::Wait).then_some(2 * LONG),
-        ..Settings::default()
+        ..TargetSettings::default()
     };
     if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
         return Ok(None);
@@ -531,13 +536,13 @@ fn two_signals(case: &Case<'_>) -> Result<Option<String>, Miss> {
 
 /// Whether a signal that was sent to the whole process is still to be taken by one of its threads.
 #[cfg(target_os = "linux")]
-fn signal_is_pending(server: &Server) -> bool {
+fn signal_is_pending(server: &ChildServer) -> bool {
     let status = procfs::process::Process::new(server.pid()).and_then(|process| process.status());
     status.is_ok_and(|status| status.shdpnd & (1 << (Signal::SIGTERM as u64 - 1)) != 0)
 }
 
 /// Nobody can tell.
 #[cfg(not(target_os = "linux"))]
-fn signal_is_pending(_: &Server) -> bool {
+fn signal_is_pending(_: &ChildServer) -> bool {
     false
 }
