@@ -11,7 +11,7 @@ use serde_json::Value;
 fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("which results.json?")?;
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
-    ensure!(results["schema"] == 3, "another schema");
+    ensure!(results["schema"] == 4, "another schema");
     ensure!(results["complete"] == true, "not complete");
 
     let runs = list(&results["runs"])?;
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     for model in models {
         if let Some(command) = model["command"].as_str() {
             println!(
-                "{} comes from external, and need not give a tally: {command}",
+                "{} is an external server, and need not give a tally: {command}",
                 model["name"]
             );
         }

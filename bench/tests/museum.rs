@@ -4,11 +4,11 @@ use std::fs;
 use std::process::Command;
 
 use clap::Parser;
-use museum::{EXHIBITS, Exhibit, Options};
+use museum::{EXAMPLES, Example, ExampleOptions};
 use serde_json::Value;
 
-/// A test for each exhibit; their names are those of the exhibits, with underscores.
-macro_rules! exhibits {
+/// A test for each example; their names are those of the examples, with underscores.
+macro_rules! examples {
     ($($name:ident)*) => {
         /// So that none is forgotten.
         const TESTED: &[&str] = &[$(stringify!($name)),*];
@@ -24,7 +24,7 @@ macro_rules! exhibits {
     };
 }
 
-exhibits! {
+examples! {
     short_write
     one_message_per_read
     edge_not_drained
@@ -57,29 +57,29 @@ exhibits! {
 
 fn is_caught_and_mended(name: &str) {
     let name = name.replace('_', "-");
-    let exhibit = EXHIBITS.iter().find(|exhibit| exhibit.name == name);
-    let exhibit = exhibit.expect("there is no such exhibit");
-    let broken = assert_verdict(exhibit, "", "broken");
-    assert_verdict(exhibit, "--mended", "keeps");
+    let example = EXAMPLES.iter().find(|example| example.name == name);
+    let example = example.expect("there is no such example");
+    let broken = assert_verdict(example, "", "broken");
+    assert_verdict(example, "--fixed", "keeps");
     // On a busy machine another part of the check may be the first that fails. What is never seen again is out of date.
-    let mut quoted = is_quoted(exhibit, &broken);
+    let mut quoted = is_quoted(example, &broken);
     for _ in 1..TRIES {
         if quoted.is_ok() {
             break;
         }
-        quoted = is_quoted(exhibit, &assert_verdict(exhibit, "", "broken"));
+        quoted = is_quoted(example, &assert_verdict(example, "", "broken"));
     }
     assert_eq!(quoted, Ok(()));
 }
 
-/// So often is an exhibit asked for the verdict that its page quotes.
+/// So often is an example asked for the verdict that its page quotes.
 const TRIES: usize = 3;
 
-/// Checks the guarantee that an exhibit is there for, and gives the cell.
+/// Checks the guarantee that an example is there for, and gives the cell.
 #[track_caller]
-fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
+fn assert_verdict(example: &Example, how: &str, verdict: &str) -> Value {
     // What the check has to tell the server; nothing else, so that nothing else is looked at.
-    let told = match exhibit.caught_by {
+    let told = match example.caught_by {
         "idle" => "--idle-timeout {idle-timeout}",
         "limit" => "--max-connections {max-connections}",
         "stop" => "--drain {drain}",
@@ -89,9 +89,9 @@ fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
     };
     // A leak is one after 2,000 connections too (and 20,000 threads are more than some systems have), and who is starved
     // is that beside one kind of others.
-    let quick = matches!(exhibit.caught_by, "leaks" | "isolation").then_some("--quick");
+    let quick = matches!(example.caught_by, "leaks" | "isolation").then_some("--quick");
     let quoted = |word: &str| shlex::try_quote(word).expect("no NUL").into_owned();
-    let show = format!("{SHOW}={} {how} --port {{port}} {told}", exhibit.name);
+    let show = format!("{SHOW}={} {how} --port {{port}} {told}", example.name);
     let test = std::env::current_exe().expect("no path of this test");
     let test = test.to_str().expect("a path that can be written");
     let with = format!(
@@ -100,8 +100,8 @@ fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
         quoted(test)
     );
     let output = Command::new(env!("CARGO_BIN_EXE_samewire"))
-        .args(["check", "--with", &with, "--protocol", exhibit.protocol])
-        .args(["--guarantees", exhibit.caught_by, "--seed", "1", "--json"])
+        .args(["check", "--with", &with, "--protocol", example.protocol])
+        .args(["--guarantees", example.caught_by, "--seed", "1", "--json"])
         .args(quick)
         .output()
         .expect("samewire does not start");
@@ -116,10 +116,10 @@ fn assert_verdict(exhibit: &Exhibit, how: &str, verdict: &str) -> Value {
     cells[0].clone()
 }
 
-/// Whether the page of an exhibit quotes what was expected and what was seen. Where that is something else now and then,
+/// Whether the page of an example quotes what was expected and what was seen. Where that is something else now and then,
 /// it may quote several.
-fn is_quoted(exhibit: &Exhibit, cell: &Value) -> Result<(), String> {
-    let name = exhibit.name;
+fn is_quoted(example: &Example, cell: &Value) -> Result<(), String> {
+    let name = example.name;
     let page = read(&format!("docs/src/museum/{name}.md"));
     let quoted = |what: &str| -> Vec<String> {
         let key = format!("\"{what}\": ");
@@ -204,12 +204,12 @@ fn verdicts_are_compared_without_figures_and_bytes() {
     assert_ne!(same("a: b", "c"), same("a: d", "c"));
 }
 
-/// What an exhibit's process is told.
+/// What an example's process is told.
 const SHOW: &str = "SAMEWIRE_MUSEUM_SHOW";
 
-/// An exhibit's process is this test binary, which runs this as a test: so what is checked is what is compiled here.
+/// An example's process is this test binary, which runs this as a test: so what is checked is what is compiled here.
 #[test]
-#[ignore = "a child process: those that check an exhibit run this"]
+#[ignore = "a child process: those that check an example run this"]
 fn the_process_of_an_exhibit() {
     // Whoever runs ignored tests by hand has not said which.
     let Ok(told) = std::env::var(SHOW) else {
@@ -217,8 +217,8 @@ fn the_process_of_an_exhibit() {
     };
     let words = shlex::split(&told).expect("quotes that are closed");
     let words = ["museum".to_string()].into_iter().chain(words);
-    let options = Options::parse_from(words);
-    // The test harness has begun a line, which is to be no part of the exhibit's.
+    let options = ExampleOptions::parse_from(words);
+    // The test harness has begun a line, which is to be no part of the example's.
     println!();
     let status = match museum::show(&options) {
         Ok(()) => 0,
@@ -227,18 +227,18 @@ fn the_process_of_an_exhibit() {
             1
         }
     };
-    // Before the test harness says anything more: the last line is the exhibit's.
+    // Before the test harness says anything more: the last line is the example's.
     std::process::exit(status);
 }
 
 #[test]
 fn no_exhibit_lacks_its_test() {
-    let exhibits: Vec<_> = EXHIBITS.iter().map(|exhibit| exhibit.name).collect();
+    let examples: Vec<_> = EXAMPLES.iter().map(|example| example.name).collect();
     let tested: Vec<_> = TESTED.iter().map(|name| name.replace('_', "-")).collect();
-    let mut missing = exhibits.clone();
+    let mut missing = examples.clone();
     missing.retain(|name| !tested.iter().any(|tested| tested == name));
     assert!(missing.is_empty(), "not tested: {missing:?}");
-    assert_eq!(exhibits.len(), tested.len(), "tested twice, or not there");
+    assert_eq!(examples.len(), tested.len(), "tested twice, or not there");
 }
 
 /// A mend that changes more than this is no lesson.
@@ -246,11 +246,11 @@ const MOST: usize = 15;
 
 #[test]
 fn a_mend_changes_little() {
-    for exhibit in EXHIBITS {
-        let changes = changes(exhibit.name);
+    for example in EXAMPLES {
+        let changes = changes(example.name);
         let removed = changes.iter().filter(|line| line.starts_with('-')).count();
         let added = changes.len() - removed;
-        let name = exhibit.name;
+        let name = example.name;
         assert!(!changes.is_empty(), "{name}: the mend changes nothing");
         assert!(
             removed <= MOST && added <= MOST,
@@ -259,13 +259,13 @@ fn a_mend_changes_little() {
     }
 }
 
-/// Exhibits that are tests and benchmarks; what is wrong with them is shown in servers/museum/tests.
+/// Examples that are tests and benchmarks; what is wrong with them is shown in servers/museum/tests.
 const NO_SERVERS: [&str; 3] = ["closed-loop-mean", "cannot-fail", "copied-protocol"];
 
 #[test]
 fn every_page_shows_the_code_and_its_mend_as_they_are() {
     let summary = read("docs/src/SUMMARY.md");
-    let servers = EXHIBITS.iter().map(|exhibit| exhibit.name);
+    let servers = EXAMPLES.iter().map(|example| example.name);
     for name in servers.chain(NO_SERVERS) {
         assert!(
             summary.contains(&format!("(museum/{name}.md)")),
@@ -306,7 +306,7 @@ fn what_pages_refer_to_is_there() {
 /// What the mend changes, line by line, as diff(1) shows it; but for what the files say of themselves.
 fn changes(name: &str) -> Vec<String> {
     let side = |side| read(&format!("servers/museum/src/{name}/{side}.rs"));
-    diff(&lines(&side("wrong")), &lines(&side("mended")))
+    diff(&lines(&side("wrong")), &lines(&side("fixed")))
 }
 
 fn lines(text: &str) -> Vec<&str> {

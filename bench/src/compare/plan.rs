@@ -238,7 +238,7 @@ pub(super) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
 /// One run to come: a fresh server process under one load.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
-    /// Who serves: a model, or a command from external.
+    /// Who serves: a model, or an external server.
     pub(super) target: Target,
     pub(super) workload: Workload,
     pub(super) connections: usize,
@@ -264,7 +264,7 @@ impl Case {
             Some(_) => None,
             // Whoever started it chose its protocol, and it can't be told another.
             None if self.workload.protocol_differs(small) => Some(format!(
-                "{} is over another protocol than --protocol {}, and it comes from external",
+                "{} is over another protocol than --protocol {}, and it is an external server",
                 self.workload, small.name
             )),
             None if self.workload.works() => Some(format!(

@@ -692,7 +692,8 @@ pub(super) mod tests {
         assert!(refused(Some("[]")).contains("not a comparison"));
         assert!(refused(Some("{\"schema\": 1}")).contains("schema 1"));
         assert!(refused(Some("{\"schema\": 2}")).contains("schema 2"));
-        assert!(refused(Some("{\"schema\": 3}")).contains("missing field"));
+        assert!(refused(Some("{\"schema\": 3}")).contains("schema 3"));
+        assert!(refused(Some("{\"schema\": 4}")).contains("missing field"));
     }
 
     #[test]

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn single_launches_and_disturbed_ones_have_no_best() {
+    fn single_runs_and_disturbed_ones_have_no_best() {
         let (one, other) = (throughput("one", &[1.0]), throughput("other", &[2.0]));
         assert_eq!(
             marks(Metric::RequestsPerS, &[&one, &other]),
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_launches_are_counted_and_not_used() {
+    fn invalid_runs_are_counted_and_not_used() {
         let mut good = run("m", Workload::Max);
         good.figures.insert(Metric::RequestsPerS, Some(10.0));
         good.figures

@@ -1014,7 +1014,7 @@ mod tests {
     }
 
     #[test]
-    fn single_launches_have_no_spread() {
+    fn single_runs_have_no_spread() {
         let mut results = wide();
         for summary in &mut results.summary {
             summary.runs = 1;

@@ -1,4 +1,4 @@
-//! One event loop on mio, for exhibits whose mistake is in what is done with an event.
+//! One event loop on mio, for examples whose mistake is in what is done with an event.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -7,7 +7,7 @@ use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
-use crate::{Options, listen};
+use crate::{ExampleOptions, listen};
 
 const LISTENER: Token = Token(0);
 
@@ -16,7 +16,7 @@ const LISTENER: Token = Token(0);
 ///
 /// `converse` says whether the conversation goes on. After an error it does not.
 pub(crate) fn each_event<P>(
-    options: &Options,
+    options: &ExampleOptions,
     open: fn(TcpStream) -> P,
     converse: fn(&mut P, &Event) -> io::Result<bool>,
 ) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! How exhibits hear of a stop.
+//! How examples hear of a stop.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A thread for each connection, for exhibits whose mistake is in the conversation.
+//! A thread for each connection, for examples whose mistake is in the conversation.
 
 use std::io;
 use std::net::TcpStream;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::{Options, listen};
+use crate::{ExampleOptions, listen};
 
 /// Converses with everybody who connects. An error ends that conversation alone.
-pub(crate) fn each_connection<F>(options: &Options, converse: F) -> io::Result<()>
+pub(crate) fn each_connection<F>(options: &ExampleOptions, converse: F) -> io::Result<()>
 where
     F: Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
 {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::catch_unwind;
 use std::thread;
 
-use museum::cannot_fail::{mended, wrong};
+use museum::cannot_fail::{fixed, wrong};
 
 type Converse = fn(TcpStream) -> std::io::Result<()>;
 
@@ -54,11 +54,11 @@ fn the_wrong_test_passes_on_servers_that_are_wrong() {
 fn the_mended_test_fails_on_them() {
     for converse in WRONG {
         let address = server(converse);
-        catch_unwind(|| mended::lines_are_echoed(address)).unwrap_err();
+        catch_unwind(|| fixed::lines_are_echoed(address)).unwrap_err();
     }
 }
 
 #[test]
 fn the_mended_test_passes_on_a_server_that_is_right() {
-    mended::lines_are_echoed(server(echoes));
+    fixed::lines_are_echoed(server(echoes));
 }

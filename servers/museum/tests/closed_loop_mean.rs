@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use museum::closed_loop_mean::{Server, mended, wrong};
+use museum::closed_loop_mean::{ExampleServer, fixed, wrong};
 
 /// Answers one request after the other, each in 100 µs; but every second it stands still for 100 ms.
 #[derive(Default)]
@@ -13,7 +13,7 @@ struct Stalls {
 const SERVICE: Duration = Duration::from_micros(100);
 const STALL: Duration = Duration::from_millis(100);
 
-impl Server for Stalls {
+impl ExampleServer for Stalls {
     fn reply(&mut self, asked: Duration) -> Duration {
         let begin = asked.max(self.free_at);
         let since = Duration::from_micros((begin.as_micros() % 1_000_000) as u64);
@@ -37,19 +37,19 @@ fn the_mean_of_a_closed_loop_hides_that_the_server_stalls() {
 #[test]
 fn the_99th_percentile_from_planned_times_shows_that_the_server_stalls() {
     let rate = Duration::from_millis(1);
-    let p99 = mended::measure(&mut Stalls::default(), 100_000, rate);
+    let p99 = fixed::measure(&mut Stalls::default(), 100_000, rate);
     assert!(p99 > STALL * 8 / 10, "{p99:?}");
 }
 
 #[test]
 fn of_a_server_that_does_not_stall_both_say_the_same() {
     struct Steady;
-    impl Server for Steady {
+    impl ExampleServer for Steady {
         fn reply(&mut self, asked: Duration) -> Duration {
             asked + SERVICE
         }
     }
     assert_eq!(wrong::measure(&mut Steady, 1000), SERVICE);
     let rate = Duration::from_millis(1);
-    assert_eq!(mended::measure(&mut Steady, 1000, rate), SERVICE);
+    assert_eq!(fixed::measure(&mut Steady, 1000, rate), SERVICE);
 }

@@ -1,8 +1,8 @@
-//! The same bytes through both servers of an exhibit.
+//! The same bytes through both servers of an example.
 
 use std::io::{self, Cursor, Read, Write};
 
-use museum::copied_protocol::{mended, wrong};
+use museum::copied_protocol::{fixed, wrong};
 
 /// What comes from a peer, in pieces of so many bytes, and what is sent to it.
 struct Wire {
@@ -66,8 +66,8 @@ fn the_copies_differ_in_the_last_line() {
 #[test]
 fn two_servers_of_one_protocol_say_the_same_however_it_is_cut() {
     for piece in 1..=INPUT.len() {
-        let blocks = said_by_the_one_that_blocks(|wire| mended::converse(wire), INPUT, piece);
-        let mut peer = mended::Peer::default();
+        let blocks = said_by_the_one_that_blocks(|wire| fixed::converse(wire), INPUT, piece);
+        let mut peer = fixed::Peer::default();
         let event_loop = said_by_the_event_loop(|read| peer.readable(read), INPUT, piece);
         assert_eq!(blocks, INPUT, "pieces of {piece}");
         assert_eq!(event_loop, INPUT, "pieces of {piece}");

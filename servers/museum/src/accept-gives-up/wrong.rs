@@ -4,9 +4,9 @@ use std::io;
 use std::net::TcpStream;
 use std::thread;
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let listener = listen(options)?;
     loop {

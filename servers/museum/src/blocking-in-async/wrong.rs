@@ -5,10 +5,10 @@ use std::net::TcpStream;
 
 use tokio::runtime;
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 /// A task for each peer, and two threads for all tasks.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let mut builder = runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build()?;

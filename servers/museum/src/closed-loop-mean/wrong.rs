@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::Server;
+use super::ExampleServer;
 
 /// The mean latency of so many requests.
-pub fn measure(server: &mut impl Server, requests: u32) -> Duration {
+pub fn measure(server: &mut impl ExampleServer, requests: u32) -> Duration {
     let mut now = Duration::ZERO;
     for _ in 0..requests {
         now = server.reply(now);

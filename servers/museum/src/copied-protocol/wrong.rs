@@ -1,5 +1,5 @@
 //! Lines in, the same lines out: written once for the server that blocks, and once more for the event loop. That the
-//! last line needs no end was found out in the first, and mended there.
+//! last line needs no end was found out in the first, and fixed there.
 
 use std::io::{self, Read, Write};
 

@@ -10,14 +10,14 @@ use std::thread;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::{Options, listen};
+use crate::{ExampleOptions, listen};
 
 /// Who is there: to be told goodbye at a stop.
 #[derive(Clone, Default)]
 struct Guests(Arc<Mutex<HashMap<usize, TcpStream>>>);
 
 /// A thread for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     let guests = Guests::default();
     guests.clone().part_at_a_signal()?;
     for (number, stream) in listen(options)?.incoming().enumerate() {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::{runtime, select, time};
 
-use crate::{Options, listen, signals};
+use crate::{ExampleOptions, listen, signals};
 
 /// So many bytes a line may have.
 const LIMIT: usize = 64 * 1024;
@@ -36,7 +36,7 @@ enum Ending {
 }
 
 /// A task for each peer; and at the end an account.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     let mut stop = signals::told()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -101,7 +101,7 @@ impl Tally {
 async fn converse(
     mut stream: TcpStream,
     mut stop: watch::Receiver<bool>,
-    options: Options,
+    options: ExampleOptions,
 ) -> io::Result<Ending> {
     let mut input = Vec::new();
     loop {

@@ -8,13 +8,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::{runtime, select, time};
 
-use crate::{Options, listen, signals};
+use crate::{ExampleOptions, listen, signals};
 
 /// So often each task looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A task for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     let stop = signals::told()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::{runtime, select};
 
-use crate::{Options, listen, signals};
+use crate::{ExampleOptions, listen, signals};
 
 /// A task for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     let mut stop = signals::told()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

@@ -6,9 +6,9 @@ use std::thread;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     for stream in listen(options.port)?.incoming() {
         let stream = stream?;

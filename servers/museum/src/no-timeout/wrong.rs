@@ -4,10 +4,10 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 /// A thread for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     for stream in listen(options)?.incoming() {
         let stream = stream?;

@@ -6,11 +6,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::threads::each_connection;
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
 type Reply = (Arc<TcpStream>, Vec<u8>);
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let replies = sender();
     each_connection(options, move |stream| {

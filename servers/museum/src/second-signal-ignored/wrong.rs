@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::{runtime, select, time};
 
-use crate::{Options, listen};
+use crate::{ExampleOptions, listen};
 
 /// A task for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     let (tell, mut stop) = watch::channel(false);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {

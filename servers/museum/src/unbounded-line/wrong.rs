@@ -4,9 +4,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use crate::threads::each_connection;
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     each_connection(options, converse)
 }

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
@@ -14,7 +14,7 @@ struct Peer {
     owed: Vec<u8>,
 }
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let listener = listen(options)?;
     listener.set_nonblocking(true)?;

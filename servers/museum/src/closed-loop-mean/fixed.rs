@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use super::Server;
+use super::ExampleServer;
 
 /// The latency that one request in a hundred exceeds, of so many that are asked at such intervals: from when each was
 /// *planned*, so that what kept it from being sent counts too.
-pub fn measure(server: &mut impl Server, requests: u32, interval: Duration) -> Duration {
+pub fn measure(server: &mut impl ExampleServer, requests: u32, interval: Duration) -> Duration {
     let mut latencies: Vec<Duration> = (0..requests)
         .map(|number| {
             let planned = number * interval;

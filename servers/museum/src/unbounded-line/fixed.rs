@@ -5,11 +5,11 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::threads::each_connection;
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
 const MOST: u64 = 64 * 1024;
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     each_connection(options, converse)
 }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
@@ -13,7 +13,7 @@ struct Peer {
     owed: Vec<u8>,
 }
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let listener = listen(options)?;
     let mut peers: Vec<Peer> = Vec::new();

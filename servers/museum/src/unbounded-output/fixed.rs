@@ -6,7 +6,7 @@ use mio::event::Event;
 use mio::net::TcpStream;
 
 use crate::event_loop::each_event;
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
@@ -14,7 +14,7 @@ struct Peer {
     owed: Vec<u8>,
 }
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let open = |stream| Peer {
         stream,

@@ -1,18 +1,31 @@
-//! A place is given back when its peer has left.
+//! The first signal asks for a stop, the second for one at once.
 
 use std::io;
-use std::sync::Arc;
+use std::process;
+use std::thread;
 
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::{runtime, select, time};
 
-use crate::{Options, listen, signals};
+use crate::{ExampleOptions, listen};
 
 /// A task for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
-    let mut stop = signals::told()?;
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
+    let (tell, mut stop) = watch::channel(false);
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    thread::spawn(move || {
+        for (number, _) in signals.forever().enumerate() {
+            if number > 0 {
+                process::exit(1);
+            }
+            tell.send_replace(true);
+        }
+    });
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -20,32 +33,22 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
-        let count = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
-        let places = Arc::new(Semaphore::new(count as usize));
+        let mut peers = JoinSet::new();
         loop {
-            let next = async { (place(&places).await, listener.accept().await) };
             select! {
-                (place, accepted) = next => {
-                    let (stream, _) = accepted?;
-                    let stop = stop.clone();
-                    tokio::spawn(async move {
-                        let _place = place;
-                        converse(stream, stop).await
-                    });
+                accepted = listener.accept() => {
+                    peers.spawn(converse(accepted?.0, stop.clone()));
                 }
+                Some(_) = peers.join_next() => {}
                 _ = stop.changed() => break,
             }
         }
         drop(listener);
-        // When all places are free, all peers have left.
-        let _ = time::timeout(options.drain, places.acquire_many(count)).await;
+        let all = async { while peers.join_next().await.is_some() {} };
+        // Whoever is still there then is cut.
+        let _ = time::timeout(options.drain, all).await;
         Ok(())
     })
-}
-
-/// Waits for a place, which is given back when the permit is dropped.
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(places).acquire_owned().await.ok()
 }
 
 /// A line in, the same line out, until the peer's end or the stop. The last line needs no end.

@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 /// A pool of threads; each serves a peer to its end, and takes the next.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let (queue, peers) = mpsc::channel::<TcpStream>();
     let peers = Arc::new(Mutex::new(peers));

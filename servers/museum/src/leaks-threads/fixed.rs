@@ -7,10 +7,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use crate::{Options, listen, stop_at_once};
+use crate::{ExampleOptions, listen, stop_at_once};
 
 /// Two threads for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let idle_timeout = options.idle_timeout;
     for stream in listen(options)?.incoming() {

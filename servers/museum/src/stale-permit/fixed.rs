@@ -1,31 +1,18 @@
-//! The first signal asks for a stop, the second for one at once.
+//! A place is given back when its peer has left.
 
 use std::io;
-use std::process;
-use std::thread;
+use std::sync::Arc;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::{runtime, select, time};
 
-use crate::{Options, listen};
+use crate::{ExampleOptions, listen, signals};
 
 /// A task for each peer.
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
-    let (tell, mut stop) = watch::channel(false);
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    thread::spawn(move || {
-        for (number, _) in signals.forever().enumerate() {
-            if number > 0 {
-                process::exit(1);
-            }
-            tell.send_replace(true);
-        }
-    });
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
+    let mut stop = signals::told()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -33,22 +20,32 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
-        let mut peers = JoinSet::new();
+        let count = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
+        let places = Arc::new(Semaphore::new(count as usize));
         loop {
+            let next = async { (place(&places).await, listener.accept().await) };
             select! {
-                accepted = listener.accept() => {
-                    peers.spawn(converse(accepted?.0, stop.clone()));
+                (place, accepted) = next => {
+                    let (stream, _) = accepted?;
+                    let stop = stop.clone();
+                    tokio::spawn(async move {
+                        let _place = place;
+                        converse(stream, stop).await
+                    });
                 }
-                Some(_) = peers.join_next() => {}
                 _ = stop.changed() => break,
             }
         }
         drop(listener);
-        let all = async { while peers.join_next().await.is_some() {} };
-        // Whoever is still there then is cut.
-        let _ = time::timeout(options.drain, all).await;
+        // When all places are free, all peers have left.
+        let _ = time::timeout(options.drain, places.acquire_many(count)).await;
         Ok(())
     })
+}
+
+/// Waits for a place, which is given back when the permit is dropped.
+async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(places).acquire_owned().await.ok()
 }
 
 /// A line in, the same line out, until the peer's end or the stop. The last line needs no end.

@@ -1,4 +1,4 @@
-//! Echo on an event loop: what the socket did not take is written when it takes more.
+//! Echo on an event loop: a write that has to wait goes on where it was.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -6,19 +6,22 @@ use mio::event::Event;
 use mio::net::TcpStream;
 
 use crate::event_loop::each_event;
-use crate::{Options, stop_at_once};
+use crate::{ExampleOptions, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and still to be written.
+    /// Read, and to be written.
     owed: Vec<u8>,
+    /// So much of it is.
+    sent: usize,
 }
 
-pub(crate) fn serve(options: &Options) -> io::Result<()> {
+pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let open = |stream| Peer {
         stream,
         owed: Vec::new(),
+        sent: 0,
     };
     each_event(options, open, converse)
 }
@@ -27,13 +30,16 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
 fn converse(peer: &mut Peer, _: &Event) -> io::Result<bool> {
     let mut buffer = [0; 16 * 1024];
     loop {
-        while !peer.owed.is_empty() {
-            match peer.stream.write(&peer.owed) {
-                Ok(count) => drop(peer.owed.drain(..count)),
+        while peer.sent < peer.owed.len() {
+            match peer.stream.write(&peer.owed[peer.sent..]) {
+                Ok(count) => peer.sent += count,
+                // It is tried again when the socket is writable.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             }
         }
+        peer.owed.clear();
+        peer.sent = 0;
         match peer.stream.read(&mut buffer) {
             Ok(0) => return Ok(false),
             Ok(count) => peer.owed.extend_from_slice(&buffer[..count]),
