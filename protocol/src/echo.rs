@@ -1,6 +1,6 @@
 //! `echo`: a line in, the same line out.
 
-use crate::lines::{Answer, Lines};
+use crate::lines::{LineHandler, Lines};
 use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
 use crate::{DefaultLoad, Protocol};
 
@@ -17,7 +17,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
 /// The server's side: nothing to remember.
 struct Echo;
 
-impl Answer for Echo {
+impl LineHandler for Echo {
     fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>) {
         reply.extend_from_slice(line);
     }

@@ -12,7 +12,7 @@ const GATHER: usize = 16 * 1024;
 const KEEP: usize = 4 * 1024;
 
 /// What is said to one line.
-pub(crate) trait Answer: Send {
+pub(crate) trait LineHandler: Send {
     /// Appends the reply to `line`. The line has its end, unless it is the last and the peer sent none.
     fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>);
 }
@@ -32,7 +32,7 @@ pub(crate) struct Lines<A> {
     ended: Option<CloseReason>,
 }
 
-impl<A: Answer> Lines<A> {
+impl<A: LineHandler> Lines<A> {
     pub(crate) fn new(answer: A, options: &SessionOptions) -> Self {
         Lines {
             answer,
@@ -90,7 +90,7 @@ impl<A: Answer> Lines<A> {
     }
 }
 
-impl<A: Answer> Session for Lines<A> {
+impl<A: LineHandler> Session for Lines<A> {
     fn receive(&mut self, input: &[u8]) {
         if self.ended.is_some() {
             return;

@@ -1,7 +1,7 @@
 //! `pair`: a line in; the previous line and this one out. The smallest conversation that has a memory, so a server
 //! that mixes up two connections is found out at once.
 
-use crate::lines::{Answer, Lines};
+use crate::lines::{LineHandler, Lines};
 use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
 use crate::{DefaultLoad, Protocol};
 
@@ -21,7 +21,7 @@ struct Pair {
     previous: Vec<u8>,
 }
 
-impl Answer for Pair {
+impl LineHandler for Pair {
     fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>) {
         reply.extend_from_slice(&self.previous);
         reply.extend_from_slice(line);

@@ -18,7 +18,7 @@ pub(super) struct MatrixCell {
     /// The name of its check.
     pub(super) guarantee: &'static str,
     #[serde(flatten)]
-    pub(super) status: Status,
+    pub(super) status: CellStatus,
     /// How long the check took.
     pub(super) seconds: f64,
 }
@@ -26,7 +26,7 @@ pub(super) struct MatrixCell {
 /// The verdict.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
-pub(super) enum Status {
+pub(super) enum CellStatus {
     Keeps {
         figure: Option<String>,
         details: Vec<String>,
@@ -56,31 +56,31 @@ pub(super) enum Status {
     },
 }
 
-impl Status {
+impl CellStatus {
     /// In a cell.
     fn text(&self) -> String {
         match self {
-            Status::Keeps { figure, .. } => figure.clone().unwrap_or("keeps".to_string()),
-            Status::ByDesign { .. } => "design".to_string(),
-            Status::Broken { .. } => "BROKEN".to_string(),
-            Status::NotApplicable { .. } => "n/a".to_string(),
-            Status::Unchecked { .. } => "?".to_string(),
+            CellStatus::Keeps { figure, .. } => figure.clone().unwrap_or("keeps".to_string()),
+            CellStatus::ByDesign { .. } => "design".to_string(),
+            CellStatus::Broken { .. } => "BROKEN".to_string(),
+            CellStatus::NotApplicable { .. } => "n/a".to_string(),
+            CellStatus::Unchecked { .. } => "?".to_string(),
         }
     }
 
     fn style(&self) -> Style {
         match self {
-            Status::Keeps { .. } => Style::new().green(),
-            Status::ByDesign { .. } => Style::new().yellow(),
-            Status::Broken { .. } => Style::new().red().bold(),
-            Status::NotApplicable { .. } => Style::new().dim(),
-            Status::Unchecked { .. } => Style::new().magenta().bold(),
+            CellStatus::Keeps { .. } => Style::new().green(),
+            CellStatus::ByDesign { .. } => Style::new().yellow(),
+            CellStatus::Broken { .. } => Style::new().red().bold(),
+            CellStatus::NotApplicable { .. } => Style::new().dim(),
+            CellStatus::Unchecked { .. } => Style::new().magenta().bold(),
         }
     }
 
     fn details(&self) -> &[String] {
         match self {
-            Status::Keeps { details, .. } | Status::ByDesign { details, .. } => details,
+            CellStatus::Keeps { details, .. } | CellStatus::ByDesign { details, .. } => details,
             _ => &[],
         }
     }
@@ -135,7 +135,7 @@ impl Matrix {
         let bad = |cell: &MatrixCell| {
             matches!(
                 cell.status,
-                Status::Broken { .. } | Status::Unchecked { .. }
+                CellStatus::Broken { .. } | CellStatus::Unchecked { .. }
             )
         };
         !self.interrupted && !self.cells.iter().any(bad)
@@ -263,11 +263,11 @@ impl Matrix {
         let mut counts = [0; 5];
         for cell in &self.cells {
             counts[match cell.status {
-                Status::Keeps { .. } => 0,
-                Status::ByDesign { .. } => 1,
-                Status::Broken { .. } => 2,
-                Status::NotApplicable { .. } => 3,
-                Status::Unchecked { .. } => 4,
+                CellStatus::Keeps { .. } => 0,
+                CellStatus::ByDesign { .. } => 1,
+                CellStatus::Broken { .. } => 2,
+                CellStatus::NotApplicable { .. } => 3,
+                CellStatus::Unchecked { .. } => 4,
             }] += 1;
         }
         let [keeps, design, broken, not_applicable, unchecked] = counts;
@@ -298,8 +298,8 @@ impl Matrix {
             for column in &self.guarantees {
                 let cell = self.cell(target, column.name);
                 let shown = cell.map_or(String::new(), |cell| match cell.status {
-                    Status::Broken { .. } => "**BROKEN**".to_string(),
-                    Status::ByDesign { .. } => "*design*".to_string(),
+                    CellStatus::Broken { .. } => "**BROKEN**".to_string(),
+                    CellStatus::ByDesign { .. } => "*design*".to_string(),
                     _ => cell.status.text(),
                 });
                 let _ = write!(text, " {shown} |");
@@ -346,15 +346,15 @@ type Says = fn(&MatrixCell) -> Option<String>;
 
 const SECTIONS: [(&str, Says); 3] = [
     ("By design", |cell| match &cell.status {
-        Status::ByDesign { reason, seen, .. } => Some(format!("{reason} (seen: {seen})")),
+        CellStatus::ByDesign { reason, seen, .. } => Some(format!("{reason} (seen: {seen})")),
         _ => None,
     }),
     ("Not applicable", |cell| match &cell.status {
-        Status::NotApplicable { why } => Some(why.clone()),
+        CellStatus::NotApplicable { why } => Some(why.clone()),
         _ => None,
     }),
     ("Not checked", |cell| match &cell.status {
-        Status::Unchecked { why } => Some(why.clone()),
+        CellStatus::Unchecked { why } => Some(why.clone()),
         _ => None,
     }),
 ];
@@ -367,7 +367,7 @@ not kept, by design; that is declared, and was seen to be exactly so. BROKEN: no
 
 /// What was expected and seen where something is broken, and what was said.
 fn complaint(cell: &MatrixCell, columns: usize) -> Option<String> {
-    let Status::Broken {
+    let CellStatus::Broken {
         expected,
         seen,
         transcript,
@@ -438,7 +438,7 @@ mod tests {
             status,
             seconds: 0.5,
         };
-        let keeps = |figure: Option<&str>| Status::Keeps {
+        let keeps = |figure: Option<&str>| CellStatus::Keeps {
             figure: figure.map(ToString::to_string),
             details: vec!["a detail".to_string()],
         };
@@ -459,7 +459,7 @@ mod tests {
                 cell(
                     "one",
                     "half-close",
-                    Status::Broken {
+                    CellStatus::Broken {
                         expected: "this".to_string(),
                         seen: "that".to_string(),
                         transcript: Some("   0.0001 - connected\n".to_string()),
@@ -470,14 +470,14 @@ mod tests {
                 cell(
                     "another",
                     "exact",
-                    Status::NotApplicable {
+                    CellStatus::NotApplicable {
                         why: "it can't".to_string(),
                     },
                 ),
                 cell(
                     "another",
                     "half-close",
-                    Status::ByDesign {
+                    CellStatus::ByDesign {
                         reason: "that is how it is".to_string(),
                         seen: "just that".to_string(),
                         figure: None,

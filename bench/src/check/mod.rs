@@ -28,8 +28,8 @@ use crate::target::{ExternalServer, Target, list, quoted};
 use crate::{interrupt, output, registry};
 use case::{CheckCase, CheckFailure, Passed};
 use guarantees::{CHECKS, Check, RunsBeside};
-use matrix::{Column, Matrix, MatrixCell, Status};
-use progress::Progress;
+use matrix::{CellStatus, Column, Matrix, MatrixCell};
+use progress::CheckProgress;
 
 /// Options of `check`.
 #[derive(Debug, Args)]
@@ -155,7 +155,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         asked: &asked,
         interrupted: &interrupted,
         seed,
-        progress: Progress::start(targets.len(), checks.len()),
+        progress: CheckProgress::start(targets.len(), checks.len()),
     };
     let mut cells = Vec::new();
     for runs_beside in RunsBeside::ALL {
@@ -306,7 +306,7 @@ struct CheckRunner<'a> {
     asked: &'a RequestSpec,
     interrupted: &'a Arc<AtomicBool>,
     seed: u64,
-    progress: Progress,
+    progress: CheckProgress,
 }
 
 impl CheckRunner<'_> {
@@ -361,14 +361,14 @@ impl CheckRunner<'_> {
         };
         let status = match (check.check)(&case) {
             Ok(kept) => self.status(&case, check, kept),
-            Err(CheckFailure::NotApplicable(why)) => Status::NotApplicable { why },
-            Err(CheckFailure::Broken(broken)) => Status::Broken {
+            Err(CheckFailure::NotApplicable(why)) => CellStatus::NotApplicable { why },
+            Err(CheckFailure::Broken(broken)) => CellStatus::Broken {
                 expected: broken.expected,
                 seen: broken.seen,
                 transcript: broken.transcript,
                 reproduce: self.reproduce(target, check),
             },
-            Err(CheckFailure::CheckError(error)) => Status::Unchecked {
+            Err(CheckFailure::CheckError(error)) => CellStatus::Unchecked {
                 why: format!("{error:#}"),
             },
             Err(CheckFailure::Interrupted) => return None,
@@ -384,25 +384,25 @@ impl CheckRunner<'_> {
     }
 
     /// What is declared must be seen, and what is seen declared.
-    fn status(&self, case: &CheckCase<'_>, check: &'static Check, kept: Passed) -> Status {
+    fn status(&self, case: &CheckCase<'_>, check: &'static Check, kept: Passed) -> CellStatus {
         match (kept.by_design, case.deviation()) {
-            (None, None) => Status::Keeps {
+            (None, None) => CellStatus::Keeps {
                 figure: kept.figure,
                 details: kept.details,
             },
-            (Some(seen), Some(deviation)) => Status::ByDesign {
+            (Some(seen), Some(deviation)) => CellStatus::ByDesign {
                 reason: deviation.reason.to_string(),
                 seen,
                 figure: kept.figure,
                 details: kept.details,
             },
-            (None, Some(deviation)) => Status::Broken {
+            (None, Some(deviation)) => CellStatus::Broken {
                 expected: format!("what the model declares: {}", deviation.reason),
                 seen: "that it keeps the guarantee".to_string(),
                 transcript: None,
                 reproduce: self.reproduce(case.target, check),
             },
-            (Some(seen), None) => Status::Broken {
+            (Some(seen), None) => CellStatus::Broken {
                 expected: "the guarantee, since nothing else is declared".to_string(),
                 seen,
                 transcript: None,

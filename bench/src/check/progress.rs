@@ -5,23 +5,23 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::matrix::{MatrixCell, Status};
+use super::matrix::{CellStatus, MatrixCell};
 use crate::output;
 
-pub(super) struct Progress {
+pub(super) struct CheckProgress {
     bar: ProgressBar,
     /// How many checks of each target are done.
     done: Mutex<HashMap<String, usize>>,
     checks: usize,
 }
 
-impl Progress {
+impl CheckProgress {
     /// Of so many targets, and checks of each.
-    pub(super) fn start(targets: usize, checks: usize) -> Progress {
+    pub(super) fn start(targets: usize, checks: usize) -> CheckProgress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed}  {msg}");
         let all = Some((targets * checks) as u64);
         let bar = ProgressBar::with_draw_target(all, ProgressDrawTarget::stderr());
-        Progress {
+        CheckProgress {
             bar: bar.with_style(style.unwrap_or(ProgressStyle::default_bar())),
             done: Mutex::default(),
             checks,
@@ -37,11 +37,11 @@ impl Progress {
     /// A check is done. What is broken is told at once.
     pub(super) fn done(&self, cell: &MatrixCell) {
         let bad = match &cell.status {
-            Status::Broken { expected, seen, .. } => Some(format!(
+            CellStatus::Broken { expected, seen, .. } => Some(format!(
                 "BROKEN: {}, {}: expected {expected}, saw {seen}",
                 cell.target, cell.guarantee
             )),
-            Status::Unchecked { why } => Some(format!(
+            CellStatus::Unchecked { why } => Some(format!(
                 "not checked: {}, {}: {why}",
                 cell.target, cell.guarantee
             )),

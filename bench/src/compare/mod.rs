@@ -38,7 +38,7 @@ use crate::placement::Placement;
 use crate::target::{ExternalServer, Target, quoted};
 use crate::{interrupt, list, output, registry, target};
 use plan::{Batch, Case, IDLE_CONNECTIONS, QUICK_MODELS, Settings};
-use progress::Progress;
+use progress::CompareProgress;
 use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
 use runner::Runner;
 use workload::{BLOCK_RATE, LIMIT, Workload};
@@ -442,7 +442,7 @@ fn measure(
     results: &mut Results,
     save: &dyn Fn(&Results) -> anyhow::Result<()>,
 ) {
-    let mut progress = Progress::start(batches);
+    let mut progress = CompareProgress::start(batches);
     let mut block = 0;
     // By model: so many connections could not be opened. To try again would take as long, and tell the same.
     let mut full: BTreeMap<String, usize> = BTreeMap::new();

@@ -13,7 +13,7 @@ use super::results::Run;
 use super::workload::Workload;
 use crate::{format, output};
 
-pub(super) struct Progress {
+pub(super) struct CompareProgress {
     bar: ProgressBar,
     runs: usize,
     /// Columns of the longest workload's name.
@@ -21,15 +21,15 @@ pub(super) struct Progress {
     left: Duration,
 }
 
-impl Progress {
-    pub(super) fn start(batches: &[Batch]) -> Progress {
+impl CompareProgress {
+    pub(super) fn start(batches: &[Batch]) -> CompareProgress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
         let runs = batches.iter().map(|batch| batch.cases.len()).sum();
         let cases = batches.iter().flat_map(|batch| &batch.cases);
         let longest = cases.map(|case| case.workload.name().len()).max();
         let bar = ProgressBar::with_draw_target(Some(runs as u64), ProgressDrawTarget::stderr())
             .with_style(style.unwrap_or(ProgressStyle::default_bar()));
-        Progress {
+        CompareProgress {
             bar,
             runs,
             longest: longest.unwrap_or_default(),

@@ -24,7 +24,7 @@ pub(super) struct RequestHead {
     pub(super) body: Body,
     /// There is a body that nobody waits for: after the answer nothing can be understood any more.
     pub(super) leaves_body: bool,
-    pub(super) connection: Connection,
+    pub(super) connection: Persistence,
     pub(super) conditions: Conditions,
     pub(super) range: Option<ByteRange>,
 }
@@ -38,7 +38,7 @@ pub(super) enum Method {
 
 /// What becomes of the connection after the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Connection {
+pub(super) enum Persistence {
     /// It stays, as goes without saying.
     Stays,
     /// It stays, and is told so: HTTP/1.0 would not expect it.
@@ -112,9 +112,9 @@ impl RequestHead {
             body: if leaves_body { Body::NONE } else { body },
             leaves_body,
             connection: match (minor, fields.close || leaves_body, fields.keep_alive) {
-                (_, true, _) | (0, false, false) => Connection::Closes,
-                (0, false, true) => Connection::StaysForOnce,
-                _ => Connection::Stays,
+                (_, true, _) | (0, false, false) => Persistence::Closes,
+                (0, false, true) => Persistence::StaysForOnce,
+                _ => Persistence::Stays,
             },
             conditions: fields.conditions,
             range: fields.range.filter(|_| method == Method::Get).flatten(),

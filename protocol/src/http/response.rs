@@ -10,7 +10,7 @@ use httpdate::HttpDate;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::file_store::{DirectoryEntry, StoredFile};
-use super::request::{Connection, Method, RequestHead};
+use super::request::{Method, Persistence, RequestHead};
 use crate::file::FileSlice;
 
 /// How it went.
@@ -52,18 +52,22 @@ impl fmt::Display for Status {
 }
 
 /// One answer in the making.
-pub(super) struct Answer<'o> {
+pub(super) struct Response<'o> {
     output: &'o mut Vec<u8>,
     now: SystemTime,
     /// HEAD: whatever the head guarantees, nothing follows it.
     head_only: bool,
-    connection: Connection,
+    connection: Persistence,
 }
 
-impl<'o> Answer<'o> {
+impl<'o> Response<'o> {
     /// To a request that was understood.
-    pub(super) fn to(asked: &RequestHead, output: &'o mut Vec<u8>, now: SystemTime) -> Answer<'o> {
-        Answer {
+    pub(super) fn to(
+        asked: &RequestHead,
+        output: &'o mut Vec<u8>,
+        now: SystemTime,
+    ) -> Response<'o> {
+        Response {
             output,
             now,
             head_only: asked.method == Method::Head,
@@ -72,12 +76,12 @@ impl<'o> Answer<'o> {
     }
 
     /// To one that was not.
-    pub(super) fn last(head_only: bool, output: &'o mut Vec<u8>, now: SystemTime) -> Answer<'o> {
-        Answer {
+    pub(super) fn last(head_only: bool, output: &'o mut Vec<u8>, now: SystemTime) -> Response<'o> {
+        Response {
             output,
             now,
             head_only,
-            connection: Connection::Closes,
+            connection: Persistence::Closes,
         }
     }
 
@@ -178,9 +182,9 @@ impl<'o> Answer<'o> {
             "HTTP/1.1 {status}\r\nDate: {date}\r\nServer: samewire\r\nX-Content-Type-Options: nosniff\r\n"
         ));
         match self.connection {
-            Connection::Stays => {}
-            Connection::StaysForOnce => self.put(format_args!("Connection: keep-alive\r\n")),
-            Connection::Closes => self.put(format_args!("Connection: close\r\n")),
+            Persistence::Stays => {}
+            Persistence::StaysForOnce => self.put(format_args!("Persistence: keep-alive\r\n")),
+            Persistence::Closes => self.put(format_args!("Persistence: close\r\n")),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::file_store::{FileStore, Lookup};
-use super::request::{Connection, Method, RequestHead, RequestPath};
-use super::response::{Answer, Status};
+use super::request::{Method, Persistence, RequestHead, RequestPath};
+use super::response::{Response, Status};
 use crate::file::FileSlice;
 use crate::session::{CloseReason, Session, SessionOptions, Step};
 use crate::work::PendingWork;
@@ -72,7 +72,8 @@ impl Responder {
                 Ok(None) => return,
                 Err(status) => {
                     let head_only = self.input[self.answered..].starts_with(b"HEAD ");
-                    Answer::last(head_only, &mut self.output, self.file_store.now()).status(status);
+                    Response::last(head_only, &mut self.output, self.file_store.now())
+                        .status(status);
                     return self.end(CloseReason::Refused);
                 }
             };
@@ -89,7 +90,7 @@ impl Responder {
             if heard.asked.leaves_body {
                 return self.end(CloseReason::Refused);
             }
-            if heard.asked.connection == Connection::Closes {
+            if heard.asked.connection == Persistence::Closes {
                 return self.end(CloseReason::Done);
             }
         }
@@ -165,7 +166,7 @@ impl Responder {
     fn answer(&mut self, heard: CurrentRequest) {
         let asked = &heard.asked;
         let head = &self.input[self.answered..][..heard.head];
-        let answer = Answer::to(asked, &mut self.output, self.file_store.now());
+        let answer = Response::to(asked, &mut self.output, self.file_store.now());
         if asked.method == Method::Other {
             return answer.status(Status::MethodNotAllowed);
         }

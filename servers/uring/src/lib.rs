@@ -24,7 +24,7 @@ use protocol::{CloseReason, Session, Work};
 use rustix::io::Errno;
 use slab::Slab;
 
-use ring::{Completion, Connection, Input, Next, Ring, Ticket};
+use ring::{Completion, Input, Next, Ring, RingConnection, Ticket};
 
 mod available;
 #[cfg_attr(not(target_os = "linux"), path = "no_ring.rs")]
@@ -225,11 +225,11 @@ impl Connections {
             lingering: None,
         });
         self.deadlines.arm(key, self.now + self.limits.idle_timeout);
-        self.submit(key, Connection::new(stream, session));
+        self.submit(key, RingConnection::new(stream, session));
     }
 
     /// The conversation: take the next step, have it carried out ...
-    fn submit(&mut self, key: usize, mut connection: Connection) {
+    fn submit(&mut self, key: usize, mut connection: RingConnection) {
         loop {
             let place = &mut self.places[key];
             let overdue = place.deadline(self.limits.idle_timeout) <= self.now;
@@ -278,7 +278,12 @@ impl Connections {
     }
 
     /// ... and report what came of it.
-    fn received(&mut self, key: usize, mut connection: Connection, input: Result<Input, Errno>) {
+    fn received(
+        &mut self,
+        key: usize,
+        mut connection: RingConnection,
+        input: Result<Input, Errno>,
+    ) {
         let place = &mut self.places[key];
         let overdue = place.deadline(self.limits.idle_timeout) <= self.now;
         match input {
@@ -313,7 +318,7 @@ impl Connections {
     }
 
     /// Likewise.
-    fn sent(&mut self, key: usize, mut connection: Connection, count: Result<usize, Errno>) {
+    fn sent(&mut self, key: usize, mut connection: RingConnection, count: Result<usize, Errno>) {
         match count {
             Ok(count) => {
                 self.places[key].progress = self.now;
@@ -329,7 +334,7 @@ impl Connections {
     }
 
     /// Likewise. The session hears of it when it is sent.
-    fn file_read(&mut self, key: usize, connection: Connection, count: Result<usize, Errno>) {
+    fn file_read(&mut self, key: usize, connection: RingConnection, count: Result<usize, Errno>) {
         self.has_worked(key);
         match count {
             Ok(0) => return self.end(key, Ending::of(&files::shorter())),
@@ -344,7 +349,7 @@ impl Connections {
     }
 
     /// Likewise.
-    fn slept(&mut self, key: usize, mut connection: Connection, over: Result<(), Errno>) {
+    fn slept(&mut self, key: usize, mut connection: RingConnection, over: Result<(), Errno>) {
         self.has_worked(key);
         match over {
             Ok(()) => connection.session().worked(),

@@ -18,13 +18,13 @@ pub(crate) struct Ticket;
 pub(crate) enum Completion {
     Accepted(Option<TcpListener>, Result<TcpStream, Errno>),
     Readable,
-    Received(usize, Connection, Result<Input, Errno>),
-    Sent(usize, Connection, Result<usize, Errno>),
-    FileRead(usize, Connection, Result<usize, Errno>),
-    Slept(usize, Connection, Result<(), Errno>),
+    Received(usize, RingConnection, Result<Input, Errno>),
+    Sent(usize, RingConnection, Result<usize, Errno>),
+    FileRead(usize, RingConnection, Result<usize, Errno>),
+    Slept(usize, RingConnection, Result<(), Errno>),
 }
 
-pub(crate) struct Connection;
+pub(crate) struct RingConnection;
 
 pub(crate) struct Lent;
 
@@ -33,11 +33,11 @@ pub(crate) struct Reading;
 pub(crate) type Input = Box<[u8]>;
 
 pub(crate) enum Next {
-    Read(Connection),
+    Read(RingConnection),
     Write(Lent),
     ReadFile(Reading),
-    Work(Connection, Work),
-    Close(Connection, CloseReason),
+    Work(RingConnection, Work),
+    Close(RingConnection, CloseReason),
 }
 
 impl Ring {
@@ -61,7 +61,7 @@ impl Ring {
         unreachable!("there is no ring")
     }
 
-    pub(crate) fn receive(&mut self, _: usize, _: Connection, _: bool) -> Ticket {
+    pub(crate) fn receive(&mut self, _: usize, _: RingConnection, _: bool) -> Ticket {
         unreachable!("there is no ring")
     }
 
@@ -73,7 +73,7 @@ impl Ring {
         unreachable!("there is no ring")
     }
 
-    pub(crate) fn sleep(&mut self, _: usize, _: Connection, _: Duration) -> Ticket {
+    pub(crate) fn sleep(&mut self, _: usize, _: RingConnection, _: Duration) -> Ticket {
         unreachable!("there is no ring")
     }
 
@@ -94,8 +94,8 @@ impl Ticket {
     pub(crate) const NONE: Ticket = Ticket;
 }
 
-impl Connection {
-    pub(crate) fn new(_: TcpStream, _: Box<dyn Session>) -> Connection {
+impl RingConnection {
+    pub(crate) fn new(_: TcpStream, _: Box<dyn Session>) -> RingConnection {
         unreachable!("there is no ring")
     }
 

@@ -80,7 +80,7 @@ enum Operation {
     Watch(UnixStream),
     Receive {
         key: usize,
-        connection: Connection,
+        connection: RingConnection,
         patient: bool,
         /// Where the kernel can't choose one of the ring's.
         buffer: Option<Box<[u8]>>,
@@ -95,7 +95,7 @@ enum Operation {
     },
     Sleep {
         key: usize,
-        connection: Connection,
+        connection: RingConnection,
         /// Boxed: the kernel looks at it when it takes the operation, and that may be moved until then.
         time: Box<Timespec>,
     },
@@ -108,13 +108,13 @@ pub(crate) enum Completion {
     /// What was watched has become readable.
     Readable,
     /// Input has come; none at its end.
-    Received(usize, Connection, Result<Input, Errno>),
+    Received(usize, RingConnection, Result<Input, Errno>),
     /// So many of the lent bytes were taken.
-    Sent(usize, Connection, Result<usize, Errno>),
+    Sent(usize, RingConnection, Result<usize, Errno>),
     /// So many bytes of a file are there, and will be lent next; none at its end.
-    FileRead(usize, Connection, Result<usize, Errno>),
+    FileRead(usize, RingConnection, Result<usize, Errno>),
     /// The time is over.
-    Slept(usize, Connection, Result<(), Errno>),
+    Slept(usize, RingConnection, Result<(), Errno>),
 }
 
 impl Ring {
@@ -180,7 +180,12 @@ impl Ring {
     }
 
     /// Receives what comes next; if not `patient`, only what is there already (EAGAIN: nothing).
-    pub(crate) fn receive(&mut self, key: usize, connection: Connection, patient: bool) -> Ticket {
+    pub(crate) fn receive(
+        &mut self,
+        key: usize,
+        connection: RingConnection,
+        patient: bool,
+    ) -> Ticket {
         let buffer = match self.buffers {
             Some(_) => None,
             None => Some(vec![0; READ_BUFFER].into_boxed_slice()),
@@ -205,7 +210,12 @@ impl Ring {
     }
 
     /// Lets so much time pass, for this connection only.
-    pub(crate) fn sleep(&mut self, key: usize, connection: Connection, time: Duration) -> Ticket {
+    pub(crate) fn sleep(
+        &mut self,
+        key: usize,
+        connection: RingConnection,
+        time: Duration,
+    ) -> Ticket {
         let time = Box::new(timespec(time));
         self.submit(Operation::Sleep {
             key,
@@ -478,7 +488,7 @@ impl Ticket {
 }
 
 /// A socket, and the session that is held over it: what moves from hand to hand.
-pub(crate) struct Connection {
+pub(crate) struct RingConnection {
     stream: TcpStream,
     session: Held,
     /// There was more input than the last receive took.
@@ -507,35 +517,35 @@ impl Drop for Held {
 /// A session's next step, with the connection.
 pub(crate) enum Next {
     /// Receive.
-    Read(Connection),
+    Read(RingConnection),
     /// Send these.
     Write(Lent),
     /// Read this, to send it then.
     ReadFile(Reading),
     /// Do this.
-    Work(Connection, Work),
+    Work(RingConnection, Work),
     /// Say goodbye.
-    Close(Connection, CloseReason),
+    Close(RingConnection, CloseReason),
 }
 
 /// Bytes to be sent from where they lie: in their session, or in what was read of a file. Neither can be reached
 /// meanwhile, so they are as good as borrowed: nobody changes them or frees them.
 pub(crate) struct Lent {
-    connection: Connection,
+    connection: RingConnection,
     bytes: *const [u8],
 }
 
 /// A range of a file to be read, and where to.
 pub(crate) struct Reading {
-    connection: Connection,
+    connection: RingConnection,
     /// With a share in the file: it stays open until the completion.
     slice: FileSlice,
     buffer: Vec<u8>,
 }
 
-impl Connection {
-    pub(crate) fn new(stream: TcpStream, session: Box<dyn Session>) -> Connection {
-        Connection {
+impl RingConnection {
+    pub(crate) fn new(stream: TcpStream, session: Box<dyn Session>) -> RingConnection {
+        RingConnection {
             stream,
             session: Held(NonNull::from(Box::leak(session))),
             more: false,

@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::client::Client;
+use super::client::TestClient;
 use super::process::{Before, ServerProcess};
 use super::server::{BACKLOG, Server, all_served};
 use super::serving::Serving;
@@ -25,7 +25,7 @@ fn before_that(target: &ModelUnderTest) -> usize {
 }
 
 /// Runs the server out of descriptors: all peers are connected, and only some can be accepted.
-fn shortage(server: &mut ServerProcess, target: &ModelUnderTest) -> (Vec<Client>, Before) {
+fn shortage(server: &mut ServerProcess, target: &ModelUnderTest) -> (Vec<TestClient>, Before) {
     // A peer that is served before shows that the server has all that it opens for itself.
     let first = server.connect();
     first.ask(b"x", b"x");

@@ -10,23 +10,23 @@ use socket2::SockRef;
 use super::GUARD;
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct TestClient {
     stream: TcpStream,
 }
 
-impl Client {
+impl TestClient {
     #[track_caller]
-    pub(super) fn connect(address: SocketAddr) -> Client {
-        Client::try_connect(address).expect("no connection")
+    pub(super) fn connect(address: SocketAddr) -> TestClient {
+        TestClient::try_connect(address).expect("no connection")
     }
 
-    pub(super) fn try_connect(address: SocketAddr) -> io::Result<Client> {
+    pub(super) fn try_connect(address: SocketAddr) -> io::Result<TestClient> {
         let stream = TcpStream::connect(address)?;
         // Every write goes out as a segment of its own: the cuts are where the test makes them.
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(GUARD))?;
         stream.set_write_timeout(Some(GUARD))?;
-        Ok(Client { stream })
+        Ok(TestClient { stream })
     }
 
     #[track_caller]
@@ -134,7 +134,7 @@ impl Client {
         self.expect(reply);
     }
 
-    /// As [`ask`](Client::ask), for a server that may have closed.
+    /// As [`ask`](TestClient::ask), for a server that may have closed.
     pub(super) fn try_ask(&self, request: &[u8], reply: &[u8]) -> io::Result<()> {
         self.try_send(request)?;
         let mut got = vec![0; reply.len()];

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 
 use super::ModelUnderTest;
-use super::client::Client;
+use super::client::TestClient;
 use super::server::{Server, all_served};
 use super::serving::Serving;
 use crate::{Capacity, Limits};
@@ -26,7 +26,7 @@ fn places(target: &ModelUnderTest) -> usize {
 }
 
 /// Those who have a place are served, and those who wait are not, however often.
-fn only_those_are_served(served: &[Client], waiting: &[Client]) {
+fn only_those_are_served(served: &[TestClient], waiting: &[TestClient]) {
     for _ in 0..50 {
         for client in served {
             client.ask(b"x", b"x");

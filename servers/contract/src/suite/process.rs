@@ -19,7 +19,7 @@ use std::time::Duration;
 use procfs::process::{Process, Schedstat};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use super::client::Client;
+use super::client::TestClient;
 use super::server::BACKLOG;
 use super::serving::{Orders, Serving};
 use super::{GUARD, ModelUnderTest, eventually};
@@ -129,8 +129,8 @@ impl ServerProcess {
     }
 
     #[track_caller]
-    pub(super) fn connect(&self) -> Client {
-        Client::connect(self.address)
+    pub(super) fn connect(&self) -> TestClient {
+        TestClient::connect(self.address)
     }
 
     /// Tells the server to stop, and goes on at once.

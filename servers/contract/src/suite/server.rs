@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
-use super::client::Client;
+use super::client::TestClient;
 use super::process::ServerProcess;
 use super::serving::Serving;
 use super::{GUARD, ModelUnderTest};
@@ -82,8 +82,8 @@ impl Server {
     }
 
     #[track_caller]
-    pub(super) fn connect(&self) -> Client {
-        Client::connect(self.address)
+    pub(super) fn connect(&self) -> TestClient {
+        TestClient::connect(self.address)
     }
 
     /// Tells it to stop, and goes on at once.

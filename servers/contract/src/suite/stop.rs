@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use protocol::PROTOCOLS;
 
-use super::client::Client;
+use super::client::TestClient;
 use super::oracle::{Oracle, requests};
 use super::server::{Server, all_served};
 use super::serving::Serving;
@@ -109,7 +109,7 @@ pub fn who_was_accepted_is_answered(target: &ModelUnderTest) {
             }
         }
         server.tell_to_stop();
-        let replies = clients.iter().skip(round).map(Client::read_all);
+        let replies = clients.iter().skip(round).map(TestClient::read_all);
         let answered = replies.filter(|reply| reply == b"x").count() + round;
         assert_eq!(server.stop(), all_served(answered as u64));
     }
@@ -190,7 +190,7 @@ pub fn new_peers_are_refused_during_the_drain(target: &ModelUnderTest) {
     }
     server.tell_to_stop();
     let refused = || {
-        let connected = Client::try_connect(address);
+        let connected = TestClient::try_connect(address);
         connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     };
     if let Some(idle) = &idle {
@@ -216,7 +216,7 @@ pub fn in_a_connect_storm(target: &ModelUnderTest) {
             scope.spawn(|| {
                 // (After a failure nobody closes the listener.)
                 while since.elapsed() < 2 * GUARD
-                    && let Ok(client) = Client::try_connect(address)
+                    && let Ok(client) = TestClient::try_connect(address)
                 {
                     if client.try_ask(b"x", b"x").is_ok() {
                         answered.fetch_add(1, Ordering::Relaxed);

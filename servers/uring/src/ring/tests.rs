@@ -72,7 +72,7 @@ fn ring() -> Option<Ring> {
     }
 }
 
-fn pair(bytes: Vec<u8>) -> (Connection, UnixStream, Arc<()>) {
+fn pair(bytes: Vec<u8>) -> (RingConnection, UnixStream, Arc<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let alive = Arc::new(());
     let session = Offer {
@@ -82,7 +82,7 @@ fn pair(bytes: Vec<u8>) -> (Connection, UnixStream, Arc<()>) {
     };
     // The ring does not mind what kind of stream it is.
     let ours = TcpStream::from(OwnedFd::from(ours));
-    (Connection::new(ours, Box::new(session)), theirs, alive)
+    (RingConnection::new(ours, Box::new(session)), theirs, alive)
 }
 
 fn completed(ring: &mut Ring) -> Completion {
@@ -175,11 +175,11 @@ fn lent_bytes_stay_until_they_are_given_back() {
     assert_eq!(peer.read(&mut [0]).unwrap(), 0, "more than was lent");
 }
 
-fn download(file: &Arc<File>, offset: u64, len: u64) -> (Connection, UnixStream) {
+fn download(file: &Arc<File>, offset: u64, len: u64) -> (RingConnection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let session = Download(FileSlice::new(Arc::clone(file), offset, len));
     let ours = TcpStream::from(OwnedFd::from(ours));
-    (Connection::new(ours, Box::new(session)), theirs)
+    (RingConnection::new(ours, Box::new(session)), theirs)
 }
 
 /// Part by part, and also when a part that the peer holds up is cancelled. Who is sent no more has no memory for it.
