@@ -1,4 +1,4 @@
-// A pair server that keeps its promises: a goroutine for each peer.
+// A `pair` server that keeps its guarantees, with a goroutine for each peer.
 //
 //	go build solution.go
 //	./solution [-idle-timeout S] [-drain S] [-max-connections N] [-panic TEXT] PORT
@@ -23,23 +23,23 @@ import (
 )
 
 const (
-	maxLine = 64 * 1024   // bytes, with its end
-	linger  = time.Second // for whoever is refused to read why
+	maxLine = 64 * 1024   // bytes, with the line's end
+	linger  = time.Second // time for a refused peer to read the error
 )
 
 var (
 	idleTimeout    = flag.Float64("idle-timeout", 30, "seconds")
 	drain          = flag.Float64("drain", 5, "seconds")
-	maxConnections = flag.Int("max-connections", 10_000, "the others wait")
-	panicOn        = flag.String("panic", "", "a line that makes a session panic")
+	maxConnections = flag.Int("max-connections", 10_000, "peers served at a time; the others wait")
+	panicOn        = flag.String("panic", "", "text that makes a session panic if a line contains it")
 
-	errRefused = errors.New("what the peer says is no conversation")
+	errRefused = errors.New("the line is too long")
 	errCut     = errors.New("stopped in the middle of a line")
 )
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// Tally says how every connection ended.
+// Tally counts connections by the way they ended.
 type Tally struct {
 	Accepted     int `json:"accepted"`
 	Served       int `json:"served"`
@@ -51,24 +51,24 @@ type Tally struct {
 	AcceptErrors int `json:"accept_errors"`
 }
 
-// Server is everything that is shared, and locked.
+// Server holds the shared state. Its mutex guards tally and peers.
 type Server struct {
 	sync.Mutex
 	tally    Tally
 	peers    map[*Peer]bool
 	all      sync.WaitGroup
-	places   chan struct{}
+	slots    chan struct{}
 	stopping atomic.Bool
 	drained  atomic.Bool
 }
 
-// Peer is a connection on which each wait has an end. One byte is progress.
+// Peer is a connection with a deadline for each read and each write. One byte of progress starts the deadline anew.
 type Peer struct {
 	*net.TCPConn
 	out *bufio.Writer
 }
 
-// Read sends first what is owed: whoever asks may wait for it before he goes on.
+// Read flushes pending replies first, because the peer may wait for them before it sends more.
 func (peer *Peer) Read(buffer []byte) (int, error) {
 	if err := peer.out.Flush(); err != nil {
 		return 0, err
@@ -77,7 +77,7 @@ func (peer *Peer) Read(buffer []byte) (int, error) {
 	return peer.TCPConn.Read(buffer)
 }
 
-// Write waits as long as the peer takes something now and then: that nothing more is read meanwhile bounds the memory.
+// Write waits as long as the peer takes some bytes before each deadline. Nothing is read meanwhile: this bounds memory.
 func (peer *Peer) Write(data []byte) (int, error) {
 	written := 0
 	for {
@@ -92,18 +92,18 @@ func (peer *Peer) Write(data []byte) (int, error) {
 
 func (server *Server) accept(listener *net.TCPListener) {
 	for {
-		// First a place, then a peer: the others wait in the kernel's backlog.
-		server.places <- struct{}{}
+		// Take a slot before the peer: the other peers wait in the kernel's backlog.
+		server.slots <- struct{}{}
 		connection, err := listener.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		server.Lock()
 		if err != nil {
-			// No descriptors, say. The peer still waits, and the next call would fail at once: a little later.
+			// For example, no descriptor is free. The peer still waits, and the next call would fail at once: pause first.
 			server.tally.AcceptErrors++
 			server.Unlock()
-			<-server.places
+			<-server.slots
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
@@ -120,7 +120,7 @@ func (server *Server) accept(listener *net.TCPListener) {
 	}
 }
 
-// serve holds a conversation, and counts how it ended. Whatever happens in it ends it alone.
+// serve runs one conversation and counts how it ended. An error or a panic ends only this conversation.
 func (server *Server) serve(peer *Peer) {
 	var err error
 	count := &server.tally.Failed
@@ -133,7 +133,7 @@ func (server *Server) serve(peer *Peer) {
 		*count++
 		delete(server.peers, peer)
 		server.Unlock()
-		<-server.places
+		<-server.slots
 		server.all.Done()
 	}()
 	err = server.converse(peer)
@@ -145,7 +145,7 @@ func (server *Server) serve(peer *Peer) {
 		count = &server.tally.Refused
 		fmt.Fprintf(peer.out, "error: a line may have %d bytes\n", maxLine)
 		if peer.out.Flush() == nil && peer.CloseWrite() == nil {
-			// Closing on unread input would send RST, and the peer might never read why.
+			// Closing with unread input would send RST, and the peer might never read the error.
 			peer.SetReadDeadline(time.Now().Add(linger))
 			io.Copy(io.Discard, peer.TCPConn)
 		}
@@ -173,7 +173,7 @@ func (server *Server) converse(peer *Peer) error {
 			continue
 		}
 		if err == io.EOF && server.stopping.Load() && len(line) > 0 {
-			// The end of input is our own doing: this is no last line.
+			// The server itself ended the input, so this part is no last line.
 			return errCut
 		}
 		if err != nil && err != io.EOF {
@@ -181,9 +181,9 @@ func (server *Server) converse(peer *Peer) error {
 		}
 		if *panicOn != "" && bytes.Contains(line, []byte(*panicOn)) {
 			peer.out.Flush()
-			panic("as it was told")
+			panic("requested by -panic")
 		}
-		// The last line needs no end: FIN is one.
+		// The last line needs no end of its own: FIN ends it.
 		if len(line) > 0 {
 			peer.out.Write(previous)
 			if _, err := peer.out.Write(line); err != nil {
@@ -199,10 +199,10 @@ func (server *Server) converse(peer *Peer) error {
 
 func main() {
 	flag.Parse()
-	server := &Server{peers: map[*Peer]bool{}, places: make(chan struct{}, *maxConnections)}
+	server := &Server{peers: map[*Peer]bool{}, slots: make(chan struct{}, *maxConnections)}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	// Only now: whoever sees it listen may also tell it to stop.
+	// Listen only after Notify: a signal may come as soon as the server listens.
 	listener, err := net.Listen("tcp", "127.0.0.1:"+flag.Arg(0))
 	if err != nil {
 		log.Fatal(err)
@@ -210,13 +210,13 @@ func main() {
 	go server.accept(listener.(*net.TCPListener))
 
 	<-signals
-	// The next signal finds nobody who handles it, and ends the process at once.
+	// Without a handler, the next signal ends the process at once.
 	signal.Reset()
 	listener.Close()
 	server.Lock()
 	server.stopping.Store(true)
 	for peer := range server.peers {
-		// What has arrived is still read and answered; then comes the end of input, as if the peer had ended it.
+		// Bytes that have arrived are still read and answered. Then comes the end of input, as if the peer had ended it.
 		peer.CloseRead()
 	}
 	server.Unlock()

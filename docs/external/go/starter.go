@@ -1,4 +1,4 @@
-// A pair server, as one writes it first: go run starter.go PORT
+// A `pair` server as one writes it first: go run starter.go PORT
 package main
 
 import (

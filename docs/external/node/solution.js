@@ -1,11 +1,11 @@
-// A `pair` server that keeps its promises: callbacks on one thread.
+// A `pair` server that keeps its guarantees, with callbacks on one thread.
 //
 //   node solution.js PORT [--idle-timeout S] [--drain S] [--max-connections N] [--panic TEXT]
 const net = require('node:net');
 const { parseArgs } = require('node:util');
 
-const MAX_LINE = 64 * 1024; // bytes, with its end
-const LINGER = 1000; // milliseconds for whoever is refused to read why
+const MAX_LINE = 64 * 1024; // bytes, with the line's end
+const LINGER = 1000; // milliseconds for a refused peer to read the error
 const END = Buffer.from('\n');
 
 const { values: options, positionals } = parseArgs({
@@ -19,7 +19,7 @@ const { values: options, positionals } = parseArgs({
 });
 const idleTimeout = 1000 * Number(options['idle-timeout']);
 const drain = 1000 * Number(options.drain);
-const places = Number(options['max-connections']);
+const slots = Number(options['max-connections']);
 
 const tally = { accepted: 0, served: 0, refused: 0, timed_out: 0, reset: 0, cut: 0, failed: 0, accept_errors: 0 };
 const peers = new Set();
@@ -35,29 +35,29 @@ class Peer {
     this.refused = false;
     peers.add(this);
     tally.accepted += 1;
-    // Counts from the last byte in either direction.
+    // The time-out counts from the last byte in either direction.
     socket.setTimeout(idleTimeout, () => this.end(this.refused ? 'refused' : 'timed_out'));
-    socket.on('data', (data) => this.carefully(() => this.hear(data)));
-    socket.on('end', () => this.carefully(() => this.hearEnd()));
-    // Nothing is read while something is to be sent: that bounds the memory.
+    socket.on('data', (data) => this.guarded(() => this.receive(data)));
+    socket.on('end', () => this.guarded(() => this.receiveEnd()));
+    // Nothing is read while replies wait to be sent, which bounds the memory.
     socket.on('drain', () => this.resume());
-    // Whoever does not listen to this dies of the first RST.
+    // Without this listener the first RST would end the process.
     socket.on('error', () => this.end('reset'));
     socket.on('close', () => this.left());
     socket.resume();
   }
 
-  // Whatever happens in a conversation ends it alone.
-  carefully(act) {
+  // Runs a callback. An exception in it ends only this conversation.
+  guarded(callback) {
     try {
-      act();
+      callback();
     } catch (error) {
       console.error(`a session failed: ${error.message}`);
       this.end('failed');
     }
   }
 
-  hear(data) {
+  receive(data) {
     if (this.refused) return;
     const replies = [];
     let from = 0;
@@ -67,7 +67,7 @@ class Peer {
       if (line.length > MAX_LINE) return this.refuse(replies);
       if (options.panic && line.includes(options.panic)) {
         this.send(replies);
-        throw new Error('as it was told');
+        throw new Error('requested by --panic');
       }
       replies.push(this.previous, line);
       this.previous = line;
@@ -86,8 +86,8 @@ class Peer {
     if (stopping) this.endWhenQuiet();
   }
 
-  // The last line needs no end: FIN is one.
-  hearEnd() {
+  // The last line needs no end of its own: FIN ends it.
+  receiveEnd() {
     if (!this.refused && this.rest.length > 0) this.socket.write(Buffer.concat([this.previous, this.rest]));
     this.socket.end();
   }
@@ -95,12 +95,13 @@ class Peer {
   refuse(replies) {
     this.refused = true;
     this.ending = 'refused';
-    // What comes is still read: closing on unread input would send RST, and the peer might never read why.
+    // Input is still read: closing with unread input would send RST, and the peer might never read the error.
     this.socket.end(Buffer.concat([...replies, Buffer.from(`error: a line may have ${MAX_LINE} bytes\n`)]));
     setTimeout(() => this.socket.destroy(), LINGER).unref();
   }
 
-  // After a stop: what has arrived is read and answered. When a turn of the event loop brings nothing, that was all.
+  // After a stop, reads and answers the bytes that have arrived. A turn of the event loop without new bytes means that
+  // all of them have been read.
   endWhenQuiet() {
     const before = this.socket.bytesRead;
     const look = () => {
@@ -112,7 +113,7 @@ class Peer {
     setImmediate(() => setImmediate(look));
   }
 
-  // Ends it without a further word.
+  // Closes the connection without a further reply.
   end(ending) {
     if (this.ending === 'served') this.ending = ending;
     this.socket.destroy();
@@ -126,9 +127,9 @@ class Peer {
   }
 }
 
-// `server.maxConnections` would turn away whoever comes when all places are taken. Here they wait, unheard.
+// `server.maxConnections` would turn peers away when all slots are taken. Here they wait, unread.
 const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
-  if (peers.size < places) return new Peer(socket);
+  if (peers.size < slots) return new Peer(socket);
   waiting.push(socket);
   socket.on('error', () => {});
   socket.on('close', () => (waiting = waiting.filter((one) => one !== socket)));
@@ -141,7 +142,7 @@ server.listen({ port: Number(positionals[0]), host: '127.0.0.1', backlog: 4096 }
 
 const signals = ['SIGTERM', 'SIGINT'];
 const stop = () => {
-  // The next signal finds nobody who handles it, and ends the process at once.
+  // Without a handler, the next signal ends the process at once.
   for (const signal of signals) process.off(signal, stop);
   stopping = true;
   server.close();

@@ -1,4 +1,4 @@
-// A `pair` server, as one writes it first: node starter.js PORT
+// A `pair` server as one writes it first: node starter.js PORT
 const net = require('node:net');
 
 const server = net.createServer((socket) => {

@@ -1,4 +1,4 @@
-"""A `pair` server that keeps its promises: asyncio, a task for each peer.
+"""A `pair` server that keeps its guarantees, with asyncio and a task for each peer.
 
     python3 solution.py PORT [--idle-timeout S] [--drain S] [--max-connections N] [--panic TEXT]
 """
@@ -10,17 +10,17 @@ import signal
 import socket
 import sys
 
-MAX_LINE = 64 * 1024  # bytes, with its end
-AT_ONCE = 32  # peers that are accepted in one turn
-LINGER = 1  # seconds for whoever is refused to read why
+MAX_LINE = 64 * 1024  # bytes, with the line's end
+AT_ONCE = 32  # number of peers accepted in one turn of the loop
+LINGER = 1  # seconds for a refused peer to read the error
 
 
 class Idle(Exception):
-    """Nothing came, or nothing was taken, for too long."""
+    """The peer sent nothing, or took nothing, for too long."""
 
 
 class Refused(Exception):
-    """What the peer says is no conversation."""
+    """The peer sent a line that is too long."""
 
 
 class Server:
@@ -33,14 +33,14 @@ class Server:
         self.stopping = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    # asyncio.start_server accepts without bound, and cannot be told to let others wait in the backlog. So: by hand.
+    # asyncio.start_server accepts without bound, and can't let peers wait in the backlog. So watch the listener here.
 
     def listen(self):
         if not self.stopping.is_set():
             self.loop.add_reader(self.listener, self.accept)
 
     def accept(self):
-        # A few at a time: where peers come as fast as they are accepted, all others would wait for an end of it.
+        # Accept a few at a time: if peers come as fast as they are accepted, all other peers would wait for an end.
         for _ in range(min(AT_ONCE, self.options.max_connections - len(self.peers))):
             try:
                 peer, _ = self.listener.accept()
@@ -50,7 +50,7 @@ class Server:
                 self.tally["accept_errors"] += 1
                 continue
             except OSError:
-                # No descriptors, say. The peer still waits, and would wake us at once: look again a little later.
+                # For example, no descriptor is free. The peer still waits and would wake the loop at once: pause first.
                 self.tally["accept_errors"] += 1
                 self.loop.remove_reader(self.listener)
                 self.loop.call_later(0.1, self.listen)
@@ -67,7 +67,7 @@ class Server:
         self.listen()
 
     async def serve(self, peer):
-        """Holds a conversation, and counts how it ended. Whatever happens in it ends it alone."""
+        """Runs one conversation and counts how it ended. An exception ends only this conversation."""
         ending, writer = "cut", None
         try:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -105,7 +105,7 @@ class Server:
             *lines, rest = (rest + data).split(b"\n")
             lines = [line + b"\n" for line in lines]
             if not data and rest and not self.stopping.is_set():
-                # The last line needs no end: FIN is one. (After a stop the end of input is our own doing.)
+                # The last line needs no end of its own: FIN ends it. After a stop the server itself ended the input.
                 lines, rest = [rest], b""
             reply = []
             for line in lines:
@@ -113,7 +113,7 @@ class Server:
                     break
                 if self.options.panic and self.options.panic.encode() in line:
                     await self.send(writer, b"".join(reply))
-                    raise RuntimeError("as it was told")
+                    raise RuntimeError("requested by --panic")
                 reply += [previous, line]
                 previous = line
             await self.send(writer, b"".join(reply))
@@ -123,7 +123,7 @@ class Server:
                 return "cut" if rest else "served"
 
     async def send(self, writer, data):
-        """Returns when the kernel has taken all of it: until then nothing more is read from this peer."""
+        """Returns when the kernel has taken all data. Until then nothing more is read from this peer."""
         writer.write(data)
         while left := writer.transport.get_write_buffer_size():
             try:
@@ -131,11 +131,11 @@ class Server:
             except asyncio.TimeoutError:
                 if writer.transport.get_write_buffer_size() == left:
                     raise Idle from None
-        await writer.drain()  # raises what write() has met
+        await writer.drain()  # raises the error that write() met
 
     async def refuse(self, reader, writer, why):
         async def linger():
-            # Closing on unread input would send RST, and the peer might never read why.
+            # Closing with unread input would send RST, and the peer might never read the error.
             await self.send(writer, str(why).encode())
             writer.write_eof()
             while await reader.read(16 * 1024):
@@ -147,7 +147,7 @@ class Server:
             pass
 
     def stop(self):
-        # The next signal finds nobody who handles it, and ends the process at once.
+        # Without a handler, the next signal ends the process at once.
         for each in (signal.SIGTERM, signal.SIGINT):
             self.loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
@@ -156,7 +156,7 @@ class Server:
     async def run(self):
         for each in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(each, self.stop)
-        # Only now: whoever sees it listen may also tell it to stop.
+        # Listen only after the handlers are set: a signal may come as soon as the server listens.
         self.listener = socket.create_server(("127.0.0.1", self.options.port), backlog=4096)
         self.listener.setblocking(False)
         self.listen()
@@ -164,11 +164,11 @@ class Server:
         self.loop.remove_reader(self.listener)
         self.listener.close()
         for peer in list(self.peers.values()):
-            # What has arrived is still read and answered; then comes the end of input, as if the peer had ended it.
+            # Bytes that have arrived are still read and answered. The end of input follows, as if the peer had ended it.
             try:
                 peer.shutdown(socket.SHUT_RD)
             except OSError:
-                pass  # It has left.
+                pass  # The peer has left.
         if self.peers:
             _, late = await asyncio.wait(list(self.peers), timeout=self.options.drain)
             for task in late:

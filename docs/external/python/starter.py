@@ -1,4 +1,4 @@
-"""A `pair` server, as one writes it first: python3 starter.py PORT"""
+"""A `pair` server as one writes it first: python3 starter.py PORT"""
 
 import asyncio
 import sys
