@@ -1,4 +1,4 @@
-//! What a peer can be told to do.
+//! Actions of scripted peers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,76 +6,76 @@ use std::time::Duration;
 
 use protocol::Script;
 
-/// One thing that a peer does. It goes on to the next when this one is done; what comes unasked for, or does not come,
-/// ends it.
+/// Step of a peer's script. The peer goes on to the next action when this one is complete. Bytes that the action does
+/// not expect, or expected bytes that do not arrive, end the script with a fault.
 #[derive(Clone)]
 pub enum Action {
-    /// Sends all of it, and reads nothing meanwhile.
+    /// Sends all of the bytes, and reads nothing meanwhile.
     Send(Arc<[u8]>, Cut),
-    /// Sends all of it, reads meanwhile, and hears exactly that.
+    /// Sends a request, reads meanwhile, and expects exactly the given reply.
     Ask {
-        /// What is sent.
+        /// Bytes to send.
         request: Arc<[u8]>,
-        /// How it is cut.
+        /// Positions at which the request is cut.
         cut: Cut,
-        /// What must come. What comes after it is the next act's.
+        /// Bytes that must arrive. Bytes after them are left to the next action.
         reply: Arc<[u8]>,
     },
-    /// Holds a conversation as a well-behaved client does: asks, checks the reply, asks again.
+    /// Holds a conversation as a well-behaved client does: sends a request, checks the reply, sends the next request.
     Converse {
-        /// Whose script it is.
+        /// Factory of the script that gives the requests and checks the replies.
         script: ScriptFactory,
-        /// So many requests.
+        /// Number of requests.
         requests: u64,
-        /// How what it sends is cut.
+        /// Positions at which the sent bytes are cut.
         cut: Cut,
     },
-    /// Asks once, and reads nothing until the kernel has taken nothing more for so long: because the server has stopped
-    /// reading, or because all is sent. Then it goes on as a well-behaved client does. So the server has to send what it
-    /// owes in many pieces, if that is more than the buffers on the way hold.
+    /// Sends one request, and reads nothing until the kernel has accepted no more bytes for the time `still`: because
+    /// the server has stopped reading, or because all is sent. Then the peer goes on as a well-behaved client does. So
+    /// the server has to send its reply in many pieces, if the reply is larger than the buffers on the way.
     Overfill {
-        /// Whose script it is. Only its first request is asked.
+        /// Factory of the script. Only its first request is sent.
         script: ScriptFactory,
-        /// For how long nothing must have been taken.
+        /// Time without progress after which the peer begins to read.
         still: Duration,
-        /// Ends its own side (FIN) as soon as all is sent, whatever is still owed.
+        /// Whether the peer half-closes the connection (FIN) as soon as all is sent, even if replies are still owed.
         finish: bool,
     },
-    /// Sends this again and again and reads nothing, until the kernel has taken nothing more for a while or `most` bytes
-    /// are sent.
+    /// Sends the bytes again and again and reads nothing, until the kernel has accepted no more bytes for the time
+    /// `stuck`, or `most` bytes are sent.
     Flood {
-        /// What is sent.
+        /// Bytes to send.
         bytes: Arc<[u8]>,
-        /// Bytes in all.
+        /// Number of bytes to send at most.
         most: u64,
-        /// For how long nothing must have been taken.
+        /// Time without progress after which the action is complete.
         stuck: Duration,
     },
-    /// Reads one byte and pauses for so long, again and again, until the end.
+    /// Reads one byte and pauses for the given time, again and again, until the end of the connection.
     ReadSlowly(Duration),
-    /// Reads on, whatever comes, until so many bytes came in all in this act.
+    /// Reads whatever arrives, until this action has read the given number of bytes.
     ReadBytes(u64),
-    /// Ends its own side: FIN.
+    /// Half-closes the connection: sends FIN.
     HalfClose,
-    /// Hears the end of the server's side (FIN) and nothing before it.
+    /// Expects FIN from the server, and no bytes before it.
     ExpectFin,
-    /// Hears whatever comes, to the end or to the reset.
+    /// Reads whatever arrives, up to the server's FIN or RST.
     ReadToEnd,
-    /// Hears that the connection is broken off (RST), whatever comes before that.
+    /// Expects RST from the server; any bytes may arrive before it.
     ExpectReset,
-    /// Breaks the connection off: RST.
+    /// Resets the connection: sends RST.
     Reset,
-    /// Closes the connection: FIN, or RST if something that came was not read.
+    /// Closes the connection: sends FIN, or RST if received bytes were not read.
     Close,
-    /// Does nothing for so long.
+    /// Does nothing for the given time.
     Pause(Duration),
-    /// Does nothing, and reads nothing, until its signal.
+    /// Does nothing, and reads nothing, until the peer gets its signal.
     WaitForSignal,
-    /// Does nothing, and reads nothing, for as long as it may.
+    /// Does nothing, and reads nothing, until the peer leaves.
     StayIdle,
 }
 
-/// ScriptFactory a script: once for every time that its peer connects. Of each time the number is told.
+/// Factory of scripts. It is called once for each connection of its peer, with the number of the connection, from 0.
 pub type ScriptFactory = Arc<dyn Fn(u64) -> Box<dyn Script> + Send + Sync>;
 
 impl fmt::Debug for Action {
@@ -85,7 +85,7 @@ impl fmt::Debug for Action {
 }
 
 impl Action {
-    /// What it is called in transcripts.
+    /// Returns the name of the action, as faults print it.
     pub fn name(&self) -> &'static str {
         match self {
             Action::Send(..) => "send",
@@ -107,12 +107,12 @@ impl Action {
         }
     }
 
-    /// Sends it in one piece.
+    /// Returns an action that sends the bytes in one piece.
     pub fn send(bytes: impl Into<Arc<[u8]>>) -> Action {
         Action::Send(bytes.into(), Cut::Whole)
     }
 
-    /// Sends it in one piece, and hears that.
+    /// Returns an action that sends the request in one piece and expects exactly the reply.
     pub fn ask(request: impl Into<Arc<[u8]>>, reply: impl Into<Arc<[u8]>>) -> Action {
         Action::Ask {
             request: request.into(),
@@ -121,32 +121,32 @@ impl Action {
         }
     }
 
-    /// Hears exactly that.
+    /// Returns an action that sends nothing and expects exactly the reply.
     pub fn expect(reply: impl Into<Arc<[u8]>>) -> Action {
         Action::ask([], reply)
     }
 }
 
-/// Where what is sent is cut. Every piece is a write of its own, and TCP_NODELAY makes it a segment of its own; the pause
-/// lets the server read it before the next is there.
+/// Positions at which sent bytes are cut. Every piece is a write of its own, and TCP_NODELAY makes it a segment of its
+/// own; the pause gives the server time to read it before the next piece arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Not at all.
+    /// No cut.
     Whole,
-    /// Behind every so many bytes.
+    /// A cut after every given number of bytes, with a pause at each.
     Every(usize, Duration),
-    /// Once, behind so many bytes.
+    /// One cut after the given number of bytes, with a pause.
     At(usize, Duration),
 }
 
 impl Cut {
-    /// How long the next piece is, of what is left after `done` bytes of `all`; and the pause after it.
+    /// Returns the length of the next piece, if `done` of `all` bytes are sent, and the pause after it.
     pub(crate) fn next(self, done: usize, all: usize) -> (usize, Duration) {
         let left = all - done;
         match self {
             Cut::Every(size, pause) => {
                 let size = size.max(1);
-                // The socket may have taken less than a piece.
+                // The socket may have accepted less than a piece.
                 let rest = size - done % size;
                 if left > rest {
                     (rest, pause)
@@ -160,19 +160,20 @@ impl Cut {
     }
 }
 
-/// What one peer does, from its connect to its close.
+/// Actions of one peer, from its connect to its close.
 #[derive(Debug, Clone)]
 pub struct PeerScript {
-    /// After the connect; after the last of them the connection is closed.
+    /// Actions after the connect. After the last one the connection is closed.
     pub actions: Vec<Action>,
-    /// Begins anew at the end, with a new connection.
+    /// Whether the peer begins again with a new connection after its last action.
     pub again: bool,
-    /// SO_RCVBUF and SO_SNDBUF, where its own should be small: bytes that the kernel keeps are bytes that no server has.
+    /// Whether the peer's SO_RCVBUF and SO_SNDBUF are small: the server does not hold the bytes that the kernel
+    /// buffers.
     pub small_buffers: bool,
 }
 
 impl PeerScript {
-    /// That, once.
+    /// Creates a script that runs the actions once, with the system's default buffers.
     pub fn new(actions: Vec<Action>) -> PeerScript {
         PeerScript {
             actions,
@@ -186,15 +187,16 @@ impl PeerScript {
 mod tests {
     use super::*;
 
-    /// The pieces that a socket is offered which takes so many bytes at once, and the sum of the pauses.
-    fn pieces(cut: Cut, all: usize, takes: usize) -> (Vec<usize>, Duration) {
+    /// Returns the pieces that are offered to a socket that accepts at most `max_write` bytes per write, and the sum of
+    /// the pauses.
+    fn pieces(cut: Cut, all: usize, max_write: usize) -> (Vec<usize>, Duration) {
         let (mut pieces, mut pauses, mut done) = (Vec::new(), Duration::ZERO, 0);
         while done < all {
             let (size, pause) = cut.next(done, all);
             pieces.push(size);
-            let taken = size.min(takes);
-            done += taken;
-            if taken == size {
+            let accepted = size.min(max_write);
+            done += accepted;
+            if accepted == size {
                 pauses += pause;
             }
         }
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_where_they_should_be_and_nothing_follows_the_last_piece() {
+    fn cut_yields_its_pieces_and_no_pause_after_the_last() {
         let ms = Duration::from_millis;
         for (cut, sizes, pauses) in [
             (Cut::Whole, vec![10], 0),
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_stay_where_they_are_if_the_socket_takes_less_than_a_piece() {
+    fn cut_positions_stay_if_the_socket_accepts_less_than_a_piece() {
         let ms = Duration::from_millis;
         let (sizes, pauses) = pieces(Cut::Every(4, ms(1)), 10, 3);
         assert_eq!((sizes, pauses), (vec![4, 1, 4, 1, 2], ms(2)));

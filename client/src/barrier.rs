@@ -1,4 +1,4 @@
-//! What the threads of one drive share: a place to wait for each other, and a few numbers.
+//! State that the threads of one drive share: a barrier, and a few numbers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,31 +10,33 @@ use mio::Waker;
 use crate::Snapshot;
 use crate::timers::Clock;
 
-/// Shared by all event loops and the thread that called [`drive`](crate::drive).
+/// State shared by all event loops and the thread that called [`drive`](crate::drive).
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     caller: Thread,
     wakers: Vec<Waker>,
     barrier: Mutex<BarrierState>,
-    /// How many meetings are over, and when the last one was: what waiting loops look at without the lock.
-    passed: AtomicU64,
-    passed_at: AtomicU64,
+    /// Number of barriers that are complete, which waiting loops read without the lock.
+    released: AtomicU64,
+    /// Time at which the latest barrier was complete.
+    released_at: AtomicU64,
     window_begin: AtomicU64,
-    /// Clients that have not given up.
+    /// Number of clients that have not given up.
     active_clients: AtomicUsize,
     ended: AtomicBool,
-    members: AtomicUsize,
+    running_loops: AtomicUsize,
     progress: Vec<Progress>,
 }
 
-/// A barrier for threads that must not block: they go on serving their sockets while they wait, and are woken.
+/// State of a barrier for threads that must not block: they go on serving their sockets while they wait, and are woken.
 struct BarrierState {
-    members: usize,
+    running_loops: usize,
     arrived: usize,
     number: u64,
 }
 
-/// What one loop tells while it runs. A cache line of its own, so that the loops do not slow each other down.
+/// Progress that one loop publishes while it runs. Each value has a cache line of its own, so that the loops do not
+/// slow each other down.
 #[derive(Default)]
 #[repr(align(128))]
 struct Progress {
@@ -44,34 +46,35 @@ struct Progress {
 }
 
 impl Shared {
-    /// For one loop per waker. The caller of this is the one that is unparked.
+    /// Creates the state for one loop per waker. The calling thread is the one that is unparked.
     pub(crate) fn new(clock: Clock, wakers: Vec<Waker>, clients: usize) -> Self {
-        let members = wakers.len();
+        let running_loops = wakers.len();
         Shared {
             clock,
             caller: thread::current(),
             barrier: Mutex::new(BarrierState {
-                members,
+                running_loops,
                 arrived: 0,
                 number: 0,
             }),
-            passed: AtomicU64::new(0),
-            passed_at: AtomicU64::new(0),
+            released: AtomicU64::new(0),
+            released_at: AtomicU64::new(0),
             window_begin: AtomicU64::new(u64::MAX),
             active_clients: AtomicUsize::new(clients),
             ended: AtomicBool::new(false),
-            members: AtomicUsize::new(members),
-            progress: (0..members).map(|_| Progress::default()).collect(),
+            running_loops: AtomicUsize::new(running_loops),
+            progress: (0..running_loops).map(|_| Progress::default()).collect(),
             wakers,
         }
     }
 
-    /// How many loops there are.
+    /// Returns the number of loops.
     pub(crate) fn threads(&self) -> usize {
         self.wakers.len()
     }
 
-    /// One loop comes to the barrier; gives the barrier's number, to ask [`passed`](Shared::passed) for.
+    /// Registers that one loop has arrived at the barrier. Returns the barrier's number, for
+    /// [`release_time`](Shared::release_time).
     pub(crate) fn arrive(&self) -> u64 {
         let mut barrier = self.lock();
         let number = barrier.number;
@@ -80,18 +83,19 @@ impl Shared {
         number
     }
 
-    /// When this barrier was: the moment at which the last one came, the same for all.
-    pub(crate) fn passed(&self, number: u64) -> Option<u64> {
-        (self.passed.load(Ordering::Acquire) > number)
-            .then(|| self.passed_at.load(Ordering::Relaxed))
+    /// Returns the time at which the barrier with this number was complete: the moment at which the last loop arrived,
+    /// the same for all loops. `None`: it is not complete yet.
+    pub(crate) fn release_time(&self, number: u64) -> Option<u64> {
+        (self.released.load(Ordering::Acquire) > number)
+            .then(|| self.released_at.load(Ordering::Relaxed))
     }
 
     fn release_if_complete(&self, barrier: &mut BarrierState) {
-        if barrier.arrived > 0 && barrier.arrived >= barrier.members {
+        if barrier.arrived > 0 && barrier.arrived >= barrier.running_loops {
             barrier.arrived = 0;
             barrier.number += 1;
-            self.passed_at.store(self.clock.now(), Ordering::Relaxed);
-            self.passed.store(barrier.number, Ordering::Release);
+            self.released_at.store(self.clock.now(), Ordering::Relaxed);
+            self.released.store(barrier.number, Ordering::Release);
             self.wake_all();
         }
     }
@@ -108,7 +112,7 @@ impl Shared {
         self.caller.unpark();
     }
 
-    /// Ends the drive when dropped: a watcher that panics must not leave the loops running.
+    /// Returns a guard that ends the drive when it is dropped: a watcher that panics must not leave the loops running.
     pub(crate) fn end_on_drop(&self) -> impl Drop {
         struct End<'s>(&'s Shared);
         impl Drop for End<'_> {
@@ -119,16 +123,17 @@ impl Shared {
         End(self)
     }
 
-    /// A loop runs for as long as it holds this.
+    /// Returns the membership of one loop, which holds it for as long as it runs.
     pub(crate) fn member(&self) -> Member<'_> {
         Member(self)
     }
 
-    pub(crate) fn all_left(&self) -> bool {
-        self.members.load(Ordering::Acquire) == 0
+    /// Returns whether all loops have ended.
+    pub(crate) fn all_loops_ended(&self) -> bool {
+        self.running_loops.load(Ordering::Acquire) == 0
     }
 
-    /// Ends the drive for all.
+    /// Ends the drive for all threads.
     pub(crate) fn end(&self) {
         if !self.ended.swap(true, Ordering::Relaxed) {
             self.wake_all();
@@ -139,14 +144,14 @@ impl Shared {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// One client gave up; the drive ends with the last one.
-    pub(crate) fn gave_up(&self) {
+    /// Counts one client that gave up; the drive ends with the last one.
+    pub(crate) fn client_gave_up(&self) {
         if self.active_clients.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.end();
         }
     }
 
-    /// All loops say the same here.
+    /// Sets the beginning of the measured window. All loops set the same time.
     pub(crate) fn set_window_begin(&self, time: u64) {
         self.window_begin.store(time, Ordering::Relaxed);
         self.caller.unpark();
@@ -179,17 +184,17 @@ impl Shared {
     }
 }
 
-/// Membership of a running loop; ends with it, also when it panics.
+/// Membership of a running loop. It ends with the loop, also when the loop panics.
 pub(crate) struct Member<'s>(&'s Shared);
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         let mut barrier = self.0.lock();
-        barrier.members -= 1;
-        // Who waits for this one only must not wait for ever.
+        barrier.running_loops -= 1;
+        // Loops that wait for this one only must not wait for ever.
         self.0.release_if_complete(&mut barrier);
         drop(barrier);
-        self.0.members.fetch_sub(1, Ordering::Release);
+        self.0.running_loops.fetch_sub(1, Ordering::Release);
         self.0.caller.unpark();
     }
 }

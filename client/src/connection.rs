@@ -1,4 +1,4 @@
-//! One client: its socket, its conversation, and where it stands.
+//! One client: its socket, its conversation, and its state.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -13,134 +13,136 @@ use crate::plan::Plan;
 use crate::report::ErrorKind as Kind;
 use crate::schedule::Schedule;
 
-/// Where a client stands. Which of them have a [`Due::Wake`](crate::timers::Due) to come is a rule of the engine:
-/// at most one, and only those that have nothing under way.
+/// State of a client. The engine decides which clients have a [`Due::Wake`](crate::timers::Due) set: at most one per
+/// client, and only for clients that have nothing under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Not connected, and not trying.
-    Away,
-    /// `connect` has begun.
+    /// Not connected, and no connect is under way.
+    Disconnected,
+    /// A connect is under way.
     Connecting,
-    /// Connected; nothing is asked.
+    /// Connected; no request is under way.
     Ready,
-    /// The server broke off while nothing was asked. The next request fails with that: a blocking client would find
-    /// it out then, and the count must not depend on whether the news or the request came first.
+    /// The connection failed while no request was under way. The next request fails with that error: a client with
+    /// blocking calls would find it out then, and the count must not depend on whether the error or the request came
+    /// first.
     Broken,
-    /// A request is sent (or being sent), and its reply is owed.
+    /// A request is sent (or being sent), and has no complete reply yet.
     Waiting,
-    /// All is answered, and the socket has yet to take the last receipts.
-    Leaving,
-    /// Has nothing more to do: all is asked, or it gave up.
-    Gone,
+    /// All requests are answered, and the socket has yet to accept the last receipts.
+    Closing,
+    /// The client has nothing more to do: all its requests are done, or it gave up.
+    Finished,
 }
 
-/// Why a request failed.
+/// Failure of a request or of a connect.
 #[derive(Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
     pub(crate) text: String,
 }
 
-/// One client. Its buffers hold bytes only while the kernel has no room for them, so ten thousand of these are small.
+/// One client. Its buffers hold bytes only while the kernel has no room for them, so ten thousand clients are small.
 pub(crate) struct Client {
-    /// Among the clients of all threads.
+    /// Number of the client among those of all threads.
     pub(crate) number: usize,
     pub(crate) state: State,
     stream: Option<TcpStream>,
     established: bool,
     script: Box<dyn Script>,
-    /// What the socket did not take at once; the part before `taken` it has taken since.
+    /// Bytes that the socket did not accept at once. It has accepted the part before `written` since.
     output: Vec<u8>,
-    taken: usize,
-    /// How many conversations it began: each says other things.
+    written: usize,
+    /// Number of conversations that the client has begun. Each of them sends other bytes.
     conversations: u64,
-    /// Requests answered in this conversation.
-    pub(crate) answered_here: u64,
-    /// When the request that is under way, or else the next one, was or is planned.
+    /// Number of requests answered in this conversation.
+    pub(crate) answered_on_connection: u64,
+    /// Planned time of the request that is under way, or else of the next one.
     pub(crate) planned: u64,
-    /// When the connect or the request that is under way began.
+    /// Time at which the connect or the request that is under way began.
     pub(crate) since: u64,
-    /// The server has nothing to do before it answers the request that is under way, though it has before others.
-    pub(crate) spared: bool,
-    /// A [`Due::Guard`](crate::timers::Due) is set.
-    pub(crate) guarded: bool,
+    /// Whether the request that is under way is a bystander: the server has no work to do before its reply, but has
+    /// before other replies.
+    pub(crate) bystander: bool,
+    /// Whether a [`Due::TimeoutCheck`](crate::timers::Due) is set.
+    pub(crate) timeout_check_set: bool,
     pub(crate) schedule: Option<Schedule>,
-    /// Why it is [`State::Broken`].
+    /// Reason for [`State::Broken`].
     pub(crate) fault: Option<Fault>,
-    /// Failures since the last right reply.
+    /// Number of failures since the last correct reply.
     pub(crate) failures: u32,
     pub(crate) gave_up: bool,
-    /// Had a right reply at any time.
+    /// Whether the client has had a correct reply at any time.
     pub(crate) ever_served: bool,
-    /// Right replies in the window.
+    /// Number of correct replies in the window.
     pub(crate) completed: u64,
-    // Of this round:
-    /// Is in it, and not yet in the report.
-    pub(crate) takes_part: bool,
-    /// When it meant to connect.
-    pub(crate) meant: u64,
-    /// Had a right reply.
+    // The fields below are about the current round.
+    /// Whether the client takes part in the round and is not yet counted in the report.
+    pub(crate) in_round: bool,
+    /// Time at which the client planned to connect.
+    pub(crate) connect_planned: u64,
+    /// Whether the client has had a correct reply in this round.
     pub(crate) served: bool,
-    /// No request failed.
+    /// Whether no request of this round has failed or stayed unanswered.
     pub(crate) flawless: bool,
-    /// Requests that were answered or failed.
-    pub(crate) settled: u64,
+    /// Number of requests of this round that were answered or failed.
+    pub(crate) requests_done: u64,
 }
 
 impl Client {
     pub(crate) fn new(plan: &Plan, number: usize) -> Self {
         Client {
             number,
-            state: State::Away,
+            state: State::Disconnected,
             stream: None,
             established: false,
-            script: converse(plan, number, 0),
+            script: new_script(plan, number, 0),
             output: Vec::new(),
-            taken: 0,
+            written: 0,
             conversations: 0,
-            answered_here: 0,
+            answered_on_connection: 0,
             planned: u64::MAX,
             since: 0,
-            spared: false,
-            guarded: false,
+            bystander: false,
+            timeout_check_set: false,
             schedule: None,
             fault: None,
             failures: 0,
             gave_up: false,
             ever_served: false,
             completed: 0,
-            takes_part: false,
-            meant: 0,
+            in_round: false,
+            connect_planned: 0,
             served: false,
             flawless: true,
-            settled: 0,
+            requests_done: 0,
         }
     }
 
-    pub(crate) fn begin_round(&mut self, meant: u64) {
-        self.state = State::Away;
-        self.takes_part = true;
-        self.meant = meant;
-        self.planned = meant;
+    pub(crate) fn begin_round(&mut self, connect_planned: u64) {
+        self.state = State::Disconnected;
+        self.in_round = true;
+        self.connect_planned = connect_planned;
+        self.planned = connect_planned;
         self.served = false;
         self.flawless = true;
-        self.settled = 0;
+        self.requests_done = 0;
     }
 
-    /// Begins to connect, and a new conversation.
+    /// Begins a connect, and a new conversation.
     pub(crate) fn connect(
         &mut self,
         plan: &Plan,
         registry: &Registry,
         token: Token,
     ) -> Result<(), Fault> {
-        debug_assert!(self.stream.is_none(), "connects twice");
-        self.script = converse(plan, self.number, self.conversations);
+        debug_assert!(self.stream.is_none(), "the client is already connected");
+        self.script = new_script(plan, self.number, self.conversations);
         self.conversations += 1;
-        self.answered_here = 0;
+        self.answered_on_connection = 0;
         let mut stream =
             TcpStream::connect(plan.address).map_err(|why| Fault::connect(plan.address, &why))?;
-        // Both, and never changed again: with edges, readiness that nobody waits for costs nothing, and
+        // Both interests, and never changed again: with edge-triggered events, unneeded readiness costs nothing, and an
         // `epoll_ctl` per request would.
         registry
             .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
@@ -149,7 +151,7 @@ impl Client {
         Ok(())
     }
 
-    /// Whether the connect has come to its end.
+    /// Returns whether the connect is complete.
     pub(crate) fn connected(&mut self, address: SocketAddr) -> Result<bool, Fault> {
         let Some(stream) = &self.stream else {
             return Ok(false);
@@ -163,22 +165,23 @@ impl Client {
                 self.established = true;
                 Ok(true)
             }
-            // An early event: it is still being connected.
+            // An early event: the connect is still under way.
             Err(why) if why.kind() == ErrorKind::NotConnected => Ok(false),
             Err(why) => Err(Fault::connect(address, &why)),
         }
     }
 
-    /// Sends the next request; gives how many bytes the socket took now. `scratch` is anybody's, so that a request
-    /// that is taken at once never needs a buffer of its own.
+    /// Sends the next request. Returns the number of bytes that the socket accepted now. `scratch` is shared by all
+    /// clients, so that a request that is accepted at once never needs a buffer of its own.
     pub(crate) fn ask(&mut self, plan: &Plan, scratch: &mut Vec<u8>) -> io::Result<usize> {
         scratch.clear();
         self.script.ask(scratch);
-        self.spared = plan.some_work().is_some_and(|work| !work.chooses(scratch));
+        self.bystander = plan.some_work().is_some_and(|work| !work.chooses(scratch));
         self.send(scratch)
     }
 
-    /// Sends what is to be said beside the requests, if anything; gives how many bytes the socket took now.
+    /// Sends the bytes that accompany the requests (receipts), if there are any. Returns the number of bytes that the
+    /// socket accepted now.
     pub(crate) fn interject(&mut self, scratch: &mut Vec<u8>) -> io::Result<usize> {
         scratch.clear();
         self.script.interject(scratch);
@@ -189,53 +192,54 @@ impl Client {
         if bytes.is_empty() {
             return Ok(0);
         }
-        // A reply can be complete before its request was sent, or its receipts: then this waits behind the rest of that.
+        // A reply can be complete before its request or the receipts are sent: then these bytes wait behind the rest of
+        // them.
         if !self.output.is_empty() {
-            self.output.drain(..self.taken);
-            self.taken = 0;
+            self.output.drain(..self.written);
+            self.written = 0;
             self.output.extend_from_slice(bytes);
             return self.flush();
         }
-        let mut taken = 0;
-        while taken < bytes.len() {
-            let count = self.write(&bytes[taken..])?;
+        let mut written = 0;
+        while written < bytes.len() {
+            let count = self.write(&bytes[written..])?;
             if count == 0 {
-                self.output.extend_from_slice(&bytes[taken..]);
+                self.output.extend_from_slice(&bytes[written..]);
                 break;
             }
-            taken += count;
+            written += count;
         }
-        Ok(taken)
+        Ok(written)
     }
 
-    pub(crate) fn owes_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }
 
-    /// Goes on sending; gives how many bytes the socket took now. It stops at a refusal only, since only after that
-    /// is there another edge.
+    /// Sends more of the output. Returns the number of bytes that the socket accepted now. It stops only when the
+    /// socket has no room, since only after that is there another edge.
     pub(crate) fn flush(&mut self) -> io::Result<usize> {
         let mut total = 0;
-        while self.taken < self.output.len() {
+        while self.written < self.output.len() {
             let Some(stream) = &mut self.stream else {
                 break;
             };
-            let count = write(stream, &self.output[self.taken..])?;
+            let count = write(stream, &self.output[self.written..])?;
             if count == 0 {
                 return Ok(total);
             }
-            self.taken += count;
+            self.written += count;
             total += count;
         }
-        // Given back, not kept: a connection with nothing to send holds no buffer.
+        // The buffer is freed, not kept: a connection with nothing to send holds no buffer.
         self.forget_output();
         Ok(total)
     }
 
-    /// Nobody takes it any more.
+    /// Discards the output, which the server will not read any more.
     pub(crate) fn forget_output(&mut self) {
         self.output = Vec::new();
-        self.taken = 0;
+        self.written = 0;
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -245,7 +249,7 @@ impl Client {
         }
     }
 
-    /// Reads once; `None`: nothing there now.
+    /// Reads once. `None`: no bytes are there now.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(stream) = &mut self.stream else {
             return Ok(None);
@@ -264,8 +268,8 @@ impl Client {
         self.script.receive(input)
     }
 
-    /// Closes the connection; says whether one was established. All that came was read, so this sends FIN and not
-    /// RST; and the system takes a closed descriptor out of the poll by itself.
+    /// Closes the connection. Returns whether one was established. All received bytes were read, so this sends FIN and
+    /// not RST; and the system removes a closed descriptor from the poll by itself.
     pub(crate) fn close(&mut self) -> bool {
         self.forget_output();
         self.stream = None;
@@ -273,9 +277,9 @@ impl Client {
     }
 }
 
-/// The script of a client's next conversation. No two of them say the same, so that bytes from an earlier connection
-/// are seen as wrong.
-fn converse(plan: &Plan, number: usize, conversation: u64) -> Box<dyn Script> {
+/// Returns the script of a client's next conversation. No two conversations send the same bytes, so that bytes from an
+/// earlier connection are recognised as wrong.
+fn new_script(plan: &Plan, number: usize, conversation: u64) -> Box<dyn Script> {
     (plan.protocol.ask)(&ScriptOptions {
         size: plan.size,
         seed: plan
@@ -287,7 +291,7 @@ fn converse(plan: &Plan, number: usize, conversation: u64) -> Box<dyn Script> {
     })
 }
 
-/// Writes once; 0: the socket has no room now.
+/// Writes once. 0: the socket has no room now.
 fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match stream.write(bytes) {
@@ -311,7 +315,7 @@ impl Fault {
         Fault::io(&format!("connecting to {address}"), why)
     }
 
-    /// Sorts what the system said; `doing` is for the text.
+    /// Classifies a system error. The text begins with `doing`.
     pub(crate) fn io(doing: &str, why: &io::Error) -> Self {
         let kind = match why.kind() {
             ErrorKind::ConnectionRefused => Kind::Refused,
@@ -348,23 +352,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_says_is_sorted_and_explained() {
-        let sorted = |errno: Errno| Fault::io("connecting", &errno.into());
-        assert_eq!(sorted(Errno::CONNREFUSED).kind, Kind::Refused);
-        assert_eq!(sorted(Errno::CONNRESET).kind, Kind::Reset);
-        assert_eq!(sorted(Errno::PIPE).kind, Kind::Reset);
-        assert_eq!(sorted(Errno::TIMEDOUT).kind, Kind::TimedOut);
+    fn io_errors_are_classified_and_explained() {
+        let classified = |errno: Errno| Fault::io("connecting", &errno.into());
+        assert_eq!(classified(Errno::CONNREFUSED).kind, Kind::Refused);
+        assert_eq!(classified(Errno::CONNRESET).kind, Kind::Reset);
+        assert_eq!(classified(Errno::PIPE).kind, Kind::Reset);
+        assert_eq!(classified(Errno::TIMEDOUT).kind, Kind::TimedOut);
         for local in [
             Errno::MFILE,
             Errno::NFILE,
             Errno::ADDRNOTAVAIL,
             Errno::NOBUFS,
         ] {
-            assert_eq!(sorted(local).kind, Kind::Local);
+            assert_eq!(classified(local).kind, Kind::Local);
         }
-        assert!(sorted(Errno::MFILE).text.contains("ulimit -n"));
+        assert!(classified(Errno::MFILE).text.contains("ulimit -n"));
         assert!(
-            sorted(Errno::ADDRNOTAVAIL)
+            classified(Errno::ADDRNOTAVAIL)
                 .text
                 .contains("ip_local_port_range")
         );

@@ -1,10 +1,10 @@
-//! The CPU: how much of it a loop uses, and where it may run.
+//! CPU time that an event loop uses, and the CPUs on which it may run.
 
 use std::time::Duration;
 
 use crate::DriveError;
 
-/// The CPU time that the calling thread has used.
+/// Returns the CPU time that the calling thread has used.
 pub(crate) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(
@@ -13,7 +13,7 @@ pub(crate) fn cpu_time() -> Duration {
     )
 }
 
-/// Binds the calling thread to these CPUs.
+/// Binds the calling thread to these CPUs; does nothing if the list is empty.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn pin(cpus: &[usize]) -> Result<(), DriveError> {
     use rustix::io::Errno;
@@ -23,19 +23,19 @@ pub(crate) fn pin(cpus: &[usize]) -> Result<(), DriveError> {
         return Ok(());
     }
     let mut set = CpuSet::new();
-    let mut known = true;
+    let mut all_valid = true;
     for &cpu in cpus {
         if cpu < CpuSet::MAX_CPU {
             set.set(cpu);
         } else {
-            known = false;
+            all_valid = false;
         }
     }
-    // The kernel ignores CPUs that it does not have, or that this process may not use, as long as one is left. That
-    // would be another measurement than the one asked for.
+    // The kernel ignores CPUs that it does not have, or that this process may not use, as long as one is left. The
+    // measurement would then differ from the requested one.
     let bound = sched_setaffinity(None, &set).and_then(|()| sched_getaffinity(None));
     let bound = match bound {
-        Ok(got) if known && got == set => Ok(()),
+        Ok(actual) if all_valid && actual == set => Ok(()),
         Ok(_) => Err(Errno::INVAL),
         Err(why) => Err(why),
     };

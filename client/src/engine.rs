@@ -1,6 +1,6 @@
-//! The event loop: its stages, and what wakes it.
+//! The event loop: its phases, and the events that wake it.
 //!
-//! A client's way through it is in `request`, what is counted at the end in `finalize`.
+//! The path of a client through it is in `request`, the counting at the end in `finalize`.
 
 mod finalize;
 mod request;
@@ -19,40 +19,42 @@ use crate::report::Report;
 use crate::schedule::Schedule;
 use crate::timers::{Due, Timers, nanos};
 
-/// Wakes the loop from other threads.
+/// Token of the waker, which wakes the loop from other threads.
 pub(crate) const WAKER: Token = Token(usize::MAX - 1);
 const TIMER: Token = Token(usize::MAX - 2);
 
-/// How much is done between two looks at the rest: sockets per poll, and due times per turn. Large enough that a
-/// poll is shared by many, small enough that nobody waits long behind the others.
+/// Number of sockets per poll, and of due events per iteration, before the loop turns to the others. Large enough that
+/// a poll is shared by many sockets, small enough that no client waits long behind the others.
 const BATCH: usize = 256;
 
-/// One read may give as much; one buffer serves all connections of a thread.
+/// Size of the input buffer, in bytes, and so the most that one read returns. One buffer serves all connections of a
+/// thread.
 const BUFFER: usize = 64 * 1024;
 
-/// From the last thread's "ready" to the load's beginning: time for all threads to wake.
-const HEAD_START: u64 = 5_000_000;
+/// Time from the last thread's arrival at the barrier to the beginning of the load, in nanoseconds: time for all
+/// threads to wake.
+const START_DELAY: u64 = 5_000_000;
 
-/// How long outstanding replies may still come after the window.
+/// Time for which outstanding replies may still arrive after the window, in nanoseconds.
 const GRACE: u64 = 250_000_000;
 
-/// What the loop is at.
+/// Phase of the event loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Waits for the other threads, to begin the next round.
-    RoundMeeting(u64),
-    /// Connects all its clients before the first asks.
+    /// Waits for the other threads before the next round begins.
+    RoundBarrier(u64),
+    /// Connects all its clients before the first sends a request.
     Opening,
-    /// Waits for the other threads, to begin to ask.
-    OpenMeeting(u64),
-    /// Asks.
+    /// Waits for the other threads before the requests begin.
+    AskBarrier(u64),
+    /// Sends requests.
     Asking,
-    /// The window is over; replies that are still owed may come.
+    /// The window is over; outstanding replies may still arrive.
     Grace,
     Over,
 }
 
-/// One thread's clients and all it needs to drive them.
+/// Clients of one thread, and the state that is needed to drive them.
 pub(crate) struct EventLoop<'d> {
     plan: &'d Plan,
     shared: &'d Shared,
@@ -60,49 +62,51 @@ pub(crate) struct EventLoop<'d> {
     poll: Poll,
     timers: Timers,
     clients: Vec<Client>,
-    stage: Phase,
+    phase: Phase,
     think: u64,
     timeout: u64,
-    /// Of [`Load::Messages`]: per client and round.
+    /// Number of requests per client and round of [`Load::Messages`]; `None` for the other loads.
     messages: Option<u64>,
     rounds_left: u64,
-    /// Clients of this round that have not been connected yet (in [`Phase::Opening`]).
+    /// Number of clients of this round that have not been connected yet (in [`Phase::Opening`]).
     opening: usize,
-    /// Clients of this round that are not yet gone.
+    /// Number of clients of this round that have not finished.
     active: usize,
-    /// The clients of this round may ask: they are not, or no longer, held until all are connected.
+    /// Whether the clients of this round may send requests: not while they are held until all are connected.
     asking: bool,
-    /// Requests sent whose replies are owed.
+    /// Number of requests that were sent and have no reply yet.
     in_flight: usize,
-    /// The measured window: its beginning and length. Nothing is in a window of length 0.
+    /// Beginning of the measured window.
     window_begin: u64,
+    /// Length of the measured window. No time is in a window of length 0.
     window_length: u64,
-    /// Nothing is sent from then on.
+    /// Time from which on no request is sent.
     until: u64,
-    /// When the first connects were due; 0 before that.
+    /// Time at which the first connects were due; 0 before that.
     begin: u64,
     cpu_at_begin: Option<Duration>,
     cpu_at_end: Option<Duration>,
     report: Report,
-    // What `Watch::progress` is told: all, and not only what is in the window.
+    // Figures for `Watch::progress`: they count everything, and not only the window.
     replies: u64,
     failures: u64,
     open: u64,
-    /// Clients whose sockets had more than was read in one go, and whether their servers are gone.
+    /// Clients whose sockets had more bytes than were read in one turn, and whether their connections are closed or
+    /// failed.
     unread: Vec<(usize, bool)>,
-    /// What is read and what is sent, by all clients in turn.
+    /// Buffers for received and sent bytes, used by all clients in turn.
     input: Box<[u8]>,
     request: Vec<u8>,
 }
 
-/// A loop that has ended: what it measured, and its clients with the connections that are still open.
+/// Result of a loop that has ended: its measurements, and its clients with the connections that are still open.
 pub(crate) struct Finished {
     pub(crate) report: Report,
     pub(crate) clients: Vec<Client>,
 }
 
 impl<'d> EventLoop<'d> {
-    /// For every client that falls to `thread`.
+    /// Creates the loop for every client that belongs to `thread`.
     pub(crate) fn new(
         plan: &'d Plan,
         shared: &'d Shared,
@@ -131,7 +135,7 @@ impl<'d> EventLoop<'d> {
             poll,
             timers,
             clients,
-            stage: Phase::Over,
+            phase: Phase::Over,
             think: nanos(think),
             timeout: nanos(plan.timeout),
             messages,
@@ -141,7 +145,7 @@ impl<'d> EventLoop<'d> {
             asking: false,
             in_flight: 0,
             window_begin: 0,
-            // With a number of messages, all is in the window; with a time, it has yet to begin.
+            // With a number of messages, every time is in the window; with a duration, the window has yet to begin.
             window_length: if messages.is_some() { u64::MAX } else { 0 },
             until: u64::MAX,
             begin: 0,
@@ -160,7 +164,7 @@ impl<'d> EventLoop<'d> {
     /// Drives the clients to their end.
     pub(crate) fn run(mut self) -> Result<Finished, DriveError> {
         let mut events = Events::with_capacity(BATCH);
-        self.stage = Phase::RoundMeeting(self.shared.arrive());
+        self.phase = Phase::RoundBarrier(self.shared.arrive());
         while self.advance() {
             let timeout = if self.unread.is_empty() {
                 let armed = self.timers.arm(self.shared.clock);
@@ -175,13 +179,13 @@ impl<'d> EventLoop<'d> {
             }
             for event in &events {
                 match event.token() {
-                    // Whoever is woken looks at the clock and at what is shared anyway.
+                    // A loop that is woken reads the clock and the shared state in any case.
                     WAKER | TIMER => {}
                     Token(index) => self.ready(index, event),
                 }
             }
-            for (index, gone) in std::mem::take(&mut self.unread) {
-                self.read(index, gone);
+            for (index, closed) in std::mem::take(&mut self.unread) {
+                self.read(index, closed);
             }
             self.run_due();
             let (replies, failures, open) = (self.replies, self.failures, self.open);
@@ -190,21 +194,21 @@ impl<'d> EventLoop<'d> {
         Ok(self.finish())
     }
 
-    /// Goes from stage to stage; false at the end.
+    /// Goes from phase to phase. Returns false at the end.
     fn advance(&mut self) -> bool {
         if self.shared.ended() {
-            self.stage = Phase::Over;
+            self.phase = Phase::Over;
         }
         loop {
-            match self.stage {
-                Phase::RoundMeeting(number) => match self.shared.passed(number) {
+            match self.phase {
+                Phase::RoundBarrier(number) => match self.shared.release_time(number) {
                     Some(now) => self.begin_round(now),
                     None => return true,
                 },
                 Phase::Opening if self.opening == 0 => {
-                    self.stage = Phase::OpenMeeting(self.shared.arrive());
+                    self.phase = Phase::AskBarrier(self.shared.arrive());
                 }
-                Phase::OpenMeeting(number) => match self.shared.passed(number) {
+                Phase::AskBarrier(number) => match self.shared.release_time(number) {
                     Some(now) => self.begin_asking(now),
                     None => return true,
                 },
@@ -212,19 +216,19 @@ impl<'d> EventLoop<'d> {
                     self.finalize_served(self.shared.clock.now());
                     self.rounds_left -= 1;
                     if self.rounds_left == 0 {
-                        self.stage = Phase::Over;
+                        self.phase = Phase::Over;
                     } else {
-                        self.stage = Phase::RoundMeeting(self.shared.arrive());
+                        self.phase = Phase::RoundBarrier(self.shared.arrive());
                     }
                 }
-                Phase::Grace if self.in_flight == 0 => self.stage = Phase::Over,
+                Phase::Grace if self.in_flight == 0 => self.phase = Phase::Over,
                 Phase::Over => return false,
                 Phase::Opening | Phase::Asking | Phase::Grace => return true,
             }
         }
     }
 
-    /// All clients mean to connect from now on, spread over the ramp.
+    /// Begins a round: plans the connects of all clients, spread over the ramp.
     fn begin_round(&mut self, now: u64) {
         if self.begin == 0 {
             self.begin = now;
@@ -243,23 +247,23 @@ impl<'d> EventLoop<'d> {
             }
             let later = ramp * client.number as u128 / self.plan.connections as u128;
             client.begin_round(now + later as u64);
-            self.timers.push(client.meant, Due::Wake(index));
+            self.timers.push(client.connect_planned, Due::Wake(index));
             self.active += 1;
         }
         if self.messages.is_none() || self.plan.connect_first {
             self.opening = self.active;
             self.asking = false;
-            self.stage = Phase::Opening;
+            self.phase = Phase::Opening;
         } else {
             self.asking = true;
-            self.stage = Phase::Asking;
+            self.phase = Phase::Asking;
         }
     }
 
-    /// All clients of all threads are connected: the load begins.
+    /// Begins the load: all clients of all threads are connected.
     fn begin_asking(&mut self, now: u64) {
         self.asking = true;
-        self.stage = Phase::Asking;
+        self.phase = Phase::Asking;
         let start = match &self.plan.load {
             Load::Messages { .. } => now,
             Load::Closed {
@@ -268,7 +272,7 @@ impl<'d> EventLoop<'d> {
             | Load::Open {
                 warmup, duration, ..
             } => {
-                let start = now + HEAD_START;
+                let start = now + START_DELAY;
                 self.window_begin = start + nanos(*warmup);
                 self.window_length = nanos(*duration);
                 self.until = self.window_begin + self.window_length;
@@ -292,38 +296,38 @@ impl<'d> EventLoop<'d> {
                 client.planned = schedule.next();
                 client.schedule = Some(schedule);
             }
-            if client.state != State::Gone && client.planned < self.until {
+            if client.state != State::Finished && client.planned < self.until {
                 self.timers.push(client.planned, Due::Wake(index));
             }
         }
     }
 
-    /// Does what is due, but not more than a batch: sockets must not wait behind ten thousand connects.
+    /// Handles the events that are due, but not more than a batch: sockets must not wait behind ten thousand connects.
     fn run_due(&mut self) {
         for _ in 0..BATCH {
-            // A fresh look for each: this is the time at which a request is sent.
+            // The clock is read for each event: this is the time at which a request is sent.
             let now = self.shared.clock.now();
             match self.timers.pop(now) {
                 None => return,
                 Some(Due::Wake(index)) => self.wake(index, now),
-                Some(Due::Guard(index)) => self.guard(index, now),
+                Some(Due::TimeoutCheck(index)) => self.check_timeout(index, now),
                 Some(Due::WindowBegins) => self.cpu_at_begin = Some(cpu_time()),
                 Some(Due::WindowEnds) => {
                     self.cpu_at_end = Some(cpu_time());
-                    self.stage = Phase::Grace;
+                    self.phase = Phase::Grace;
                     self.timers.push(now + GRACE.min(self.timeout), Due::End);
                 }
                 Some(Due::End) => {
-                    self.stage = Phase::Over;
+                    self.phase = Phase::Over;
                     return;
                 }
             }
         }
     }
 
-    fn asked_all(&self, client: &Client) -> bool {
+    fn all_requests_done(&self, client: &Client) -> bool {
         self.messages
-            .is_some_and(|messages| client.settled >= messages)
+            .is_some_and(|messages| client.requests_done >= messages)
     }
 
     fn in_window(&self, time: u64) -> bool {

@@ -1,11 +1,14 @@
-//! Who asks: the load generator.
+//! The load generator, and the scripted peers that misbehave.
 //!
-//! One plain event loop per thread and no async runtime, so that it favours none of the servers. Every reply is
-//! checked byte by byte, every latency is recorded, and what can go wrong is counted by kind.
+//! The load generator runs one plain event loop per thread and no async runtime, so that it favours none of the
+//! servers. It checks every reply byte by byte, records every latency, and counts every failure by kind.
 //!
-//! [`drive`] takes a [`Plan`] (what to ask, and when) and gives a [`Report`] (what came of it). Who reads on:
-//! `engine` is the event loop and the story of a request, `connection` is one client and its socket, `timers` is
-//! what is due when, `schedule` is the planned times of an open loop, `barrier` is what the threads share.
+//! [`drive`] takes a [`Plan`] (which requests to send, and when) and returns a [`Report`] (what was measured). Its
+//! modules: `engine` is the event loop and the path of a request through it, `connection` is one client and its socket,
+//! `timers` holds the times at which something is due, `schedule` computes the planned send times of an open loop,
+//! `barrier` holds the state that the threads share.
+//!
+//! [`PeerDriver`] runs the scripted peers; [`misbehave`] lists the kinds of misbehaving clients.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,38 +41,36 @@ use barrier::Shared;
 use engine::{EventLoop, Finished};
 use timers::{Clock, nanos};
 
-/// The highest rate that can be planned, in requests per second. Above it, planned times would be closer than a clock
-/// can tell apart.
+/// Highest rate that can be planned, in requests per second. Above it, planned times would be closer together than a
+/// clock can tell apart.
 pub const MAX_RATE: f64 = 1e7;
 
-/// Why a plan was not driven at all. What goes wrong with single requests is in [`Report::errors`] instead.
+/// Reason why a plan was not driven at all. Failures of single requests are counted in [`Report::errors`] instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriveError {
     /// [`Plan::connections`] is zero.
-    #[error("nobody would ask: the number of connections must be at least 1")]
+    #[error("no request would be sent: the number of connections must be at least 1")]
     NoConnections,
     /// [`Plan::threads`] is zero.
-    #[error("nobody would ask: the number of client threads must be at least 1")]
+    #[error("no request would be sent: the number of client threads must be at least 1")]
     NoThreads,
-    /// Messages or rounds are zero.
-    #[error("nothing would be asked: messages and rounds must both be at least 1")]
+    /// The number of messages or of rounds in [`Load::Messages`] is zero.
+    #[error("no request would be sent: messages and rounds must both be at least 1")]
     NothingToAsk,
-    /// A rate that is not a positive number, or more than any server could answer ([`MAX_RATE`]).
-    #[error(
-        "the rate must be a number of requests per second above 0 and up to {MAX_RATE}, not {0}"
-    )]
+    /// The rate is not a positive number, or is higher than any server could answer ([`MAX_RATE`]).
+    #[error("the rate must be greater than 0 and at most {MAX_RATE} requests per second, not {0}")]
     Rate(f64),
-    /// The measured time, or the limit, is zero.
-    #[error("nothing would be measured: the duration must be longer than zero")]
+    /// The measured duration, or the limit of [`Load::Messages`], is zero.
+    #[error("nothing would be measured: the duration must be greater than zero")]
     NoDuration,
     /// [`Plan::timeout`] is zero.
-    #[error("every request would time out at once: the time-out must be longer than zero")]
+    #[error("every request would time out at once: the time-out must be greater than zero")]
     NoTimeout,
-    /// The system gave no poll, waker or timer.
+    /// The system refused a poll, a waker or a timer.
     #[error("cannot set up an event loop: {0}; check the limit on open files (ulimit -n)")]
     Setup(#[source] io::Error),
-    /// The system gave no thread.
+    /// The system refused to start a thread.
     #[error("cannot start a client thread: {0}; use fewer client threads")]
     Thread(#[source] io::Error),
     /// Waiting for events failed.
@@ -80,61 +81,61 @@ pub enum DriveError {
     Timer(#[source] io::Error),
     /// The threads could not be bound to [`Plan::cpus`].
     #[error(
-        "cannot run the client on CPUs {cpus:?}: {why}; name CPUs that this process may use, or none"
+        "cannot bind the client to CPUs {cpus:?}: {why}; give CPUs that this process may use, or none"
     )]
     Affinity {
-        /// What was asked for.
+        /// The CPUs of the plan.
         cpus: Vec<usize>,
-        /// What the system said.
+        /// The system's error.
         #[source]
         why: io::Error,
     },
 }
 
-/// Told what happens while it happens. All methods are called on the thread that called [`drive`], never on an event
-/// loop: so a slow watcher delays itself and no request.
+/// Receiver of notifications while a load is driven. All methods are called on the thread that called [`drive`], never
+/// on an event loop, so a slow watcher delays itself and no request.
 pub trait Watch: Sync {
-    /// The measured window begins now (once; not at all if the drive ends before).
+    /// Notifies that the measured window begins now. Called once; not called if the drive ends before that.
     fn measuring(&self) {}
 
-    /// The measured window ends now (once, if it began).
+    /// Notifies that the measured window ends now. Called once, if the window began.
     fn measured(&self) {}
 
-    /// About ten times a second.
+    /// Notifies of the progress, about ten times a second.
     fn progress(&self, snapshot: Snapshot) {
         let _ = snapshot;
     }
 }
 
-/// Nobody watches.
+/// Watcher that ignores all notifications.
 impl Watch for () {}
 
-/// How far a drive has come, warm-up included.
+/// Progress of a drive, warm-up included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Since the drive began.
+    /// Time since the drive began.
     pub elapsed: Duration,
-    /// Right replies so far.
+    /// Number of correct replies so far.
     pub replies: u64,
-    /// Failed requests and connects so far.
+    /// Number of failed requests and failed connects so far.
     pub errors: u64,
-    /// Connections that are open now.
+    /// Number of connections that are open now.
     pub open: u64,
 }
 
-/// How often the calling thread looks at `stop`; half of the promised 100 ms.
-const TICK: u64 = 50_000_000;
+/// Interval at which the calling thread checks `stop`, in nanoseconds: half of the guaranteed 100 ms.
+const STOP_CHECK_INTERVAL: u64 = 50_000_000;
 
-/// How often [`Watch::progress`] is told.
-const PROGRESS: u64 = 100_000_000;
+/// Interval at which [`Watch::progress`] is called, in nanoseconds.
+const PROGRESS_INTERVAL: u64 = 100_000_000;
 
-/// Drives `plan` to its end, and blocks until then. Once `stop` is true it ends within 100 ms, and reports what was
-/// measured until then.
+/// Drives `plan` to its end, and blocks until then. Once `stop` is true, the drive ends within 100 ms, and the report
+/// holds what was measured until then.
 ///
 /// # Errors
 ///
-/// A plan that makes no sense, or what the system refuses to the whole drive. A server that cannot be reached is not
-/// an error of the drive: that is a result, and is in the report.
+/// Returns an error if the plan makes no sense, or if the system refuses something that the whole drive needs. A server
+/// that cannot be reached is not an error of the drive: that is a result, and is in the report.
 pub fn drive(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool) -> Result<Report, DriveError> {
     plan.check()?;
     let threads = plan.threads.min(plan.connections);
@@ -153,7 +154,7 @@ pub fn drive(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool) -> Result<Report
         let mut handles = Vec::with_capacity(threads);
         for (number, poll) in polls.into_iter().enumerate() {
             let body = move || {
-                // Given up in any case, also by a panic: the others wait for this one.
+                // The membership ends with the thread, also by a panic: the other threads wait for this one.
                 let _member = shared.member();
                 let finished = cpu::pin(&plan.cpus)
                     .and_then(|()| EventLoop::new(plan, shared, number, poll))
@@ -166,57 +167,57 @@ pub fn drive(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool) -> Result<Report
             let thread = thread::Builder::new().name(format!("client-{number}"));
             let started = thread.spawn_scoped(scope, body);
             handles.push(started.map_err(|why| {
-                // The scope waits for those that were started.
+                // The scope waits for the threads that were started.
                 shared.end();
                 DriveError::Thread(why)
             })?);
         }
-        attend(plan, watch, stop, shared);
-        let mut whole = Report::new(plan.connections);
-        // Closed together, after the last thread has measured; see `EventLoop::finish`.
+        monitor(plan, watch, stop, shared);
+        let mut total = Report::new(plan.connections);
+        // All connections are closed together, after the last thread has measured; see `EventLoop::finish`.
         let mut still_open = Vec::with_capacity(threads);
         for handle in handles {
             match handle.join() {
                 Ok(finished) => {
                     let Finished { report, clients } = finished?;
-                    whole.merge(&report);
+                    total.merge(&report);
                     still_open.push(clients);
                 }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        Ok(whole)
+        Ok(total)
     })
 }
 
-/// What the calling thread does meanwhile: it watches the clock and `stop`, and tells the watcher.
-fn attend(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool, shared: &Shared) {
+/// Checks the clock and `stop` on the calling thread while the event loops run, and notifies the watcher.
+fn monitor(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool, shared: &Shared) {
     let length = match &plan.load {
         Load::Messages { .. } => None,
         Load::Closed { duration, .. } | Load::Open { duration, .. } => Some(nanos(*duration)),
     };
     let _end = shared.end_on_drop();
-    let mut told_begin = false;
-    let mut told_end = false;
-    let mut next_progress = PROGRESS;
+    let mut begin_reported = false;
+    let mut end_reported = false;
+    let mut next_progress = PROGRESS_INTERVAL;
     loop {
-        // Looked at first, so that a window that ends with the drive is still told below.
-        let over = shared.all_left();
+        // Read first, so that a window that ends with the drive is still reported below.
+        let over = shared.all_loops_ended();
         let now = shared.clock.now();
-        let mut next = next_progress.min(now + TICK);
+        let mut next = next_progress.min(now + STOP_CHECK_INTERVAL);
         if let Some(begin) = shared.window_begin() {
-            // A drive that was ended early has the end of its window then.
+            // If the drive ends early, its window ends with it.
             let end = length.map_or(u64::MAX, |length| begin.saturating_add(length));
-            if !told_begin && now >= begin {
+            if !begin_reported && now >= begin {
                 watch.measuring();
-                told_begin = true;
+                begin_reported = true;
             }
-            if told_begin && !told_end && (now >= end || over) {
+            if begin_reported && !end_reported && (now >= end || over) {
                 watch.measured();
-                told_end = true;
+                end_reported = true;
             }
-            if !told_end {
-                next = next.min(if told_begin { end } else { begin });
+            if !end_reported {
+                next = next.min(if begin_reported { end } else { begin });
             }
         }
         if over {
@@ -227,9 +228,11 @@ fn attend(plan: &Plan, watch: &dyn Watch, stop: &AtomicBool, shared: &Shared) {
         }
         if now >= next_progress {
             watch.progress(shared.snapshot());
-            next_progress = now + PROGRESS;
+            next_progress = now + PROGRESS_INTERVAL;
         }
-        let pause = next.saturating_sub(shared.clock.now()).min(TICK);
+        let pause = next
+            .saturating_sub(shared.clock.now())
+            .min(STOP_CHECK_INTERVAL);
         if pause > 0 {
             thread::park_timeout(Duration::from_nanos(pause));
         }

@@ -1,4 +1,4 @@
-//! Clients that misbehave: the kinds that every server meets, each with a name.
+//! Kinds of misbehaving clients that every server meets, each with a name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,56 +11,59 @@ use protocol::{
 
 use crate::actions::{Action, Cut, PeerScript, ScriptFactory};
 
-/// One way to misbehave, or to be cut as the network may cut.
+/// Kind of misbehaviour, or of cuts as the network may make them.
 #[derive(Debug)]
 pub struct Misbehaviour {
-    /// What the command line calls it.
+    /// Name on the command line.
     pub name: &'static str,
-    /// What it does, in one line.
+    /// Behaviour of these clients, in one line.
     pub summary: &'static str,
-    /// So many do it, if nobody says otherwise.
+    /// Default number of clients.
     pub clients: usize,
-    /// What each does, by its number; `None`: that can't be done over this protocol.
+    /// Function that returns the script of one client, from its number; `None`: this can't be done over the protocol.
     pub peer_script: fn(&RequestSpec, usize) -> Option<PeerScript>,
-    /// What the server owes them.
+    /// Obligation of the server towards these clients.
     pub obligation: Obligation,
 }
 
-/// What a server owes a client of a kind.
+/// Obligation of a server towards the clients of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obligation {
-    /// All replies, byte by byte: these clients do nothing wrong, and all of their actions must come to their end.
+    /// The server owes all replies, byte by byte: these clients do nothing wrong, and all of their actions must
+    /// complete.
     Replies,
-    /// What they do must come to its end, as their actions say: an error in the protocol's own form, or a close.
+    /// The server must let all of their actions complete, as they are written: with an error in the protocol's own
+    /// form, or with a close.
     AnEnd,
-    /// Nothing: they stay until they are told to leave, or the server closes them.
+    /// The server owes nothing: these clients stay until they are told to leave, or the server closes them.
     Nothing,
 }
 
-/// What is asked for, and what the server was told: so that replies can be deterministic.
+/// Requests to send, and the settings of the server on which their replies depend: so replies can be predicted.
 #[derive(Debug, Clone)]
 pub struct RequestSpec {
-    /// What is said.
+    /// Protocol of the requests and replies.
     pub protocol: &'static Protocol,
-    /// The same seed says the same.
+    /// Seed of the requests: the same seed gives the same bytes.
     pub seed: u64,
-    /// What `bulk` is to send.
+    /// Messages that `bulk` is to send.
     pub bulk: Bulk,
-    /// What `http` is asked for.
+    /// Page that is requested over `http`.
     pub page: Arc<Page>,
 }
 
-/// What a session says.
+/// Output of a session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionOutput {
-    /// All of it.
+    /// All bytes that the session sent.
     pub bytes: Vec<u8>,
-    /// How the conversation ended, if it did.
+    /// Reason for which the session closed the conversation; `None`: it did not.
     pub over: Option<CloseReason>,
 }
 
 impl RequestSpec {
-    /// The script of one client's conversation; no two clients and no two conversations of one say the same.
+    /// Returns the script of one conversation of one client. No two clients, and no two conversations of one client,
+    /// send the same bytes.
     pub fn script(&self, client: usize, conversation: u64, size: Option<usize>) -> Box<dyn Script> {
         (self.protocol.ask)(&ScriptOptions {
             size,
@@ -73,13 +76,13 @@ impl RequestSpec {
         })
     }
 
-    /// The same, for [`Action::Converse`].
+    /// Returns a factory of the scripts of one client, for [`Action::Converse`].
     pub fn scripts(&self, client: usize) -> ScriptFactory {
-        let asked = self.clone();
-        Arc::new(move |conversation| asked.script(client, conversation, None))
+        let spec = self.clone();
+        Arc::new(move |conversation| spec.script(client, conversation, None))
     }
 
-    /// As many requests as a conversation may hold, and `most` at most.
+    /// Returns the number of requests that one conversation may hold, `most` at most.
     pub fn requests(&self, most: u64) -> u64 {
         self.protocol
             .requests_per_connection
@@ -87,23 +90,24 @@ impl RequestSpec {
             .min(most)
     }
 
-    /// Whether what a server must say can be deterministic byte by byte. Of `http` it can't: replies have dates.
+    /// Returns whether the bytes of the replies can be predicted. Those of `http` can't: its replies have dates.
     pub fn deterministic(&self) -> bool {
         self.protocol.name != "http"
     }
 
-    /// Whether a request has an end that can be told. Over `upper` and `hello` every byte is a request.
+    /// Returns whether the end of a request can be recognised. Over `upper` and `hello` every byte is a request.
     pub fn framed(&self) -> bool {
         !matches!(self.protocol.name, "upper" | "hello")
     }
 
-    /// Whether a request may be cut at all. Who answers the first bytes and closes would break off over the others.
+    /// Returns whether a request may be cut at all. A server that answers the first bytes and closes would reset the
+    /// connection because of the others.
     pub fn may_cut(&self) -> bool {
         self.protocol.requests_per_connection.is_none()
     }
 
-    /// What a session says to this input, and to its end if `ended`. Nothing that is worth anything where it can't be
-    /// [deterministic](Self::deterministic).
+    /// Returns the output of a session that receives `input`, and then the end of the input if `ended`. The output is
+    /// useless for protocols whose replies are not [deterministic](Self::deterministic).
     pub fn replies(&self, input: &[u8], ended: bool) -> SessionOutput {
         let options = SessionOptions {
             bulk: self.bulk,
@@ -114,45 +118,45 @@ impl RequestSpec {
         if ended {
             session.end_of_input();
         }
-        let mut said = SessionOutput::default();
+        let mut output = SessionOutput::default();
         loop {
             match session.step() {
-                Step::Read => return said,
+                Step::Read => return output,
                 Step::Write(bytes) => {
-                    said.bytes.extend_from_slice(bytes);
+                    output.bytes.extend_from_slice(bytes);
                     let count = bytes.len();
                     session.sent(count);
                 }
-                // Not without a site.
+                // A session without a file store sends no file.
                 Step::SendFile(slice) => {
                     let count = slice.len();
                     session.sent(usize::try_from(count).unwrap_or(usize::MAX));
                 }
                 Step::Work(_) => session.worked(),
-                Step::Close(farewell) => {
-                    said.over = Some(farewell);
-                    return said;
+                Step::Close(reason) => {
+                    output.over = Some(reason);
+                    return output;
                 }
             }
         }
     }
 
-    /// What a client asks in one conversation, all at once, and so many requests of it. No two of them are the same,
-    /// where the protocol's can differ; receipts (of `bulk`) are given before they are due.
+    /// Returns all requests of one conversation, `most` at most, joined, and their number. No two of them are the same,
+    /// where the protocol's requests can differ; receipts (of `bulk`) are sent before they are due.
     pub fn all_at_once(&self, client: usize, size: Option<usize>, most: u64) -> (Vec<u8>, u64) {
         let receipts = self.receipts(client);
         let mut bytes = Vec::new();
         let count = self.requests(most);
         for number in 0..count {
-            // Where lines are numbered, each is the first of a client of its own.
-            let speaker = client + 1_000_003 * usize::try_from(number).unwrap_or(0);
-            self.script(speaker, number, size).ask(&mut bytes);
+            // Where lines are numbered, each request is the first line of another client.
+            let line_client = client + 1_000_003 * usize::try_from(number).unwrap_or(0);
+            self.script(line_client, number, size).ask(&mut bytes);
             bytes.extend_from_slice(&receipts);
         }
         (bytes, count)
     }
 
-    /// What a client says on hearing the reply to its first request.
+    /// Returns the receipts that a client sends for the reply to its first request.
     fn receipts(&self, client: usize) -> Vec<u8> {
         let mut receipts = Vec::new();
         if self.protocol.name == "bulk" {
@@ -165,36 +169,43 @@ impl RequestSpec {
         receipts
     }
 
-    /// So many requests of one client (or fewer, if a conversation has fewer) as one long request, and all their replies
-    /// as its reply.
+    /// Returns a factory of scripts with one long request, which holds `most` requests of one client (or fewer, if a
+    /// conversation holds fewer); its reply is all of their replies.
     pub fn pipeline(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
-        self.in_one(client, size, most, true)
+        self.joined_script(client, size, most, true)
     }
 
-    /// The replies to [the same](Self::pipeline), for whoever has asked already: nothing is said.
+    /// Returns a factory of scripts for the replies of [`pipeline`](Self::pipeline) alone, for a client that has
+    /// already sent the requests: the scripts send nothing.
     pub fn pipeline_heard(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
-        self.in_one(client, size, most, false)
+        self.joined_script(client, size, most, false)
     }
 
-    fn in_one(&self, client: usize, size: Option<usize>, most: u64, says: bool) -> ScriptFactory {
+    fn joined_script(
+        &self,
+        client: usize,
+        size: Option<usize>,
+        most: u64,
+        sends: bool,
+    ) -> ScriptFactory {
         let (requests, count) = self.all_at_once(client, size, most);
-        let request: Arc<[u8]> = if says { requests.as_slice() } else { &[] }.into();
+        let request: Arc<[u8]> = if sends { requests.as_slice() } else { &[] }.into();
         if self.deterministic() {
             let reply: Arc<[u8]> = self.replies(&requests, false).bytes.into();
             return Arc::new(move |_| {
                 Box::new(PredictedReply {
                     request: Arc::clone(&request),
                     reply: Arc::clone(&reply),
-                    heard: 0,
+                    received: 0,
                 })
             });
         }
-        let asked = self.clone();
+        let spec = self.clone();
         Arc::new(move |_| {
             Box::new(ReplySequence {
                 request: Arc::clone(&request),
-                script: asked.script(client, 0, size),
-                body: asked.page.content.get().map_or(0, |content| content.length),
+                script: spec.script(client, 0, size),
+                body: spec.page.content.get().map_or(0, |content| content.length),
                 left: count,
                 line: Some(0),
                 body_left: 0,
@@ -202,14 +213,15 @@ impl RequestSpec {
         })
     }
 
-    /// The first request of a client.
+    /// Returns the first request of a client.
     pub fn request(&self, client: usize) -> Vec<u8> {
         let mut request = Vec::new();
         self.script(client, 0, None).ask(&mut request);
         request
     }
 
-    /// The first half of it: never nothing, never all.
+    /// Returns the first half of a client's first request: never empty and never all of it. `None`: there is no such
+    /// half.
     fn half(&self, client: usize) -> Option<Vec<u8>> {
         let mut request = self.request(client);
         request.truncate(request.len() / 2);
@@ -217,33 +229,37 @@ impl RequestSpec {
     }
 }
 
-/// A request whose reply is known.
+/// Script of a request whose reply is known.
 struct PredictedReply {
     request: Arc<[u8]>,
     reply: Arc<[u8]>,
-    heard: usize,
+    received: usize,
 }
 
 impl Script for PredictedReply {
     fn ask(&mut self, request: &mut Vec<u8>) {
         request.extend_from_slice(&self.request);
-        self.heard = 0;
+        self.received = 0;
     }
 
     fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
-        let owed = &self.reply[self.heard..];
-        if !owed.starts_with(input) {
-            let right = owed.iter().zip(input).take_while(|(a, b)| a == b).count();
+        let missing = &self.reply[self.received..];
+        if !missing.starts_with(input) {
+            let matching = missing
+                .iter()
+                .zip(input)
+                .take_while(|(a, b)| a == b)
+                .count();
             let excerpt = |bytes: &[u8]| bytes[..bytes.len().min(WrongReply::EXCERPT)].to_vec();
             return Err(WrongReply {
-                offset: self.heard + right,
-                expected: excerpt(&owed[right..]),
-                got: excerpt(&input[right..]),
+                offset: self.received + matching,
+                expected: excerpt(&missing[matching..]),
+                got: excerpt(&input[matching..]),
                 words: None,
             });
         }
-        self.heard += input.len();
-        Ok(if self.heard == self.reply.len() {
+        self.received += input.len();
+        Ok(if self.received == self.reply.len() {
             ReplyStatus::Complete
         } else {
             ReplyStatus::Partial
@@ -251,18 +267,19 @@ impl Script for PredictedReply {
     }
 }
 
-/// Requests that are all the same, in one, and their replies, which a script for one of them hears one after another.
+/// Script of several equal requests sent as one. Another script, for one of the requests, checks their replies one
+/// after another.
 ///
-/// A script takes no byte beyond its reply, and says only then that it is complete. So it is given the lines of a head
-/// one by one, as much of the body as it surely has, and the rest byte by byte.
+/// That script accepts no byte beyond its reply, and reports only at the end of the reply that it is complete. So it
+/// receives the lines of a head one by one, as much of the body as the body certainly has, and the rest byte by byte.
 struct ReplySequence {
     request: Arc<[u8]>,
     script: Box<dyn Script>,
-    /// The least that a body has.
+    /// Least number of bytes that a body has.
     body: u64,
-    /// Replies that are still to come.
+    /// Number of replies that are still to come.
     left: u64,
-    /// Bytes of this line of the head; `None`: it is the body's turn.
+    /// Number of bytes of the current line of the head; `None`: the body is being received.
     line: Option<usize>,
     body_left: u64,
 }
@@ -270,7 +287,7 @@ struct ReplySequence {
 impl ReplySequence {
     fn next(&mut self) {
         self.line = Some(0);
-        // What one of them would say has been said.
+        // The bytes of this request are already sent, with those of all the others.
         self.script.ask(&mut Vec::new());
     }
 }
@@ -294,7 +311,7 @@ impl Script for ReplySequence {
             };
             let (piece, rest) = input.split_at(count);
             input = rest;
-            let heard = self.script.receive(piece)?;
+            let status = self.script.receive(piece)?;
             match &mut self.line {
                 Some(length) if !piece.ends_with(b"\n") => *length += count,
                 Some(length) if *length + count > 2 => *length = 0,
@@ -304,21 +321,21 @@ impl Script for ReplySequence {
                 }
                 None => self.body_left = self.body_left.saturating_sub(count as u64),
             }
-            if heard == ReplyStatus::Partial {
+            if status == ReplyStatus::Partial {
                 continue;
             }
             self.left = self.left.saturating_sub(1);
             match self.left {
-                0 if input.is_empty() => return Ok(heard),
-                // The script says what is wrong with more.
+                0 if input.is_empty() => return Ok(status),
+                // The script reports the error in further bytes.
                 0 => {}
-                _ if heard == ReplyStatus::Last => {
+                _ if status == ReplyStatus::Last => {
                     return Err(WrongReply {
                         offset: 0,
                         expected: Vec::new(),
                         got: Vec::new(),
                         words: Some(format!(
-                            "the server says that it closes, and owes {} replies more",
+                            "the server announces that it closes, but still owes {} replies",
                             self.left
                         )),
                     });
@@ -330,8 +347,8 @@ impl Script for ReplySequence {
     }
 }
 
-/// Between two pieces: time for a server that is not busy to read the first.
-const BETWEEN: Duration = Duration::from_micros(200);
+/// Pause between two pieces: time for a server that is not busy to read the first.
+const PIECE_PAUSE: Duration = Duration::from_micros(200);
 
 /// All kinds, in the order in which tables show them.
 pub static MISBEHAVIOURS: &[Misbehaviour] = &[
@@ -339,12 +356,12 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
         name: "byte-by-byte",
         summary: "sends one byte at a time",
         clients: 10,
-        peer_script: |asked, client| {
-            asked.may_cut().then(|| {
+        peer_script: |spec, client| {
+            spec.may_cut().then(|| {
                 PeerScript::new(vec![Action::Converse {
-                    script: asked.scripts(client),
-                    requests: asked.requests(3),
-                    cut: Cut::Every(1, BETWEEN),
+                    script: spec.scripts(client),
+                    requests: spec.requests(3),
+                    cut: Cut::Every(1, PIECE_PAUSE),
                 }])
             })
         },
@@ -354,12 +371,12 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
         name: "cut-everywhere",
         summary: "sends its requests in two pieces, each client cut at another position",
         clients: 64,
-        peer_script: |asked, client| {
-            asked.may_cut().then(|| {
+        peer_script: |spec, client| {
+            spec.may_cut().then(|| {
                 PeerScript::new(vec![Action::Converse {
-                    script: asked.scripts(client),
-                    requests: asked.requests(2),
-                    cut: Cut::At(1 + client, 10 * BETWEEN),
+                    script: spec.scripts(client),
+                    requests: spec.requests(2),
+                    cut: Cut::At(1 + client, 10 * PIECE_PAUSE),
                 }])
             })
         },
@@ -369,16 +386,16 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
         name: "pipelined",
         summary: "sends all requests at once, before it reads the first reply",
         clients: 10,
-        peer_script: |asked, client| {
-            let most = match asked.protocol.name {
-                // One asks for much.
+        peer_script: |spec, client| {
+            let most = match spec.protocol.name {
+                // One request asks for many bytes.
                 "bulk" => 10,
-                // Replies have to be understood.
+                // Replies have to be parsed.
                 "http" => 200,
                 _ => 2000,
             };
             Some(PeerScript::new(vec![Action::Converse {
-                script: asked.pipeline(client, None, most),
+                script: spec.pipeline(client, None, most),
                 requests: 1,
                 cut: Cut::Whole,
             }]))
@@ -387,20 +404,16 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "half-close",
-        summary: "ends its side right after its requests, and then reads the replies",
+        summary: "half-closes (FIN) right after its requests, then reads the replies",
         clients: 10,
-        peer_script: |asked, client| {
-            let most = if asked.protocol.name == "bulk" {
-                3
-            } else {
-                100
-            };
-            let (requests, _) = asked.all_at_once(client, None, most);
+        peer_script: |spec, client| {
+            let most = if spec.protocol.name == "bulk" { 3 } else { 100 };
+            let (requests, _) = spec.all_at_once(client, None, most);
             Some(PeerScript::new(vec![
                 Action::send(requests),
                 Action::HalfClose,
                 Action::Converse {
-                    script: asked.pipeline_heard(client, None, most),
+                    script: spec.pipeline_heard(client, None, most),
                     requests: 1,
                     cut: Cut::Whole,
                 },
@@ -411,13 +424,13 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "rst-mid-request",
-        summary: "breaks the connection off (RST) in the middle of a request",
+        summary: "resets the connection (RST) in the middle of a request",
         clients: 10,
-        peer_script: |asked, client| {
-            let half = asked.half(client)?;
+        peer_script: |spec, client| {
+            let half = spec.half(client)?;
             Some(PeerScript::new(vec![
                 Action::send(half),
-                Action::Pause(BETWEEN),
+                Action::Pause(PIECE_PAUSE),
                 Action::Reset,
             ]))
         },
@@ -425,10 +438,10 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "rst-mid-reply",
-        summary: "breaks the connection off (RST) in the middle of a reply",
+        summary: "resets the connection (RST) in the middle of a reply",
         clients: 10,
-        peer_script: |asked, client| {
-            let (requests, _) = asked.all_at_once(client, Some(1000), 100);
+        peer_script: |spec, client| {
+            let (requests, _) = spec.all_at_once(client, Some(1000), 100);
             Some(PeerScript {
                 small_buffers: true,
                 ..PeerScript::new(vec![
@@ -442,14 +455,14 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "fin-mid-line",
-        summary: "ends its side in the middle of a line",
+        summary: "half-closes (FIN) in the middle of a line",
         clients: 10,
-        peer_script: |asked, client| {
-            let half = asked.half(client)?;
+        peer_script: |spec, client| {
+            let half = spec.half(client)?;
             let mut actions = vec![Action::send(half.clone()), Action::HalfClose];
-            if asked.deterministic() {
+            if spec.deterministic() {
                 actions.extend([
-                    Action::expect(asked.replies(&half, true).bytes),
+                    Action::expect(spec.replies(&half, true).bytes),
                     Action::ExpectFin,
                 ]);
             } else {
@@ -461,17 +474,17 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "silent",
-        summary: "connects and says nothing",
+        summary: "connects and sends nothing",
         clients: 10,
         peer_script: |_, _| Some(PeerScript::new(vec![Action::StayIdle])),
         obligation: Obligation::Nothing,
     },
     Misbehaviour {
         name: "slowloris",
-        summary: "begins a request and never goes on (250 of them: more than most pools have workers)",
+        summary: "sends half a request and never the rest (250 clients: more than most pools have workers)",
         clients: 250,
-        peer_script: |asked, client| {
-            let half = asked.half(client)?;
+        peer_script: |spec, client| {
+            let half = spec.half(client)?;
             Some(PeerScript::new(vec![Action::send(half), Action::StayIdle]))
         },
         obligation: Obligation::Nothing,
@@ -480,8 +493,8 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
         name: "never-reads",
         summary: "sends requests without end and reads no reply",
         clients: 10,
-        peer_script: |asked, client| {
-            let (requests, _) = asked.all_at_once(client, Some(1000), 100);
+        peer_script: |spec, client| {
+            let (requests, _) = spec.all_at_once(client, Some(1000), 100);
             let flood = Action::Flood {
                 bytes: requests.into(),
                 most: 16 << 20,
@@ -496,10 +509,10 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "slow-reader",
-        summary: "asks for much and reads one byte a second",
+        summary: "sends up to 100 requests at once and reads one byte per second",
         clients: 10,
-        peer_script: |asked, client| {
-            let (requests, _) = asked.all_at_once(client, Some(1000), 100);
+        peer_script: |spec, client| {
+            let (requests, _) = spec.all_at_once(client, Some(1000), 100);
             Some(PeerScript {
                 small_buffers: true,
                 ..PeerScript::new(vec![
@@ -512,12 +525,12 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "storm",
-        summary: "2,000 connect at once, ask once and leave",
+        summary: "2,000 clients connect at once, send one request each and close",
         clients: 2000,
-        peer_script: |asked, client| {
+        peer_script: |spec, client| {
             Some(PeerScript::new(vec![
                 Action::Converse {
-                    script: asked.scripts(client),
+                    script: spec.scripts(client),
                     requests: 1,
                     cut: Cut::Whole,
                 },
@@ -528,7 +541,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "hit-and-run",
-        summary: "connects and leaves at once, with FIN or with RST",
+        summary: "connects and closes at once, with FIN or with RST",
         clients: 100,
         peer_script: |_, client| {
             let leave = if client % 2 == 0 {
@@ -542,17 +555,17 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "long-line",
-        summary: "sends a line, or a head, that is longer than the limit of 64 KiB",
+        summary: "sends a line or a head that is longer than the limit of 64 KiB",
         clients: 10,
-        peer_script: |asked, _| {
-            if !asked.framed() {
+        peer_script: |spec, _| {
+            if !spec.framed() {
                 return None;
             }
             let mut line = b"GET /".to_vec();
             line.resize(100_000, b'x');
             let mut actions = vec![Action::send(line.clone())];
-            if asked.deterministic() {
-                actions.push(Action::expect(asked.replies(&line, false).bytes));
+            if spec.deterministic() {
+                actions.push(Action::expect(spec.replies(&line, false).bytes));
             }
             actions.push(Action::ReadToEnd);
             Some(PeerScript::new(actions))
@@ -561,17 +574,17 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "garbage",
-        summary: "sends NULs and random bytes, and ends its side",
+        summary: "sends NUL bytes or random bytes, then half-closes (FIN)",
         clients: 20,
-        peer_script: |asked, client| {
-            let mut random = fastrand::Rng::with_seed(asked.seed ^ client as u64);
+        peer_script: |spec, client| {
+            let mut random = fastrand::Rng::with_seed(spec.seed ^ client as u64);
             let mut bytes = vec![0; 1000];
             if client % 2 == 1 {
                 random.fill(&mut bytes);
             }
             let mut actions = vec![Action::send(bytes.clone()), Action::HalfClose];
-            if asked.deterministic() {
-                actions.push(Action::expect(asked.replies(&bytes, true).bytes));
+            if spec.deterministic() {
+                actions.push(Action::expect(spec.replies(&bytes, true).bytes));
             }
             actions.push(Action::ReadToEnd);
             Some(PeerScript::new(actions))
@@ -580,15 +593,15 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "idle-crowd",
-        summary: "100 are idle beside one that is busy",
+        summary: "100 clients are idle beside one that is busy",
         clients: 101,
-        peer_script: |asked, client| {
+        peer_script: |spec, client| {
             Some(if client == 0 {
                 PeerScript {
                     again: true,
                     ..PeerScript::new(vec![Action::Converse {
-                        script: asked.scripts(client),
-                        requests: asked.requests(1000),
+                        script: spec.scripts(client),
+                        requests: spec.requests(1000),
                         cut: Cut::Whole,
                     }])
                 }
@@ -601,23 +614,26 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
 ];
 
 impl Misbehaviour {
-    /// The kind of that name.
+    /// Returns the kind with that name.
     ///
     /// # Errors
     ///
-    /// There is none; the message says which there are.
+    /// Returns an error if there is no such kind; the message lists all kinds.
     pub fn find(name: &str) -> Result<&'static Misbehaviour, String> {
         let found = MISBEHAVIOURS.iter().find(|kind| kind.name == name);
         found.ok_or_else(|| {
             let names: Vec<_> = MISBEHAVIOURS.iter().map(|kind| kind.name).collect();
-            format!("no such kind of client; there are {}", names.join(", "))
+            format!(
+                "no such kind of misbehaviour; the kinds are {}",
+                names.join(", ")
+            )
         })
     }
 
-    /// The peer_scripts of so many; `None`: that can't be done over this protocol.
-    pub fn peer_scripts(&self, asked: &RequestSpec, clients: usize) -> Option<Vec<PeerScript>> {
+    /// Returns the scripts of `clients` clients; `None`: this can't be done over the protocol.
+    pub fn peer_scripts(&self, spec: &RequestSpec, clients: usize) -> Option<Vec<PeerScript>> {
         (0..clients)
-            .map(|client| (self.peer_script)(asked, client))
+            .map(|client| (self.peer_script)(spec, client))
             .collect()
     }
 }

@@ -1,4 +1,4 @@
-//! One peer on the [driver](crate::PeerDriver): what it does now, what it has said and heard.
+//! One peer of a [driver](crate::PeerDriver): its state, its actions and its transcript.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,57 +16,60 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::actions::{Action, Cut, PeerScript};
 use crate::timers::nanos;
 
-/// The receive buffer of a peer that has small ones, in bytes.
-const SMALL: usize = 4096;
+/// Receive buffer of a peer with small buffers, in bytes.
+const SMALL_RECEIVE_BUFFER: usize = 4096;
 
-/// Its send buffer: smaller than two segments (of 64 KiB, on the loopback interface), each would have to wait for an
-/// acknowledgement that comes 40 ms later.
-const SMALL_OUT: usize = 128 * 1024;
+/// Send buffer of a peer with small buffers, in bytes. If it were smaller than two segments (of 64 KiB, on the loopback
+/// interface), each would have to wait for an acknowledgement that comes 40 ms later.
+const SMALL_SEND_BUFFER: usize = 128 * 1024;
 
-/// Bytes of one reading or writing that a transcript keeps.
+/// Bytes of one read or write that a transcript keeps.
 const EXCERPT: usize = 64;
 
-/// Lines of a transcript that are kept: the first of them, and the last.
-const FIRST: usize = 24;
-const LAST: usize = 24;
+/// Number of lines that a transcript keeps from its beginning.
+const FIRST_LINES: usize = 24;
 
-/// Readings and writings in one turn. Whoever talks without end, or is talked to, must not keep the others from theirs,
-/// nor the driver from its orders.
-const TURN: u32 = 64;
+/// Number of lines that a transcript keeps from its end.
+const LAST_LINES: usize = 24;
 
-/// Bytes of what was heard that are kept by the actions that hear whatever comes.
-const KEPT: usize = 4096;
+/// Number of reads and writes in one turn. A peer that sends or receives without end must not keep the other peers from
+/// their turns, nor the driver from its commands.
+const CALLS_PER_TURN: u32 = 64;
 
-/// PeerEvent became of a peer.
+/// Bytes that a peer keeps of those received by the actions that read whatever arrives.
+const MAX_KEPT: usize = 4096;
+
+/// Outcome of a peer.
 #[derive(Debug)]
 pub struct PeerOutcome {
-    /// Its place among the peer_scripts of its group.
+    /// Position of the peer among the scripts of its group, from 0.
     pub number: usize,
-    /// PeerEvent went wrong, if something did. Who left before the end of its actions has nothing that went wrong.
+    /// Fault that ended the script, if there was one. A peer that left before the end of its actions has no fault.
     pub fault: Option<PeerFault>,
-    /// Came to the end of its actions.
+    /// Whether the peer completed its actions.
     pub done: bool,
-    /// When each act was done, the last time that it was, since the driver was opened; `None`: it was not. The first of
-    /// them is the connect.
+    /// Time from the opening of the driver to the completion of each action, for the last time that it was completed;
+    /// `None`: it was not. The first entry is the connect.
     pub done_at: Vec<Option<Duration>>,
-    /// PeerEvent [`Action::ReadToEnd`], [`Action::ExpectReset`] and [`Action::ReadBytes`] heard, as far as it was kept (4 KiB).
+    /// Bytes that [`Action::ReadToEnd`], [`Action::ExpectReset`] and [`Action::ReadBytes`] received, as far as they are
+    /// kept (4 KiB).
     pub heard: Vec<u8>,
-    /// Bytes that the kernel took for the server.
+    /// Number of bytes that the kernel accepted for the server.
     pub bytes_sent: u64,
-    /// Bytes that came from the server.
+    /// Number of bytes received from the server.
     pub bytes_heard: u64,
-    /// PeerEvent was said, byte by byte.
+    /// Transcript of the sent and received bytes.
     pub transcript: Transcript,
 }
 
-/// PeerEvent went wrong for a peer.
+/// Fault that ended a peer's script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerFault {
-    /// Of which kind it is.
+    /// Kind of the fault.
     pub kind: FaultKind,
-    /// PeerEvent should have come.
+    /// Description of what the peer expected.
     pub expected: String,
-    /// PeerEvent came.
+    /// Description of what the peer saw instead.
     pub seen: String,
 }
 
@@ -76,90 +79,90 @@ impl fmt::Display for PeerFault {
     }
 }
 
-/// The kinds of what can go wrong.
+/// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// The connection could not be opened.
     Connect,
-    /// This side could not do its part.
+    /// The client's side could not do its part.
     Local,
-    /// Other bytes came than should have.
+    /// Other bytes arrived than expected.
     WrongBytes,
-    /// The server's end came too early.
+    /// The server closed (FIN) too early.
     End,
-    /// The connection was broken off.
+    /// The connection was reset.
     Reset,
-    /// PeerEvent should have come did not.
+    /// The expected bytes did not arrive in time.
     Silence,
 }
 
-/// PeerEvent was said and heard, in order; of a long one the middle is left out.
+/// Transcript of the sent and received bytes, in order. The middle of a long transcript is left out.
 #[derive(Debug, Clone, Default)]
 pub struct Transcript {
     first: Vec<Line>,
     last: VecDeque<Line>,
     left_out: u64,
-    /// When the peer last did something,
-    acted: Duration,
-    /// and the longest that it did nothing before it did something.
+    /// Time at which the peer last acted.
+    last_acted: Duration,
+    /// Longest time between two things that the peer did.
     longest_pause: Duration,
 }
 
 #[derive(Debug, Clone)]
 struct Line {
     at: Duration,
-    what: PeerEvent,
+    event: PeerEvent,
 }
 
 #[derive(Debug, Clone)]
 enum PeerEvent {
     Connected,
     Sent(usize, Vec<u8>),
-    Heard(usize, Vec<u8>),
-    Did(&'static str),
-    Met(String),
+    Received(usize, Vec<u8>),
+    Action(&'static str),
+    Observed(String),
 }
 
 impl Transcript {
-    fn add(&mut self, now: u64, what: PeerEvent) {
+    fn add(&mut self, now: u64, event: PeerEvent) {
         let at = Duration::from_nanos(now);
-        match what {
-            PeerEvent::Connected => self.acted = at,
-            // Who is told to leave does not do so of its own.
-            PeerEvent::Did("close") => {}
-            PeerEvent::Sent(..) | PeerEvent::Did(_) => {
-                let pause = at.saturating_sub(self.acted);
+        match event {
+            PeerEvent::Connected => self.last_acted = at,
+            // A close is not counted: the driver may have told the peer to leave.
+            PeerEvent::Action("close") => {}
+            PeerEvent::Sent(..) | PeerEvent::Action(_) => {
+                let pause = at.saturating_sub(self.last_acted);
                 self.longest_pause = self.longest_pause.max(pause);
-                self.acted = at;
+                self.last_acted = at;
             }
-            PeerEvent::Heard(..) | PeerEvent::Met(_) => {}
+            PeerEvent::Received(..) | PeerEvent::Observed(_) => {}
         }
-        if self.first.len() < FIRST {
-            self.first.push(Line { at, what });
+        if self.first.len() < FIRST_LINES {
+            self.first.push(Line { at, event });
             return;
         }
-        if self.last.len() == LAST {
+        if self.last.len() == LAST_LINES {
             self.last.pop_front();
             self.left_out += 1;
         }
-        self.last.push_back(Line { at, what });
+        self.last.push_back(Line { at, event });
     }
 
-    /// The longest time between two things that the peer itself did: connected, sent, ended its side. Whoever waits for
-    /// it may have thought it idle for no longer. (PeerEvent comes after the last of them is no pause: it may be the server
-    /// that does nothing.)
+    /// Returns the longest time between two things that the peer itself did: connected, sent, half-closed. The server
+    /// can have seen the peer idle for no longer. The time after the last of them does not count as a pause, because it
+    /// may be the server that does nothing.
     pub fn longest_pause(&self) -> Duration {
         self.longest_pause
     }
 
-    /// Whether nothing was said, or even begun.
+    /// Returns whether the transcript is empty: the peer has not even connected.
     pub fn is_empty(&self) -> bool {
         self.first.is_empty()
     }
 }
 
-/// A line for each reading or writing: seconds since the driver was opened, `>` for what the peer sent, `<` for what it
-/// heard, `-` for everything else.
+/// Prints a line for each read or write: seconds since the driver was opened, `>` for what the peer sent, `<` for what
+/// it received, `-` for everything else.
 impl fmt::Display for Transcript {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.first {
@@ -186,85 +189,86 @@ impl fmt::Display for Line {
                 bytes.escape_ascii()
             )
         };
-        match &self.what {
+        match &self.event {
             PeerEvent::Sent(count, start) => bytes('>', *count, start),
-            PeerEvent::Heard(count, start) => bytes('<', *count, start),
+            PeerEvent::Received(count, start) => bytes('<', *count, start),
             PeerEvent::Connected => write!(f, "- connected"),
-            PeerEvent::Did(what) => write!(f, "> {what}"),
-            PeerEvent::Met(what) => write!(f, "< {what}"),
+            PeerEvent::Action(what) => write!(f, "> {what}"),
+            PeerEvent::Observed(what) => write!(f, "< {what}"),
         }
     }
 }
 
-/// How far a peer came when it was its turn.
+/// Progress of a peer in one turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerProgress {
-    /// It waits for its socket; until then at most.
-    Waits(Option<u64>),
-    /// It goes on then, and may do so earlier.
+    /// The peer waits for its socket; until this time at most, if there is one.
+    WaitsForSocket(Option<u64>),
+    /// The peer goes on at this time, and may do so earlier.
     Until(u64),
-    /// It waits for its next turn, and nothing else.
-    ForItsTurn,
-    ForSignal,
-    /// It is done, and begins anew.
+    /// The peer waits for its next turn and nothing else.
+    YieldsTurn,
+    WaitsForSignal,
+    /// The peer has completed its actions, and begins anew.
     Again,
     Done,
     Failed,
 }
 
-/// PeerEvent an act comes to.
+/// Result of a step of an action.
 enum PeerStep {
     Done,
-    /// Waits for the socket, under the guard of the driver's patience.
-    Waits,
-    /// Waits for the socket for as long as it takes.
-    WaitsLong,
-    /// Waits until then.
+    /// Waits for the socket, at most for the driver's patience.
+    WaitsForSocket,
+    /// Waits for the socket without a limit.
+    WaitsWithoutLimit,
+    /// Waits until this time.
     Until(u64),
-    ForSignal,
+    WaitsForSignal,
 }
 
 pub(crate) struct Peer {
     number: usize,
     peer_script: PeerScript,
     stream: Option<TcpStream>,
-    /// Times that it has connected.
+    /// Number of connects that the peer has begun.
     rounds: u64,
     connected: bool,
-    act: usize,
-    /// When this act began, or last came further.
+    action: usize,
+    /// Time at which the current action began, or last made progress.
     since: u64,
-    /// Bytes of this act's that were sent,
-    out: usize,
-    /// and heard.
-    come: u64,
-    /// Nothing is sent before then.
+    /// Number of bytes that the current action has sent.
+    action_sent: usize,
+    /// Number of bytes that the current action has received; of a flood, sent.
+    action_received: u64,
+    /// Time before which nothing is sent.
     resume: u64,
-    cued: bool,
-    /// It has begun to read, in an act that does not begin with that;
-    reads: bool,
-    /// and it has ended its side, in one that does so on the way.
-    finished: bool,
-    /// Readings and writings that are left in this turn, and whether they were too few.
-    turn: u32,
-    more: bool,
+    signalled: bool,
+    /// Whether an action that does not begin with reading has begun to read.
+    reading: bool,
+    /// Whether an action that half-closes on the way has done so.
+    half_closed: bool,
+    /// Number of reads and writes that are left in this turn.
+    calls_left: u32,
+    /// Whether the peer had more to read or write than this turn allows.
+    turn_is_over: bool,
     script: Option<Box<dyn Script>>,
-    /// PeerEvent the script has said and the socket has yet to take.
+    /// Bytes from the script that the socket has yet to accept.
     output: Vec<u8>,
-    asked: u64,
+    requests_asked: u64,
     sent: u64,
-    heard: u64,
+    received: u64,
     kept: Vec<u8>,
     done_at: Vec<Option<Duration>>,
     transcript: Transcript,
     fault: Option<PeerFault>,
     done: bool,
-    /// The driver will wake it then, because it paused;
+    /// Time at which the driver will wake the peer after a pause.
     pub(crate) wakes_at: Option<u64>,
-    /// and then, to see whether its patience is over.
-    pub(crate) guarded_at: Option<u64>,
-    /// Nobody has given it its signal yet, for which it waits.
-    pub(crate) awaits_signal: bool,
+    /// Time at which the driver will check whether its patience is over.
+    pub(crate) times_out_at: Option<u64>,
+    /// Whether the peer waits for a signal that it has not got yet.
+    pub(crate) waits_for_signal: bool,
 }
 
 impl Peer {
@@ -276,29 +280,29 @@ impl Peer {
             stream: None,
             rounds: 0,
             connected: false,
-            act: 0,
+            action: 0,
             since: 0,
-            out: 0,
-            come: 0,
+            action_sent: 0,
+            action_received: 0,
             resume: 0,
-            cued: false,
-            reads: false,
-            finished: false,
-            turn: 0,
-            more: false,
+            signalled: false,
+            reading: false,
+            half_closed: false,
+            calls_left: 0,
+            turn_is_over: false,
             script: None,
             output: Vec::new(),
-            asked: 0,
+            requests_asked: 0,
             sent: 0,
-            heard: 0,
+            received: 0,
             kept: Vec::new(),
             done_at,
             transcript: Transcript::default(),
             fault: None,
             done: false,
             wakes_at: None,
-            guarded_at: None,
-            awaits_signal: false,
+            times_out_at: None,
+            waits_for_signal: false,
         }
     }
 
@@ -306,8 +310,8 @@ impl Peer {
         self.sent
     }
 
-    pub(crate) fn heard(&self) -> u64 {
-        self.heard
+    pub(crate) fn received(&self) -> u64 {
+        self.received
     }
 
     pub(crate) fn connects(&self) -> u64 {
@@ -315,14 +319,14 @@ impl Peer {
     }
 
     pub(crate) fn signal(&mut self) {
-        self.cued = true;
-        self.awaits_signal = false;
+        self.signalled = true;
+        self.waits_for_signal = false;
     }
 
-    /// Leaves the driver: its connection is closed.
-    pub(crate) fn leave(mut self, now: u64) -> PeerOutcome {
+    /// Closes the connection. Returns the outcome.
+    pub(crate) fn into_outcome(mut self, now: u64) -> PeerOutcome {
         if self.stream.take().is_some() {
-            self.transcript.add(now, PeerEvent::Did("close"));
+            self.transcript.add(now, PeerEvent::Action("close"));
         }
         PeerOutcome {
             number: self.number,
@@ -331,13 +335,13 @@ impl Peer {
             done_at: self.done_at,
             heard: self.kept,
             bytes_sent: self.sent,
-            bytes_heard: self.heard,
+            bytes_heard: self.received,
             transcript: self.transcript,
         }
     }
 
-    /// Acts until it has to wait.
-    pub(crate) fn act(
+    /// Runs the peer's actions until it has to wait.
+    pub(crate) fn run(
         &mut self,
         now: u64,
         address: SocketAddr,
@@ -345,36 +349,36 @@ impl Peer {
         token: Token,
         patience: u64,
     ) -> PeerProgress {
-        self.turn = TURN;
-        self.more = false;
+        self.calls_left = CALLS_PER_TURN;
+        self.turn_is_over = false;
         loop {
             let connecting = !self.connected;
             let step = if self.connected {
-                match self.peer_script.actions.get(self.act).cloned() {
-                    Some(act) => self.carry_out(&act, now),
-                    None => return self.come_to_the_end(now),
+                match self.peer_script.actions.get(self.action).cloned() {
+                    Some(action) => self.perform(&action, now),
+                    None => return self.end_run(now),
                 }
             } else {
                 self.connect(now, address, registry, token)
             };
             match step {
                 Ok(PeerStep::Done) => {
-                    // The connect is the first.
-                    self.act += usize::from(!connecting);
-                    self.done_at[self.act] = Some(Duration::from_nanos(now));
+                    // The connect is the first entry of `done_at`.
+                    self.action += usize::from(!connecting);
+                    self.done_at[self.action] = Some(Duration::from_nanos(now));
                     self.begin(now);
                 }
-                Ok(PeerStep::ForSignal) => return PeerProgress::ForSignal,
-                Ok(_) if self.more => return PeerProgress::ForItsTurn,
-                Ok(PeerStep::Waits) => {
+                Ok(PeerStep::WaitsForSignal) => return PeerProgress::WaitsForSignal,
+                Ok(_) if self.turn_is_over => return PeerProgress::YieldsTurn,
+                Ok(PeerStep::WaitsForSocket) => {
                     let limit = self.since.saturating_add(patience);
                     if now < limit {
-                        return PeerProgress::Waits(Some(limit));
+                        return PeerProgress::WaitsForSocket(Some(limit));
                     }
-                    let fault = self.silence(patience);
+                    let fault = self.patience_fault(patience);
                     return self.fail(now, fault);
                 }
-                Ok(PeerStep::WaitsLong) => return PeerProgress::Waits(None),
+                Ok(PeerStep::WaitsWithoutLimit) => return PeerProgress::WaitsForSocket(None),
                 Ok(PeerStep::Until(then)) => return PeerProgress::Until(then),
                 Err(fault) => return self.fail(now, fault),
             }
@@ -383,21 +387,21 @@ impl Peer {
 
     fn begin(&mut self, now: u64) {
         self.since = now;
-        self.out = 0;
-        self.come = 0;
+        self.action_sent = 0;
+        self.action_received = 0;
         self.resume = 0;
-        self.cued = false;
-        self.reads = false;
-        self.finished = false;
+        self.signalled = false;
+        self.reading = false;
+        self.half_closed = false;
         self.script = None;
         self.output.clear();
-        self.asked = 0;
+        self.requests_asked = 0;
     }
 
-    fn come_to_the_end(&mut self, now: u64) -> PeerProgress {
+    fn end_run(&mut self, now: u64) -> PeerProgress {
         self.stream = None;
         self.connected = false;
-        self.act = 0;
+        self.action = 0;
         self.done = true;
         self.begin(now);
         if !self.peer_script.again {
@@ -409,39 +413,46 @@ impl Peer {
     }
 
     fn fail(&mut self, now: u64, fault: PeerFault) -> PeerProgress {
-        self.transcript.add(now, PeerEvent::Met(fault.seen.clone()));
+        self.transcript
+            .add(now, PeerEvent::Observed(fault.seen.clone()));
         self.stream = None;
         self.fault = Some(fault);
         self.done = false;
         PeerProgress::Failed
     }
 
-    fn silence(&self, patience: u64) -> PeerFault {
-        let act = self.peer_script.actions.get(self.act);
-        let expected = match act {
+    fn patience_fault(&self, patience: u64) -> PeerFault {
+        let action = self.peer_script.actions.get(self.action);
+        let expected = match action {
             _ if !self.connected => "a connection".to_string(),
             Some(Action::Ask { reply, .. }) => {
-                let rest = &reply[usize::try_from(self.come).unwrap_or(0).min(reply.len())..];
-                format!("{} (after {} bytes of it)", excerpt(rest), self.come)
+                let rest = &reply[usize::try_from(self.action_received)
+                    .unwrap_or(0)
+                    .min(reply.len())..];
+                format!(
+                    "{} (after {} bytes of it)",
+                    excerpt(rest),
+                    self.action_received
+                )
             }
             Some(Action::Converse { .. } | Action::Overfill { .. }) => {
                 format!(
                     "the rest of reply {} ({} bytes of it came)",
-                    self.asked, self.come
+                    self.requests_asked, self.action_received
                 )
             }
             Some(Action::ExpectFin) => "the end of the connection".to_string(),
             Some(Action::ReadToEnd) => "the end of the connection, or a reset".to_string(),
             Some(Action::ExpectReset) => "a reset".to_string(),
             Some(Action::Send(bytes, _)) => format!(
-                "that the server reads on ({} of {} bytes were taken)",
-                self.out,
+                "the server to read on ({} of {} bytes were accepted)",
+                self.action_sent,
                 bytes.len()
             ),
             Some(Action::ReadBytes(most)) => {
-                format!("{} bytes more", most.saturating_sub(self.come))
+                format!("{} more bytes", most.saturating_sub(self.action_received))
             }
-            Some(other) => format!("an end of \"{}\"", other.name()),
+            Some(other) => format!("the end of the action \"{}\"", other.name()),
             None => "nothing".to_string(),
         };
         PeerFault {
@@ -480,16 +491,16 @@ impl Peer {
             }
         };
         let Some(stream) = &self.stream else {
-            let mut stream =
-                open(address, self.peer_script.small_buffers).map_err(|why| failed(&why))?;
-            // Both, and never changed again: every act tries first, and then waits for an edge.
+            let mut stream = begin_connect(address, self.peer_script.small_buffers)
+                .map_err(|why| failed(&why))?;
+            // Both interests, and never changed again: every action tries first, and then waits for an edge.
             registry
                 .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
                 .map_err(|why| failed(&why))?;
             self.stream = Some(stream);
             self.rounds += 1;
             self.since = now;
-            return Ok(PeerStep::Waits);
+            return Ok(PeerStep::WaitsForSocket);
         };
         match stream.take_error() {
             Ok(None) => {}
@@ -501,24 +512,24 @@ impl Peer {
                 self.transcript.add(now, PeerEvent::Connected);
                 Ok(PeerStep::Done)
             }
-            Err(why) if why.kind() == ErrorKind::NotConnected => Ok(PeerStep::Waits),
+            Err(why) if why.kind() == ErrorKind::NotConnected => Ok(PeerStep::WaitsForSocket),
             Err(why) => Err(failed(&why)),
         }
     }
 
-    fn carry_out(&mut self, act: &Action, now: u64) -> Result<PeerStep, PeerFault> {
-        let at_ease = matches!(
-            act,
+    fn perform(&mut self, action: &Action, now: u64) -> Result<PeerStep, PeerFault> {
+        let needs_no_connection = matches!(
+            action,
             Action::Pause(_) | Action::WaitForSignal | Action::StayIdle
         );
-        if self.stream.is_none() && !at_ease {
+        if self.stream.is_none() && !needs_no_connection {
             return Err(PeerFault {
                 kind: FaultKind::Local,
-                expected: format!("a connection for \"{}\"", act.name()),
-                seen: "that the peer itself has closed it".to_string(),
+                expected: format!("a connection for \"{}\"", action.name()),
+                seen: "a connection that the peer itself has closed".to_string(),
             });
         }
-        match act {
+        match action {
             Action::Send(bytes, cut) => self.send(now, bytes, *cut),
             Action::Ask {
                 request,
@@ -552,7 +563,7 @@ impl Peer {
                 }
                 let mut one = [0];
                 match self.read(now, &mut one, "the next byte")? {
-                    None => Ok(PeerStep::WaitsLong),
+                    None => Ok(PeerStep::WaitsWithoutLimit),
                     Some(0) => Ok(PeerStep::Done),
                     Some(_) => {
                         self.resume = now + nanos(*pause);
@@ -560,34 +571,34 @@ impl Peer {
                     }
                 }
             }
-            Action::ReadBytes(most) => self.take(now, *most),
+            Action::ReadBytes(most) => self.read_any(now, *most),
             Action::HalfClose => {
                 self.finish(now)?;
                 Ok(PeerStep::Done)
             }
             Action::ExpectFin => {
-                let mut more = [0; EXCERPT];
-                match self.read(now, &mut more, "the end of the connection")? {
-                    None => Ok(PeerStep::Waits),
+                let mut extra = [0; EXCERPT];
+                match self.read(now, &mut extra, "the end of the connection")? {
+                    None => Ok(PeerStep::WaitsForSocket),
                     Some(0) => Ok(PeerStep::Done),
                     Some(count) => Err(PeerFault {
                         kind: FaultKind::WrongBytes,
                         expected: "the end of the connection".to_string(),
-                        seen: excerpt(&more[..count]),
+                        seen: excerpt(&extra[..count]),
                     }),
                 }
             }
-            Action::ReadToEnd => match self.take(now, u64::MAX) {
+            Action::ReadToEnd => match self.read_any(now, u64::MAX) {
                 Ok(PeerStep::Done) => Ok(PeerStep::Done),
                 Err(fault) if matches!(fault.kind, FaultKind::Reset | FaultKind::End) => {
-                    self.transcript.add(now, PeerEvent::Met(fault.seen));
+                    self.transcript.add(now, PeerEvent::Observed(fault.seen));
                     Ok(PeerStep::Done)
                 }
                 other => other,
             },
-            Action::ExpectReset => match self.take(now, u64::MAX) {
+            Action::ExpectReset => match self.read_any(now, u64::MAX) {
                 Err(fault) if fault.kind == FaultKind::Reset => {
-                    self.transcript.add(now, PeerEvent::Met(fault.seen));
+                    self.transcript.add(now, PeerEvent::Observed(fault.seen));
                     Ok(PeerStep::Done)
                 }
                 Err(fault) => Err(PeerFault {
@@ -598,12 +609,12 @@ impl Peer {
             },
             Action::Reset => {
                 let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
-                self.transcript.add(now, PeerEvent::Did("RST"));
+                self.transcript.add(now, PeerEvent::Action("RST"));
                 self.stream = None;
                 Ok(PeerStep::Done)
             }
             Action::Close => {
-                self.transcript.add(now, PeerEvent::Did("close"));
+                self.transcript.add(now, PeerEvent::Action("close"));
                 self.stream = None;
                 Ok(PeerStep::Done)
             }
@@ -615,42 +626,42 @@ impl Peer {
                     PeerStep::Done
                 })
             }
-            Action::WaitForSignal if self.cued => Ok(PeerStep::Done),
-            Action::WaitForSignal => Ok(PeerStep::ForSignal),
-            Action::StayIdle => Ok(PeerStep::WaitsLong),
+            Action::WaitForSignal if self.signalled => Ok(PeerStep::Done),
+            Action::WaitForSignal => Ok(PeerStep::WaitsForSignal),
+            Action::StayIdle => Ok(PeerStep::WaitsWithoutLimit),
         }
     }
 
     fn stream(&self) -> &TcpStream {
         self.stream
             .as_ref()
-            .expect("without one no act comes so far")
+            .expect("actions that need a connection run only with one")
     }
 
     fn finish(&mut self, now: u64) -> Result<(), PeerFault> {
-        let finished = self.stream().shutdown(Shutdown::Write);
-        finished.map_err(|why| broken("an open connection", &why))?;
-        self.transcript.add(now, PeerEvent::Did("FIN"));
+        let half_closed = self.stream().shutdown(Shutdown::Write);
+        half_closed.map_err(|why| io_fault("an open connection", &why))?;
+        self.transcript.add(now, PeerEvent::Action("FIN"));
         Ok(())
     }
 
-    /// Sends what may be sent now; `None`: all is sent.
+    /// Sends the bytes that may be sent now; `None`: all are sent.
     fn send_some(
         &mut self,
         now: u64,
         bytes: &[u8],
         cut: Cut,
     ) -> Result<Option<PeerStep>, PeerFault> {
-        while self.out < bytes.len() {
+        while self.action_sent < bytes.len() {
             if now < self.resume {
                 return Ok(Some(PeerStep::Until(self.resume)));
             }
-            let (size, pause) = cut.next(self.out, bytes.len());
-            let piece = &bytes[self.out..self.out + size];
+            let (size, pause) = cut.next(self.action_sent, bytes.len());
+            let piece = &bytes[self.action_sent..self.action_sent + size];
             let Some(count) = self.write(now, piece)? else {
-                return Ok(Some(PeerStep::Waits));
+                return Ok(Some(PeerStep::WaitsForSocket));
             };
-            self.out += count;
+            self.action_sent += count;
             if count == size {
                 self.resume = now + nanos(pause);
             }
@@ -671,20 +682,20 @@ impl Peer {
     ) -> Result<PeerStep, PeerFault> {
         loop {
             let sending = self.send_some(now, request, cut)?;
-            let come = usize::try_from(self.come).unwrap_or(usize::MAX);
-            if come == reply.len() {
+            let action_received = usize::try_from(self.action_received).unwrap_or(usize::MAX);
+            if action_received == reply.len() {
                 return Ok(sending.unwrap_or(PeerStep::Done));
             }
             let mut buffer = [0; 16 * 1024];
-            let most = buffer.len().min(reply.len() - come);
-            let expected = &reply[come..];
+            let most = buffer.len().min(reply.len() - action_received);
+            let expected = &reply[action_received..];
             match self.read_within(now, &mut buffer[..most], || excerpt(expected))? {
-                None => return Ok(sending.unwrap_or(PeerStep::Waits)),
+                None => return Ok(sending.unwrap_or(PeerStep::WaitsForSocket)),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
                         expected: excerpt(expected),
-                        seen: format!("the end of the connection after {come} bytes"),
+                        seen: format!("the end of the connection after {action_received} bytes"),
                     });
                 }
                 Some(count) => {
@@ -693,55 +704,62 @@ impl Peer {
                     if let Some(at) = wrong {
                         return Err(PeerFault {
                             kind: FaultKind::WrongBytes,
-                            expected: format!("{} at byte {}", excerpt(&expected[at..]), come + at),
+                            expected: format!(
+                                "{} at byte {}",
+                                excerpt(&expected[at..]),
+                                action_received + at
+                            ),
                             seen: excerpt(&got[at..]),
                         });
                     }
-                    self.come += count as u64;
+                    self.action_received += count as u64;
                 }
             }
         }
     }
 
     fn converse(&mut self, now: u64, requests: u64, cut: Cut) -> Result<PeerStep, PeerFault> {
-        let mut script = self.script.take().expect("opened with the act");
+        let mut script = self
+            .script
+            .take()
+            .expect("the script is created when the action begins");
         let step = self.converse_by(now, requests, cut, script.as_mut());
         self.script = Some(script);
         step
     }
 
-    /// Sends until nothing goes out any more; from then on it is a conversation of one request.
+    /// Sends until the kernel accepts nothing more; from then on the action is a conversation of one request.
     fn overfill(&mut self, now: u64, still: u64, finish: bool) -> Result<PeerStep, PeerFault> {
-        if !self.reads {
-            if self.asked == 0
+        if !self.reading {
+            if self.requests_asked == 0
                 && let Some(script) = &mut self.script
             {
                 script.ask(&mut self.output);
-                self.asked = 1;
+                self.requests_asked = 1;
             }
             let output = std::mem::take(&mut self.output);
             let sending = self.send_some(now, &output, Cut::Whole);
             self.output = output;
             if sending?.is_none() {
-                self.finish_once(now, finish)?;
+                self.half_close_once(now, finish)?;
             }
             let then = self.since.saturating_add(still);
-            if self.more || now < then {
+            if self.turn_is_over || now < then {
                 return Ok(PeerStep::Until(then));
             }
-            self.reads = true;
+            self.reading = true;
             self.since = now;
         }
         let step = self.converse(now, 1, Cut::Whole)?;
         if self.output.is_empty() {
-            self.finish_once(now, finish)?;
+            self.half_close_once(now, finish)?;
         }
         Ok(step)
     }
 
-    fn finish_once(&mut self, now: u64, finish: bool) -> Result<(), PeerFault> {
-        if finish && !self.finished {
-            self.finished = true;
+    fn half_close_once(&mut self, now: u64, finish: bool) -> Result<(), PeerFault> {
+        if finish && !self.half_closed {
+            self.half_closed = true;
             self.finish(now)?;
         }
         Ok(())
@@ -757,9 +775,9 @@ impl Peer {
         if requests == 0 {
             return Ok(PeerStep::Done);
         }
-        if self.asked == 0 {
+        if self.requests_asked == 0 {
             script.ask(&mut self.output);
-            self.asked = 1;
+            self.requests_asked = 1;
         }
         loop {
             let output = std::mem::take(&mut self.output);
@@ -768,26 +786,26 @@ impl Peer {
             let sending = sending?;
             if sending.is_none() {
                 self.output.clear();
-                self.out = 0;
+                self.action_sent = 0;
             }
-            if self.asked > requests {
-                // All is answered; the last receipts may have to wait.
+            if self.requests_asked > requests {
+                // All requests are answered; the last receipts may have to wait.
                 return Ok(sending.unwrap_or(PeerStep::Done));
             }
             let mut buffer = [0; 16 * 1024];
             let count = match self.read(now, &mut buffer, "a reply")? {
-                None => return Ok(sending.unwrap_or(PeerStep::Waits)),
+                None => return Ok(sending.unwrap_or(PeerStep::WaitsForSocket)),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
-                        expected: format!("the rest of reply {}", self.asked),
+                        expected: format!("the rest of reply {}", self.requests_asked),
                         seen: "the end of the connection".to_string(),
                     });
                 }
                 Some(count) => count,
             };
-            self.come += count as u64;
-            let heard = script
+            self.action_received += count as u64;
+            let status = script
                 .receive(&buffer[..count])
                 .map_err(|wrong| PeerFault {
                     kind: FaultKind::WrongBytes,
@@ -797,9 +815,9 @@ impl Peer {
                             "{} at byte {} of reply {}",
                             excerpt(&wrong.expected),
                             wrong.offset,
-                            self.asked
+                            self.requests_asked
                         ),
-                        Some(_) => format!("a right reply {}", self.asked),
+                        Some(_) => format!("a correct reply {}", self.requests_asked),
                     },
                     seen: match &wrong.words {
                         None => excerpt(&wrong.got),
@@ -807,19 +825,22 @@ impl Peer {
                     },
                 })?;
             script.interject(&mut self.output);
-            match heard {
+            match status {
                 ReplyStatus::Partial => {}
-                ReplyStatus::Last if self.asked < requests => {
+                ReplyStatus::Last if self.requests_asked < requests => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
                         expected: format!("{requests} requests in one conversation"),
-                        seen: format!("that it is over after {}", self.asked),
+                        seen: format!(
+                            "the end of the conversation after reply {}",
+                            self.requests_asked
+                        ),
                     });
                 }
                 ReplyStatus::Complete | ReplyStatus::Last => {
-                    self.asked += 1;
-                    self.come = 0;
-                    if self.asked <= requests {
+                    self.requests_asked += 1;
+                    self.action_received = 0;
+                    if self.requests_asked <= requests {
                         script.ask(&mut self.output);
                     }
                 }
@@ -835,60 +856,62 @@ impl Peer {
         stuck: u64,
     ) -> Result<PeerStep, PeerFault> {
         loop {
-            let left = usize::try_from(most - self.come).unwrap_or(usize::MAX);
-            let piece = &bytes[self.out..];
+            let left = usize::try_from(most - self.action_received).unwrap_or(usize::MAX);
+            let piece = &bytes[self.action_sent..];
             let piece = &piece[..piece.len().min(left)];
             if piece.is_empty() {
                 return Ok(PeerStep::Done);
             }
             match self.write(now, piece)? {
                 Some(count) => {
-                    self.come += count as u64;
-                    self.out = (self.out + count) % bytes.len();
+                    self.action_received += count as u64;
+                    self.action_sent = (self.action_sent + count) % bytes.len();
                 }
-                None if !self.more && now >= self.since + stuck => return Ok(PeerStep::Done),
+                None if !self.turn_is_over && now >= self.since + stuck => {
+                    return Ok(PeerStep::Done);
+                }
                 None => return Ok(PeerStep::Until(self.since + stuck)),
             }
         }
     }
 
-    fn take(&mut self, now: u64, most: u64) -> Result<PeerStep, PeerFault> {
+    fn read_any(&mut self, now: u64, most: u64) -> Result<PeerStep, PeerFault> {
         let mut buffer = [0; 16 * 1024];
         loop {
-            let left = most - self.come;
+            let left = most - self.action_received;
             if left == 0 {
                 return Ok(PeerStep::Done);
             }
             let size = usize::try_from(left)
                 .unwrap_or(usize::MAX)
                 .min(buffer.len());
-            match self.read(now, &mut buffer[..size], "more")? {
-                None => return Ok(PeerStep::Waits),
+            match self.read(now, &mut buffer[..size], "more bytes")? {
+                None => return Ok(PeerStep::WaitsForSocket),
                 Some(0) => {
                     return Err(PeerFault {
                         kind: FaultKind::End,
-                        expected: "more".to_string(),
+                        expected: "more bytes".to_string(),
                         seen: "the end of the connection".to_string(),
                     });
                 }
                 Some(count) => {
-                    self.come += count as u64;
-                    let room = KEPT - self.kept.len();
+                    self.action_received += count as u64;
+                    let room = MAX_KEPT - self.kept.len();
                     self.kept.extend_from_slice(&buffer[..count.min(room)]);
                 }
             }
         }
     }
 
-    /// Whether it may read or write once more now. If not it is as if the socket were not ready, but no event will say
-    /// that it is.
-    fn has_a_turn(&mut self) -> bool {
-        self.more |= self.turn == 0;
-        self.turn = self.turn.saturating_sub(1);
-        !self.more
+    /// Uses up one read or write of this turn. Returns whether there was one left. If not, the peer behaves as if the
+    /// socket were not ready, but no event will report that it is.
+    fn use_call(&mut self) -> bool {
+        self.turn_is_over |= self.calls_left == 0;
+        self.calls_left = self.calls_left.saturating_sub(1);
+        !self.turn_is_over
     }
 
-    /// Reads once; `None`: nothing is there now.
+    /// Reads once; `None`: no bytes are there now.
     fn read(
         &mut self,
         now: u64,
@@ -904,32 +927,33 @@ impl Peer {
         buffer: &mut [u8],
         expected: impl Fn() -> String,
     ) -> Result<Option<usize>, PeerFault> {
-        if !self.has_a_turn() {
+        if !self.use_call() {
             return Ok(None);
         }
         loop {
             match self.stream().read(buffer) {
                 Ok(0) => {
-                    self.transcript.add(now, PeerEvent::Met("FIN".to_string()));
+                    self.transcript
+                        .add(now, PeerEvent::Observed("FIN".to_string()));
                     return Ok(Some(0));
                 }
                 Ok(count) => {
                     self.since = now;
-                    self.heard += count as u64;
+                    self.received += count as u64;
                     let start = buffer[..count.min(EXCERPT)].to_vec();
-                    self.transcript.add(now, PeerEvent::Heard(count, start));
+                    self.transcript.add(now, PeerEvent::Received(count, start));
                     return Ok(Some(count));
                 }
                 Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(why) if why.kind() == ErrorKind::Interrupted => {}
-                Err(why) => return Err(broken(&expected(), &why)),
+                Err(why) => return Err(io_fault(&expected(), &why)),
             }
         }
     }
 
     /// Writes once; `None`: the socket has no room now.
     fn write(&mut self, now: u64, bytes: &[u8]) -> Result<Option<usize>, PeerFault> {
-        if !self.has_a_turn() {
+        if !self.use_call() {
             return Ok(None);
         }
         loop {
@@ -943,13 +967,13 @@ impl Peer {
                 }
                 Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(why) if why.kind() == ErrorKind::Interrupted => {}
-                Err(why) => return Err(broken("an open connection", &why)),
+                Err(why) => return Err(io_fault("an open connection", &why)),
             }
         }
     }
 }
 
-fn broken(expected: &str, why: &io::Error) -> PeerFault {
+fn io_fault(expected: &str, why: &io::Error) -> PeerFault {
     let kind = match why.kind() {
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
@@ -964,7 +988,7 @@ fn broken(expected: &str, why: &io::Error) -> PeerFault {
     }
 }
 
-/// The beginning of some bytes, as they can be printed.
+/// Returns the beginning of some bytes in printable form.
 fn excerpt(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "nothing more".to_string();
@@ -974,14 +998,14 @@ fn excerpt(bytes: &[u8]) -> String {
     format!("\"{}\"{dots}", shown.escape_ascii())
 }
 
-fn open(address: SocketAddr, small_buffers: bool) -> io::Result<TcpStream> {
+fn begin_connect(address: SocketAddr, small_buffers: bool) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     if small_buffers {
-        // Before the connect: what is offered then is what the server may send.
-        socket.set_recv_buffer_size(SMALL)?;
-        socket.set_send_buffer_size(SMALL_OUT)?;
+        // Set before the connect: the server may send what is offered then.
+        socket.set_recv_buffer_size(SMALL_RECEIVE_BUFFER)?;
+        socket.set_send_buffer_size(SMALL_SEND_BUFFER)?;
     }
     match socket.connect(&address.into()) {
         Ok(()) => {}

@@ -1,9 +1,9 @@
-//! Peers that do exactly what they are told, act by act: for what a well-behaved client never does, and for checks that
-//! need to know when what happened, and byte by byte what was said.
+//! Driver of peers that do exactly what their scripts say, action by action: for behaviour that a well-behaved client
+//! never shows, and for checks that need the time of each action and every byte that was sent and received.
 //!
-//! One thread with one event loop plays them all, of the same kind as the load generator's but apart from it: latency is
-//! measured beside misbehaving peers, and what they cost this side must not be measured with it. (For the same reason
-//! the thread is the last to get a CPU.)
+//! One thread with one event loop runs all peers. The loop is of the same kind as the load generator's, but separate
+//! from it: latency is measured beside misbehaving peers, and what they cost on this side must not be measured with it.
+//! For the same reason the thread can be the last to get a CPU.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,19 +22,19 @@ use crate::peer::{Peer, PeerOutcome, PeerProgress};
 use crate::timers::{Clock, Due, Timers, nanos};
 
 const WAKER: Token = Token(usize::MAX);
-const ALARM: Token = Token(usize::MAX - 1);
+const TIMER: Token = Token(usize::MAX - 1);
 
-/// How often it looks whether it was interrupted, if nothing else happens.
+/// Interval at which the loop checks whether it was interrupted, if nothing else happens.
 const INTERRUPT_CHECK: Duration = Duration::from_millis(100);
 
-/// How the driver is set.
+/// Options of a peer driver.
 #[derive(Debug, Clone)]
 pub struct PeerDriverOptions {
-    /// How long an act may wait for what must come. Never a measure of anything.
+    /// Time for which an action may wait at most for what it expects. It is a bound and never a measurement.
     pub patience: Duration,
-    /// Whether others are measured meanwhile: then the driver gives way to them.
+    /// Whether the driver's thread yields the CPU to other threads, for measurements beside the peers.
     pub low_priority: bool,
-    /// All leave soon after this has become true.
+    /// Flag after which all peers leave: soon after it has become true. `None`: no such flag.
     pub interrupted: Option<Arc<AtomicBool>>,
 }
 
@@ -48,7 +48,8 @@ impl Default for PeerDriverOptions {
     }
 }
 
-/// Where peers act. Dropped, it closes the connections of all that are still there, and joins its thread.
+/// Event loop that runs scripted peers on a thread of its own. When it is dropped, it closes the connections of all
+/// peers that are still there, and joins its thread.
 #[derive(Debug)]
 pub struct PeerDriver {
     commands: Sender<DriverCommand>,
@@ -59,14 +60,15 @@ pub struct PeerDriver {
 
 enum DriverCommand {
     Enter(Arc<SharedGroup>, Vec<PeerScript>),
-    /// Those of this group that wait for a signal go on: so many of them, the first that came first.
+    /// Peers of this group that wait for a signal go on: at most this number of them, in the order in which they began
+    /// to wait.
     Signal(Arc<SharedGroup>, usize),
-    /// Those of this group that are still there leave now.
+    /// Peers of this group that are still there leave now.
     Leave(Arc<SharedGroup>),
     Close,
 }
 
-/// What the driver and whoever looks at a group share.
+/// State of a group that the driver shares with the [`PeerGroup`].
 #[derive(Debug, Default)]
 struct SharedGroup {
     state: Mutex<GroupState>,
@@ -75,7 +77,7 @@ struct SharedGroup {
 
 #[derive(Debug, Default)]
 struct GroupState {
-    seen: GroupProgress,
+    progress: GroupProgress,
     outcomes: Vec<PeerOutcome>,
 }
 
@@ -86,24 +88,24 @@ impl SharedGroup {
     }
 }
 
-/// How far the peers of a group have come.
+/// Progress of the peers of a group.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct GroupProgress {
-    /// Who entered.
+    /// Number of peers that entered.
     pub peers: usize,
-    /// Whose connects came to their end, repeated ones included.
+    /// Number of connects that ended, with or without success, repeated ones included.
     pub connects: u64,
-    /// Who waits for a signal now.
+    /// Number of peers that wait for a signal now.
     pub waiting: usize,
-    /// Who is done with all actions, or failed.
+    /// Number of peers that have completed all actions, have failed or have left.
     pub ended: usize,
-    /// Who failed.
+    /// Number of peers that failed.
     pub failed: usize,
-    /// Times that somebody came to the end of the actions.
+    /// Number of times that a peer completed its actions.
     pub completed_runs: u64,
-    /// Bytes that came from the server.
+    /// Number of bytes received from the server.
     pub heard: u64,
-    /// Bytes that the kernel took for the server.
+    /// Number of bytes that the kernel accepted for the server.
     pub sent: u64,
 }
 
@@ -116,15 +118,15 @@ pub struct PeerGroup {
 }
 
 impl PeerDriver {
-    /// ScriptFactory a driver in front of a server.
+    /// Opens a driver whose peers connect to `address`.
     ///
     /// # Errors
     ///
-    /// The system gave no poll, no timer or no thread.
+    /// Returns an error if the system refuses a poll, a timer or a thread.
     pub fn open(address: SocketAddr, options: PeerDriverOptions) -> io::Result<PeerDriver> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let timers = Timers::new(poll.registry(), ALARM)?;
+        let timers = Timers::new(poll.registry(), TIMER)?;
         let (commands, inbox) = mpsc::channel();
         let clock = Clock::start();
         let opened = Instant::now();
@@ -136,10 +138,10 @@ impl PeerDriver {
             clock,
             inbox,
             peers: Slab::new(),
-            groups: HashMap::new(),
+            signal_queues: HashMap::new(),
         };
         let thread = thread::Builder::new()
-            .name("driver".to_string())
+            .name("peer-driver".to_string())
             .spawn(move || event_loop.run())?;
         Ok(PeerDriver {
             commands,
@@ -149,10 +151,10 @@ impl PeerDriver {
         })
     }
 
-    /// Lets peers enter. They begin at once, all of them.
+    /// Starts peers with these scripts, all of them at once. Returns their group.
     pub fn enter(&self, peer_scripts: Vec<PeerScript>) -> PeerGroup {
         let shared = Arc::new(SharedGroup::default());
-        shared.state().seen.peers = peer_scripts.len();
+        shared.state().progress.peers = peer_scripts.len();
         let group = PeerGroup {
             shared: Arc::clone(&shared),
             commands: self.commands.clone(),
@@ -162,7 +164,7 @@ impl PeerDriver {
         group
     }
 
-    /// When it was opened: from then on all times of outcomes and transcripts count.
+    /// Returns the time at which the driver was opened. All times of outcomes and transcripts count from it.
     pub fn opened(&self) -> Instant {
         self.opened
     }
@@ -181,42 +183,43 @@ impl Drop for PeerDriver {
 impl PeerGroup {
     fn command(&self, command: DriverCommand) {
         if self.commands.send(command).is_err() {
-            // The driver has closed: whoever was there has left, and nobody else will come.
+            // The driver has closed: its peers have left, and no other peer will enter.
             let mut state = self.shared.state();
-            state.seen.ended = state.seen.peers;
+            state.progress.ended = state.progress.peers;
             self.shared.changed.notify_all();
         }
         let _ = self.waker.wake();
     }
 
-    /// How far they are.
+    /// Returns the progress of the group.
     pub fn seen(&self) -> GroupProgress {
-        self.shared.state().seen
+        self.shared.state().progress
     }
 
-    /// Waits until they are so far, for `limit` at most; says whether they came so far.
+    /// Waits until `until` is true of the progress, for `limit` at most. Returns whether it is true.
     pub fn wait(&self, limit: Duration, mut until: impl FnMut(&GroupProgress) -> bool) -> bool {
         let state = self.shared.state();
         let (state, _) = self
             .shared
             .changed
-            .wait_timeout_while(state, limit, |state| !until(&state.seen))
+            .wait_timeout_while(state, limit, |state| !until(&state.progress))
             .unwrap_or_else(PoisonError::into_inner);
-        until(&state.seen)
+        until(&state.progress)
     }
 
-    /// Lets so many of those that wait for a signal go on, the first that came first.
+    /// Signals peers that wait for a signal: at most this number of them, in the order in which they began to wait.
     pub fn signal(&self, peers: usize) {
         self.command(DriverCommand::Signal(Arc::clone(&self.shared), peers));
     }
 
-    /// Lets all that wait for a signal go on.
+    /// Signals all peers that wait for a signal.
     pub fn signal_all(&self) {
         self.signal(usize::MAX);
     }
 
-    /// Waits for the end of all actions, until nothing has happened for `limit`, or six times that in all; then those that
-    /// are still acting leave. Who is slow is not who has stopped. Gives what came of each, in the command of their peer_scripts.
+    /// Waits until all peers have ended, until nothing has happened for `limit`, or until six times `limit` has passed;
+    /// then the peers that are still acting leave. A slow peer is not taken for one that has stopped. Returns the
+    /// outcome of each peer, in the order of their scripts.
     pub fn finish(self, limit: Duration) -> Vec<PeerOutcome> {
         let end = Instant::now() + 6 * limit;
         let mut before = self.seen();
@@ -227,7 +230,7 @@ impl PeerGroup {
                     break;
                 }
                 before = seen;
-                // Not once for each byte.
+                // The pause keeps this loop from a check after each byte.
                 thread::sleep(Duration::from_millis(1));
             } else {
                 break;
@@ -236,7 +239,8 @@ impl PeerGroup {
         self.leave()
     }
 
-    /// Those that are still acting close their connections now. Gives what came of each, in the command of their peer_scripts.
+    /// Closes the connections of the peers that are still acting. Returns the outcome of each peer, in the order of
+    /// their scripts.
     pub fn leave(self) -> Vec<PeerOutcome> {
         self.command(DriverCommand::Leave(Arc::clone(&self.shared)));
         // The driver does this at once, unless it has closed.
@@ -253,7 +257,7 @@ impl Drop for PeerGroup {
     }
 }
 
-/// The driver's own thread.
+/// State of the driver's own thread.
 struct DriverLoop {
     address: SocketAddr,
     options: PeerDriverOptions,
@@ -262,22 +266,23 @@ struct DriverLoop {
     clock: Clock,
     inbox: Receiver<DriverCommand>,
     peers: Slab<(Arc<SharedGroup>, Peer)>,
-    /// By the address of its shared: who of a group came to wait for a signal, in that command. Who left meanwhile is still in
-    /// it: to look for each of them would take a crowd that leaves the square of its size.
-    groups: HashMap<usize, VecDeque<usize>>,
+    /// Peers that wait for a signal, in the order in which they began to wait; the key is the address of the group's
+    /// shared state. Peers that left meanwhile are still in the queue: searching for each of them would take quadratic
+    /// time when a crowd leaves.
+    signal_queues: HashMap<usize, VecDeque<usize>>,
 }
 
-fn key(shared: &Arc<SharedGroup>) -> usize {
+fn group_key(shared: &Arc<SharedGroup>) -> usize {
     Arc::as_ptr(shared).addr()
 }
 
 impl DriverLoop {
     fn run(mut self) {
         if self.options.low_priority {
-            give_way();
+            lower_priority();
         }
         self.event_loop();
-        // Whoever waits for somebody who was there waits no longer, whatever ended this.
+        // Whatever ended the loop, callers that wait for these peers must not wait any longer.
         let all: Vec<usize> = self.peers.iter().map(|(index, _)| index).collect();
         for index in all {
             self.remove(index);
@@ -287,36 +292,36 @@ impl DriverLoop {
     fn event_loop(&mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
-            if !self.obey() || self.interrupted() {
+            if !self.run_commands() || self.interrupted() {
                 return;
             }
-            // What becomes due meanwhile has its turn after the events and the commands.
+            // Events that become due meanwhile are handled after the socket events and the commands.
             let now = self.clock.now();
             while let Some(due) = self.timers.pop(now) {
-                if let Due::Wake(index) | Due::Guard(index) = due
-                    && self.is_meant(index, due, now)
+                if let Due::Wake(index) | Due::TimeoutCheck(index) = due
+                    && self.is_current(index, due, now)
                 {
-                    self.go_on(index);
+                    self.advance(index);
                 }
             }
             let Ok(timeout) = self.timers.arm(self.clock) else {
                 return;
             };
-            // Nobody wakes it for that.
-            let look = self
+            // No event wakes the loop for an interrupt.
+            let interrupt_check = self
                 .options
                 .interrupted
                 .is_some()
                 .then_some(INTERRUPT_CHECK);
-            let timeout = [timeout, look].into_iter().flatten().min();
+            let timeout = [timeout, interrupt_check].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return,
             }
             for event in &events {
-                if event.token() != WAKER && event.token() != ALARM {
-                    self.go_on(event.token().0);
+                if event.token() != WAKER && event.token() != TIMER {
+                    self.advance(event.token().0);
                 }
             }
         }
@@ -327,31 +332,31 @@ impl DriverLoop {
         interrupted.is_some_and(|interrupted| interrupted.load(Ordering::Relaxed))
     }
 
-    /// Carries out the commands that have come; false after the last.
-    fn obey(&mut self) -> bool {
+    /// Carries out the commands that have arrived. Returns false after the last.
+    fn run_commands(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
                 Ok(DriverCommand::Enter(shared, peer_scripts)) => {
                     for (number, peer_script) in peer_scripts.into_iter().enumerate() {
                         let peer = Peer::new(number, peer_script);
                         let index = self.peers.insert((Arc::clone(&shared), peer));
-                        self.go_on(index);
+                        self.advance(index);
                     }
                 }
                 Ok(DriverCommand::Signal(shared, count)) => {
-                    let called = self.waiting_for_signal(&shared, count);
-                    for index in called {
-                        self.go_on(index);
+                    let signalled = self.signal_waiting(&shared, count);
+                    for index in signalled {
+                        self.advance(index);
                     }
                 }
                 Ok(DriverCommand::Leave(shared)) => {
-                    let theirs = self.peers.iter();
-                    let theirs = theirs.filter(|(_, (other, _))| Arc::ptr_eq(other, &shared));
-                    let theirs: Vec<usize> = theirs.map(|(index, _)| index).collect();
-                    for index in theirs {
+                    let members = self.peers.iter();
+                    let members = members.filter(|(_, (other, _))| Arc::ptr_eq(other, &shared));
+                    let members: Vec<usize> = members.map(|(index, _)| index).collect();
+                    for index in members {
                         self.remove(index);
                     }
-                    self.groups.remove(&key(&shared));
+                    self.signal_queues.remove(&group_key(&shared));
                     shared.changed.notify_all();
                 }
                 Err(TryRecvError::Empty) => return true,
@@ -360,49 +365,49 @@ impl DriverLoop {
         }
     }
 
-    /// Gives so many of a group their signal, if so many wait for it.
-    fn waiting_for_signal(&mut self, shared: &Arc<SharedGroup>, count: usize) -> Vec<usize> {
-        let mut called = Vec::new();
-        let waiting = self.groups.entry(key(shared)).or_default();
-        while called.len() < count
+    /// Signals at most `count` peers of a group that wait for a signal. Returns their indices.
+    fn signal_waiting(&mut self, shared: &Arc<SharedGroup>, count: usize) -> Vec<usize> {
+        let mut signalled = Vec::new();
+        let waiting = self.signal_queues.entry(group_key(shared)).or_default();
+        while signalled.len() < count
             && let Some(index) = waiting.pop_front()
         {
-            // Somebody of another group may have the place of one who left.
+            // A peer of another group may have the index of a peer that left.
             if let Some((other, peer)) = self.peers.get_mut(index)
                 && Arc::ptr_eq(other, shared)
-                && peer.awaits_signal
+                && peer.waits_for_signal
             {
                 peer.signal();
-                called.push(index);
+                signalled.push(index);
             }
         }
-        shared.state().seen.waiting -= called.len();
-        called
+        shared.state().progress.waiting -= signalled.len();
+        signalled
     }
 
-    /// Whether that is due for whoever has this place now. What is due for somebody who was called earlier, or has left,
-    /// must not be planned anew each time, or it would never come to an end.
-    fn is_meant(&mut self, index: usize, due: Due, now: u64) -> bool {
+    /// Returns whether the event is meant for the peer that has this index now. An event of a peer that was woken
+    /// earlier, or has left, must not be scheduled anew each time, or the loop would never come to an end.
+    fn is_current(&mut self, index: usize, due: Due, now: u64) -> bool {
         let Some((_, peer)) = self.peers.get_mut(index) else {
             return false;
         };
         let planned = match due {
             Due::Wake(_) => &mut peer.wakes_at,
-            _ => &mut peer.guarded_at,
+            _ => &mut peer.times_out_at,
         };
         planned.take_if(|at| *at <= now).is_some()
     }
 
-    /// Lets a peer act until it has to wait.
-    fn go_on(&mut self, index: usize) {
+    /// Runs a peer until it has to wait.
+    fn advance(&mut self, index: usize) {
         let Some((shared, peer)) = self.peers.get_mut(index) else {
-            // Of somebody who left; or of somebody else who has that place now, whom it does not harm.
+            // The event belongs to a peer that left. If another peer has the index now, the call does it no harm.
             return;
         };
         let shared = Arc::clone(shared);
-        let (sent, heard, connects) = (peer.sent(), peer.heard(), peer.connects());
+        let (sent, received, connects) = (peer.sent(), peer.received(), peer.connects());
         let now = self.clock.now();
-        let progress = peer.act(
+        let progress = peer.run(
             now,
             self.address,
             self.poll.registry(),
@@ -410,41 +415,41 @@ impl DriverLoop {
             nanos(self.options.patience),
         );
         let mut state = shared.state();
-        state.seen.sent += peer.sent() - sent;
-        state.seen.heard += peer.heard() - heard;
-        state.seen.connects += peer.connects() - connects;
+        state.progress.sent += peer.sent() - sent;
+        state.progress.heard += peer.received() - received;
+        state.progress.connects += peer.connects() - connects;
         match progress {
-            PeerProgress::Waits(until) => {
-                // One that comes too early does no harm: then it waits again.
+            PeerProgress::WaitsForSocket(until) => {
+                // An event that comes too early does no harm: the peer then waits again.
                 if let Some(until) = until
-                    && peer.guarded_at.is_none()
+                    && peer.times_out_at.is_none()
                 {
-                    peer.guarded_at = Some(until);
-                    self.timers.push(until, Due::Guard(index));
+                    peer.times_out_at = Some(until);
+                    self.timers.push(until, Due::TimeoutCheck(index));
                 }
             }
             PeerProgress::Until(then) => wake(&mut self.timers, peer, index, then),
-            PeerProgress::ForItsTurn => wake(&mut self.timers, peer, index, self.clock.now()),
-            PeerProgress::ForSignal => {
-                if !peer.awaits_signal {
-                    peer.awaits_signal = true;
-                    let waiting = self.groups.entry(key(&shared)).or_default();
+            PeerProgress::YieldsTurn => wake(&mut self.timers, peer, index, self.clock.now()),
+            PeerProgress::WaitsForSignal => {
+                if !peer.waits_for_signal {
+                    peer.waits_for_signal = true;
+                    let waiting = self.signal_queues.entry(group_key(&shared)).or_default();
                     waiting.push_back(index);
-                    state.seen.waiting += 1;
+                    state.progress.waiting += 1;
                 }
             }
             PeerProgress::Again => {
-                state.seen.completed_runs += 1;
-                // Not at once: the others have their turn first.
+                state.progress.completed_runs += 1;
+                // Not at once: the other peers have their turn first.
                 wake(&mut self.timers, peer, index, self.clock.now());
             }
             PeerProgress::Done => {
-                state.seen.completed_runs += 1;
+                state.progress.completed_runs += 1;
                 drop(state);
                 self.remove(index);
             }
             PeerProgress::Failed => {
-                state.seen.failed += 1;
+                state.progress.failed += 1;
                 drop(state);
                 self.remove(index);
             }
@@ -455,14 +460,14 @@ impl DriverLoop {
     fn remove(&mut self, index: usize) {
         let (shared, peer) = self.peers.remove(index);
         let mut state = shared.state();
-        state.seen.waiting -= usize::from(peer.awaits_signal);
-        state.seen.ended += 1;
-        state.outcomes.push(peer.leave(self.clock.now()));
+        state.progress.waiting -= usize::from(peer.waits_for_signal);
+        state.progress.ended += 1;
+        state.outcomes.push(peer.into_outcome(self.clock.now()));
         shared.changed.notify_all();
     }
 }
 
-/// Plans when a peer goes on.
+/// Schedules the time at which a peer goes on.
 fn wake(timers: &mut Timers, peer: &mut Peer, index: usize, then: u64) {
     if peer.wakes_at.is_none_or(|planned| then < planned) {
         peer.wakes_at = Some(then);
@@ -470,11 +475,11 @@ fn wake(timers: &mut Timers, peer: &mut Peer, index: usize, then: u64) {
     }
 }
 
-/// Others have the CPU first.
-fn give_way() {
+/// Lowers the priority of this thread, so that other threads get the CPU first.
+fn lower_priority() {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        // On Linux this is a thread's own; and where it is refused, nothing is lost but some accuracy.
+        // On Linux the priority belongs to the thread. If the system refuses the change, only some accuracy is lost.
         let thread = rustix::thread::gettid();
         let _ = rustix::process::setpriority_process(Some(thread), 19);
     }

@@ -1,80 +1,82 @@
-//! What came of it.
+//! Results of a drive.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// What one drive measured. Times are in nanoseconds.
+/// Measurements of one drive. Times are in nanoseconds.
 ///
 /// "In the window" means: the planned send time lies in the measured part of the load (after the warm-up). For
 /// [`Load::Messages`](crate::Load::Messages) that is all of it.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// From the first connect to the end of the last connection.
+    /// Time from the first connect to the end of the last connection.
     pub elapsed: Duration,
-    /// The measured part.
+    /// Length of the measured part.
     pub window: Duration,
-    /// Requests in the window that were answered, completely and correctly.
+    /// Number of requests in the window that got a complete and correct reply.
     pub replies: u64,
-    /// Right replies whose last byte came within the window: what throughput is made of.
+    /// Number of correct replies whose last byte arrived within the window. Throughput is computed from it.
     pub completed: u64,
-    /// Requests in the window that failed, by kind. In loads that run for a time, connects that failed before the
-    /// clock started are in it too: a server that nobody can reach must not look flawless. In the warm-up, failures are
-    /// not counted (but may be in `examples`).
+    /// Failed requests in the window, by kind. In loads that run for a time, connects that failed before the clock
+    /// started are included: a server that no client can reach must not look flawless. Failures in the warm-up are not
+    /// counted (but may be in `examples`).
     pub errors: Errors,
-    /// Requests in the window that were planned or sent and had no reply when the drive ended. Their age at the end
-    /// is in `response_time` as a lower bound, so that a starved client makes the tail longer and not shorter. In an
-    /// open loop these are all that were planned, also for clients that gave up: `replies`, `errors` and `unanswered`
-    /// together are the plan (and the failed connects before it).
+    /// Number of requests in the window that were planned or sent and had no reply when the drive ended. Their age at
+    /// the end is in `response_time` as a lower bound, so that a client without a reply makes the tail longer and not
+    /// shorter. In an open loop these are all requests that were planned, also those of clients that gave up:
+    /// `replies`, `errors` and `unanswered` together are the plan (and the failed connects before it).
     pub unanswered: u64,
-    /// From the planned send time to the reply's last byte (response time). A client that is not connected plans to
-    /// send at the time when it means to connect, so that its connect counts. In a closed loop without think time the
-    /// plan is to send at once, so both clocks agree. Failed requests are in it too, with their age when they failed;
-    /// but not those that never left this machine (`refused`, `local`), which would only make the tail look short.
+    /// Time from the planned send time to the reply's last byte (response time). A client that is not connected plans
+    /// to send at the time when it means to connect, so that its connect counts. In a closed loop without think time
+    /// the plan is to send at once, so response time and service time agree. Failed requests are included, with their
+    /// age when they failed; but not those that never left this machine (`refused`, `local`), which would only make the
+    /// tail look short.
     pub response_time: Histogram<u64>,
-    /// From the actual send to the reply's last byte (service time): the figure without the correction.
+    /// Time from the actual send to the reply's last byte (service time): the figure without the correction.
     pub service_time: Histogram<u64>,
-    /// Of [`response_time`](Report::response_time), the requests before whose replies the server had nothing to do: what
-    /// they had to wait for was somebody else's. Only those that were asked: what a request that was never sent would have
-    /// been, nobody knows. Empty without [`Plan::work`](crate::Plan::work), or if that is before all replies.
+    /// Part of [`response_time`](Report::response_time): the requests before whose replies the server had no work to
+    /// do, so that their wait was caused by other requests. Only requests that were sent are included: it is unknown
+    /// whether a request that was never sent would have been one of them. Empty without
+    /// [`Plan::work`](crate::Plan::work), or if the work is done before all replies.
     pub bystanders: Histogram<u64>,
-    /// How late the client itself was: the actual send minus the planned time, for requests whose connection was free
-    /// at the planned time. If this is large, the client was the limit. Empty if nothing was planned ahead, as in a
-    /// closed loop without think time.
+    /// Lateness of the client itself: the actual send time minus the planned time, for requests whose connection was
+    /// free at the planned time. If this is large, the client was the limit. Empty if nothing was planned ahead, as in
+    /// a closed loop without think time.
     pub lag: Histogram<u64>,
-    /// From `connect` to connected.
+    /// Time from `connect` to connected.
     pub connect_time: Histogram<u64>,
-    /// From the time at which a client meant to connect to its first right reply: how long the unluckiest waited.
-    /// Clients that never got one are in it with their age at the end, and counted in `never_served`.
+    /// Time from when a client meant to connect to its first correct reply; the maximum is the slowest first reply.
+    /// Clients that never got one are included with their age at the end, and counted in `never_served`.
     pub first_reply: Histogram<u64>,
-    /// Clients that got no right reply at all (per round, for repeated rounds).
+    /// Number of clients that got no correct reply at all (per round, for repeated rounds).
     pub never_served: u64,
-    /// Clients that gave up: the server refused them from the first, or failed them several times in a row. What they
-    /// had left to ask is not in any figure, unless it had been planned already.
+    /// Number of clients that gave up: the server refused them from the first, or failed them several times in a row.
+    /// The requests that they had not yet sent are in no figure, unless they had been planned already.
     pub gave_up: u64,
-    /// Clients that got all they asked for and disconnected (per round). In loads that run for a time: that were
-    /// served, and had no failure and nothing owed at the end.
+    /// Number of clients that got all the replies they asked for and disconnected (per round). In loads that run for a
+    /// time: clients that were served, and had no failure and no unanswered request at the end.
     pub finished_clients: u64,
-    /// `completed`, client by client: what fairness is computed from.
+    /// `completed` of each client: fairness is computed from it.
     pub per_connection: Vec<u64>,
-    /// Connections that were opened, over the whole drive.
+    /// Number of connections that were opened, over the whole drive.
     pub connected: u64,
     /// CPU time that the client's own threads used in the window.
     pub cpu: Duration,
-    /// Bytes sent and received over the whole drive.
+    /// Number of bytes sent over the whole drive.
     pub sent: u64,
-    /// Bytes received over the whole drive.
+    /// Number of bytes received over the whole drive.
     pub received: u64,
-    /// The first few errors in words, for people (a wrong reply says which byte).
+    /// The first few errors as text, for readers (for a wrong reply, the text names the byte).
     pub examples: Vec<String>,
 }
 
 impl Report {
-    /// How many errors are kept in words.
+    /// Number of errors that are kept as text.
     pub const EXAMPLES: usize = 5;
 
-    /// Nothing measured yet, of `connections` clients.
+    /// Creates an empty report of `connections` clients.
     pub(crate) fn new(connections: usize) -> Self {
         Report {
             elapsed: Duration::ZERO,
@@ -101,13 +103,13 @@ impl Report {
         }
     }
 
-    /// The share of requests that were answered rightly, from 0 to 1; `None` if nothing was asked.
+    /// Returns the share of requests that got a correct reply, from 0 to 1; `None` if there were no requests.
     pub fn availability(&self) -> Option<f64> {
         let asked = self.replies + self.errors.total() + self.unanswered;
         (asked > 0).then(|| self.replies as f64 / asked as f64)
     }
 
-    /// Right replies per second of the window.
+    /// Returns the number of correct replies per second of the window; 0 if the window is empty.
     pub fn throughput(&self) -> f64 {
         if self.window.is_zero() {
             return 0.0;
@@ -115,7 +117,7 @@ impl Report {
         self.completed as f64 / self.window.as_secs_f64()
     }
 
-    /// How evenly the connections were served; `None` if nobody was.
+    /// Returns how evenly the connections were served; `None` if none of them was.
     pub fn fairness(&self) -> Option<Fairness> {
         let counts = &self.per_connection;
         let slowest = *counts.iter().min()?;
@@ -132,20 +134,21 @@ impl Report {
         })
     }
 
-    /// How many requests were under way (or waited for their connection) on average, by Little's law: throughput
-    /// times mean response time. Compare it with what the plan meant to have under way: a closed loop without think
-    /// time has as many as connections, and if this is far below, the measurement is not what it says.
+    /// Returns the average number of requests that were under way (or waited for their connection), by Little's law:
+    /// throughput times mean response time. Compare it with the number that the plan meant to have under way: a closed
+    /// loop without think time has as many as connections, and if the result is far below that, the measurement is not
+    /// of the load that the plan describes.
     pub fn mean_in_flight(&self) -> f64 {
         self.throughput() * self.response_time.mean() / 1e9
     }
 
-    /// Adds what another part of the same load measured at the same time: counts add up, histograms are added cell by
-    /// cell (never averaged), times that passed are the longer ones. Clients keep their numbers: those that another
-    /// part drove have zero in [`per_connection`](Report::per_connection).
+    /// Adds the measurements of another part of the same load, taken at the same time: counts add up, histograms are
+    /// added bucket by bucket (never averaged), and of two elapsed times the longer one is kept. Clients keep their
+    /// numbers: those that another part drove have zero in [`per_connection`](Report::per_connection).
     ///
     /// # Panics
     ///
-    /// If a histogram was replaced by one that is not made by [`histogram`].
+    /// Panics if a histogram was replaced by one that [`histogram`] did not make.
     pub fn merge(&mut self, other: &Report) {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.window = self.window.max(other.window);
@@ -161,7 +164,8 @@ impl Report {
             (&mut self.connect_time, &other.connect_time),
             (&mut self.first_reply, &other.first_reply),
         ] {
-            mine.add(others).expect("all have the same bounds");
+            mine.add(others)
+                .expect("all histograms have the same bounds");
         }
         self.never_served += other.never_served;
         self.gave_up += other.gave_up;
@@ -181,45 +185,46 @@ impl Report {
     }
 }
 
-/// An empty histogram as all in a report are: nanoseconds up to an hour (what is longer counts as an hour), and three
-/// significant digits at every length. Histograms with the same bounds can be added without loss.
+/// Returns an empty histogram with the bounds of all histograms in a report: nanoseconds up to an hour (longer times
+/// count as an hour), and three significant digits at every length. Histograms with the same bounds can be added
+/// without loss.
 pub fn histogram() -> Histogram<u64> {
     const HOUR: u64 = 3_600_000_000_000;
-    Histogram::new_with_bounds(1, HOUR, 3).expect("the bounds are constant and right")
+    Histogram::new_with_bounds(1, HOUR, 3).expect("the bounds are constant and valid")
 }
 
-/// How evenly connections were served.
+/// Measure of how evenly connections were served.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fairness {
-    /// Jain's index: (sum of x)^2 / (n * sum of x^2), where x is what each connection completed. 1 if all had the
-    /// same; k/n if k of n had it all. R. Jain, D.-M. Chiu, W. Hawe: "A Quantitative Measure of Fairness and
-    /// Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984.
+    /// Jain's index: (sum of x)^2 / (n * sum of x^2), where x is the number of replies that each connection completed.
+    /// It is 1 if all had the same; k/n if k of n connections had it all. R. Jain, D.-M. Chiu, W. Hawe: "A Quantitative
+    /// Measure of Fairness and Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984.
     pub jain: f64,
-    /// What the worst served connection completed.
+    /// Number of replies that the worst served connection completed.
     pub slowest: u64,
-    /// What the best served connection completed.
+    /// Number of replies that the best served connection completed.
     pub fastest: u64,
 }
 
 /// Failed requests by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Errors {
-    /// Nobody listens there (ECONNREFUSED).
+    /// Number of connects that were refused, because no server listens at the address (ECONNREFUSED).
     pub refused: u64,
-    /// The server broke the connection off (ECONNRESET, EPIPE).
+    /// Number of requests that failed because the server reset the connection (ECONNRESET, EPIPE).
     pub reset: u64,
-    /// No connection or no complete reply within the time-out.
+    /// Number of requests without a connection or without a complete reply within the time-out.
     pub timed_out: u64,
-    /// A reply with a byte that should not have been there.
+    /// Number of replies with a byte that should not have been there.
     pub wrong_reply: u64,
-    /// The server closed (FIN) before the reply was complete.
+    /// Number of requests that failed because the server closed the connection (FIN) before the reply was complete.
     pub closed_early: u64,
-    /// What this machine refused to the client: descriptors, local ports.
+    /// Number of requests for which this machine refused the client a resource: a descriptor, a local port.
     pub local: u64,
 }
 
 impl Errors {
-    /// All kinds together.
+    /// Returns the sum of all kinds.
     pub fn total(&self) -> u64 {
         self.refused
             + self.reset
@@ -229,7 +234,7 @@ impl Errors {
             + self.local
     }
 
-    /// Each kind that occurred: how often, and in words.
+    /// Returns each kind that occurred: how often, and its name.
     pub fn kinds(&self) -> impl Iterator<Item = (u64, &'static str)> {
         [
             (self.refused, "refused"),
@@ -237,7 +242,7 @@ impl Errors {
             (self.timed_out, "timed out"),
             (self.wrong_reply, "wrong reply"),
             (self.closed_early, "closed early"),
-            (self.local, "refused by this machine to the client"),
+            (self.local, "refused by the client's own machine"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -264,7 +269,7 @@ impl Errors {
     }
 }
 
-/// The kinds that [`Errors`] counts.
+/// Kinds of errors that [`Errors`] counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ErrorKind {
     Refused,
@@ -286,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn fairness_is_one_for_equals_and_k_of_n_for_the_lucky() {
+    fn fairness_is_one_for_equal_counts_and_k_of_n_if_k_have_all() {
         let jain = |counts: &[u64]| served(counts).fairness().map(|fairness| fairness.jain);
         assert_eq!(jain(&[5, 5, 5, 5]), Some(1.0));
         assert_eq!(jain(&[8, 0, 0, 0]), Some(0.25));
@@ -298,15 +303,15 @@ mod tests {
     }
 
     #[test]
-    fn rates_of_nothing_are_not_a_number_games() {
-        let nothing = Report::new(1);
-        assert_eq!(nothing.availability(), None);
-        assert_eq!(nothing.throughput(), 0.0);
-        assert_eq!(nothing.mean_in_flight(), 0.0);
+    fn empty_report_has_zero_rates_and_no_availability() {
+        let empty = Report::new(1);
+        assert_eq!(empty.availability(), None);
+        assert_eq!(empty.throughput(), 0.0);
+        assert_eq!(empty.mean_in_flight(), 0.0);
     }
 
     #[test]
-    fn littles_law_and_availability() {
+    fn mean_in_flight_and_availability_follow_their_formulas() {
         let mut report = Report::new(1);
         report.window = Duration::from_secs(2);
         report.completed = 200;
@@ -316,12 +321,12 @@ mod tests {
         report.response_time.record_n(50_000_000, 200).unwrap();
         assert_eq!(report.availability(), Some(0.99));
         assert_eq!(report.throughput(), 100.0);
-        // 100 per second, 50 ms each: 5 at a time, to the histogram's three digits.
+        // 100 per second, 50 ms each: 5 under way on average, to the histogram's three digits.
         assert!((report.mean_in_flight() - 5.0).abs() < 0.01);
     }
 
     #[test]
-    fn merged_parts_equal_the_whole() {
+    fn merged_parts_equal_one_report_of_all_values() {
         let mut whole = Report::new(2);
         let mut parts = [Report::new(2), Report::new(2)];
         for value in 0..10_000u64 {

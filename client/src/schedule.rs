@@ -1,4 +1,4 @@
-//! The planned send times of an open loop.
+//! Planned send times of an open loop.
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -6,20 +6,20 @@ use rand_distr::{Distribution, Exp1};
 
 use crate::plan::Arrivals;
 
-/// When one connection asks: a never-ending row of times, in nanoseconds.
+/// Send times of one connection: an endless sequence, in nanoseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Schedule {
     start: u64,
-    row: Row,
+    sequence: Sequence,
 }
 
 #[derive(Debug, Clone)]
-enum Row {
-    /// Each connection has every n-th place of one even row, so that the whole is even too.
-    Constant { place: u64, step: u64, rate: f64 },
-    /// A Poisson process of its own; n of them together are one with n times the rate.
+enum Sequence {
+    /// Every n-th position of one even sequence, so that all connections together are even too.
+    Constant { position: u64, step: u64, rate: f64 },
+    /// Poisson process of its own; n of them together are one with n times the rate.
     ///
-    /// The generator is a named one (xoshiro256++), so that a seed means the same times on every machine. The sum is
+    /// The generator is a named one (xoshiro256++), so that a seed gives the same times on every machine. The sum is
     /// kept as a float: rounding each gap to nanoseconds would shift the rate.
     Poisson {
         random: Box<Xoshiro256PlusPlus>,
@@ -29,7 +29,8 @@ enum Row {
 }
 
 impl Schedule {
-    /// For connection `number` of `connections`, which together ask `rate` times per second from `start` on.
+    /// Creates the schedule of connection `number` of `connections`, which together send `rate` requests per second
+    /// from `start` on.
     pub(crate) fn new(
         arrivals: Arrivals,
         rate: f64,
@@ -38,13 +39,13 @@ impl Schedule {
         seed: u64,
         start: u64,
     ) -> Self {
-        let row = match arrivals {
-            Arrivals::Constant => Row::Constant {
-                place: number as u64,
+        let sequence = match arrivals {
+            Arrivals::Constant => Sequence::Constant {
+                position: number as u64,
                 step: connections as u64,
                 rate,
             },
-            Arrivals::Poisson => Row::Poisson {
+            Arrivals::Poisson => Sequence::Poisson {
                 // An odd factor keeps different numbers different; seeding mixes neighbours apart (SplitMix64).
                 random: Box::new(Xoshiro256PlusPlus::seed_from_u64(
                     seed ^ (number as u64 + 1).wrapping_mul(0xd134_2543_de82_ef95),
@@ -53,19 +54,23 @@ impl Schedule {
                 sum: 0.0,
             },
         };
-        Schedule { start, row }
+        Schedule { start, sequence }
     }
 
-    /// The next planned time.
+    /// Returns the next planned time.
     pub(crate) fn next(&mut self) -> u64 {
-        let since_start = match &mut self.row {
-            // From the place and not from the last time: nothing adds up, so nothing drifts.
-            Row::Constant { place, step, rate } => {
-                let time = *place as f64 * 1e9 / *rate;
-                *place += *step;
+        let since_start = match &mut self.sequence {
+            // Computed from the position and not from the last time: errors do not add up, so the times do not drift.
+            Sequence::Constant {
+                position,
+                step,
+                rate,
+            } => {
+                let time = *position as f64 * 1e9 / *rate;
+                *position += *step;
                 time as u64
             }
-            Row::Poisson {
+            Sequence::Poisson {
                 random,
                 mean_gap,
                 sum,
@@ -94,7 +99,7 @@ mod tests {
             .flat_map(|number| times(Arrivals::Constant, number, 7, 250))
             .collect();
         all.sort_unstable();
-        let even: Vec<u64> = (0..1000).map(|place| place * 1_000_000).collect();
+        let even: Vec<u64> = (0..1000).map(|position| position * 1_000_000).collect();
         assert_eq!(all, even);
     }
 
@@ -106,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_replayed_and_another_seed_or_connection_differs() {
+    fn poisson_times_repeat_for_a_seed_and_differ_for_another_seed_or_connection() {
         let first = times(Arrivals::Poisson, 0, 7, 100);
         assert_eq!(first, times(Arrivals::Poisson, 0, 7, 100));
         assert_ne!(first, times(Arrivals::Poisson, 0, 8, 100));
@@ -122,9 +127,9 @@ mod tests {
             .collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
-        // 250 per second each; the seed is fixed, so these can't fail by chance.
+        // The rate is 250 per second and connection; the seed is fixed, so these assertions can't fail by chance.
         assert!((mean / 4e6 - 1.0).abs() < 0.02, "mean gap {mean} ns");
-        // Of an exponential distribution the deviation is the mean.
+        // The standard deviation of an exponential distribution equals its mean.
         assert!(
             (variance.sqrt() / mean - 1.0).abs() < 0.02,
             "deviation {}",

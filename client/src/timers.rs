@@ -1,4 +1,4 @@
-//! What is due when.
+//! Queue of the times at which something is due, and the system's timer that wakes the poll.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Registry, Token};
 
-/// Counts nanoseconds from the beginning of the drive; the same for all threads.
+/// Clock that counts nanoseconds from its start. All threads of a drive share one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock(Instant);
 
@@ -21,8 +21,8 @@ impl Clock {
     }
 }
 
-/// A duration as the clock counts it. What is longer than 146 years is shortened to that, so that a few of them can
-/// be added without a thought.
+/// Returns a duration in nanoseconds, as the clock counts. A duration of more than 146 years is shortened to that, so
+/// that a few of them can be added without overflow.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     const LONGEST: u64 = u64::MAX / 4;
     duration
@@ -32,36 +32,37 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
         .min(LONGEST)
 }
 
-/// What is to be done at a time. Of two with the same time the earlier variant comes first: what is planned for the
-/// first moment of the window belongs to it, and all that was planned before its end is done before its end.
+/// Event that is due at a time. Of two events with the same time the earlier variant comes first: a request planned for
+/// the first moment of the window belongs to the window, and everything planned before the window's end is done before
+/// its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Due {
     /// The measured window begins.
     WindowBegins,
-    /// The client with this index goes on: it connects, asks, or leaves.
+    /// The client with this index goes on: it connects, sends a request, or leaves.
     Wake(usize),
-    /// The time-out of what this client has under way may have come.
-    Guard(usize),
+    /// The time-out of what the client with this index has under way may have expired.
+    TimeoutCheck(usize),
     /// The measured window ends.
     WindowEnds,
-    /// All that is still owed is given up.
+    /// All requests that still have no reply are given up.
     End,
 }
 
-/// What is due, earliest first, and the system's timer that wakes the poll for it.
+/// Queue of due events, earliest first, and the system's timer that wakes the poll for them.
 ///
-/// epoll_wait(2) counts milliseconds, which is longer than most replies take, so on Linux a timerfd with nanoseconds
-/// stands in the poll. It is set only when the earliest time changes.
+/// epoll_wait(2) counts milliseconds, and most replies take less than one, so on Linux a timerfd with nanoseconds is
+/// registered in the poll. It is set only when the earliest time changes.
 pub(crate) struct Timers {
     heap: BinaryHeap<Reverse<(u64, Due)>>,
-    alarm: alarm::Alarm,
+    timer: timer::SystemTimer,
 }
 
 impl Timers {
     pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
         Ok(Timers {
             heap: BinaryHeap::new(),
-            alarm: alarm::Alarm::new(registry, token)?,
+            timer: timer::SystemTimer::new(registry, token)?,
         })
     }
 
@@ -69,27 +70,28 @@ impl Timers {
         self.heap.push(Reverse((time, due)));
     }
 
-    /// The next that is due at `now`.
+    /// Removes and returns the next event that is due at `now`; `None` if none is due yet.
     pub(crate) fn pop(&mut self, now: u64) -> Option<Due> {
         let Reverse((time, _)) = self.heap.peek()?;
         if *time > now {
             return None;
         }
-        self.alarm.rang(now);
+        self.timer.expired(now);
         self.heap.pop().map(|Reverse((_, due))| due)
     }
 
-    /// Sees to it that the poll wakes for what is due next; gives the time-out that it needs for that.
+    /// Makes sure that the poll wakes for the next event. Returns the time-out that the poll needs for that; `None`: it
+    /// needs none.
     pub(crate) fn arm(&mut self, clock: Clock) -> io::Result<Option<Duration>> {
         match self.heap.peek() {
             None => Ok(None),
-            Some(Reverse((time, _))) => self.alarm.set(*time, clock),
+            Some(Reverse((time, _))) => self.timer.set(*time, clock),
         }
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-mod alarm {
+mod timer {
     use std::io;
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::time::Duration;
@@ -103,18 +105,18 @@ mod alarm {
 
     use super::Clock;
 
-    pub(super) struct Alarm {
+    pub(super) struct SystemTimer {
         timer: OwnedFd,
         set_to: u64,
     }
 
-    impl Alarm {
+    impl SystemTimer {
         pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
             let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
             let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-            // Edge-triggered: each expiry is told once, so nobody has to read the timer to silence it.
+            // Edge-triggered: each expiry is reported once, so the timer need not be read to clear it.
             registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
-            Ok(Alarm {
+            Ok(SystemTimer {
                 timer,
                 set_to: u64::MAX,
             })
@@ -140,8 +142,9 @@ mod alarm {
             Ok(None)
         }
 
-        /// A time that is past must be set anew if it comes up again: the alarm rings once.
-        pub(super) fn rang(&mut self, now: u64) {
+        /// Forgets the time that is set if it has passed: the timer expires once, and must be set anew if the same time
+        /// comes up again.
+        pub(super) fn expired(&mut self, now: u64) {
             if self.set_to <= now {
                 self.set_to = u64::MAX;
             }
@@ -149,9 +152,9 @@ mod alarm {
     }
 }
 
-/// Elsewhere the poll's own time-out must do.
+/// Timer for other systems: the poll's own time-out is used.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod alarm {
+mod timer {
     use std::io;
     use std::time::Duration;
 
@@ -159,11 +162,11 @@ mod alarm {
 
     use super::Clock;
 
-    pub(super) struct Alarm;
+    pub(super) struct SystemTimer;
 
-    impl Alarm {
+    impl SystemTimer {
         pub(super) fn new(_: &Registry, _: Token) -> io::Result<Self> {
-            Ok(Alarm)
+            Ok(SystemTimer)
         }
 
         pub(super) fn set(&mut self, time: u64, clock: Clock) -> io::Result<Option<Duration>> {
@@ -171,6 +174,6 @@ mod alarm {
             Ok(Some(Duration::from_nanos(left)))
         }
 
-        pub(super) fn rang(&mut self, _: u64) {}
+        pub(super) fn expired(&mut self, _: u64) {}
     }
 }

@@ -1,4 +1,5 @@
-//! What the client's own machine refuses. In a process of its own, since the limit is the process's.
+//! Errors that the client's own machine causes. The test has a process of its own, since the limit belongs to the
+//! process.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +9,9 @@ use client::{Load, Plan, Snapshot, Watch, drive};
 use protocol::Protocol;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-struct StopWhenAllTried<'s>(&'s AtomicBool);
+struct StopAfterAllConnects<'s>(&'s AtomicBool);
 
-impl Watch for StopWhenAllTried<'_> {
+impl Watch for StopAfterAllConnects<'_> {
     fn progress(&self, snapshot: Snapshot) {
         if snapshot.open + snapshot.errors == 64 {
             self.0.store(true, Ordering::SeqCst);
@@ -19,7 +20,7 @@ impl Watch for StopWhenAllTried<'_> {
 }
 
 #[test]
-fn no_more_descriptors_is_an_error_of_this_machine_and_says_so() {
+fn exhausted_descriptors_are_local_errors_that_name_the_limit() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = Some(32);
@@ -47,7 +48,7 @@ fn no_more_descriptors_is_an_error_of_this_machine_and_says_so() {
         cpus: Vec::new(),
     };
     let stop = AtomicBool::new(false);
-    let report = drive(&plan, &StopWhenAllTried(&stop), &stop).unwrap();
+    let report = drive(&plan, &StopAfterAllConnects(&stop), &stop).unwrap();
     assert!(report.errors.local >= 32, "{:?}", report.errors);
     assert_eq!(report.errors.total(), report.errors.local);
     assert!(
@@ -55,7 +56,7 @@ fn no_more_descriptors_is_an_error_of_this_machine_and_says_so() {
         "{:?}",
         report.examples
     );
-    // The others were let in, and nobody answered them.
+    // The other connections were accepted by the kernel, and got no reply.
     assert!(report.unanswered > 0);
     assert_eq!(report.errors.local + report.unanswered, 64);
 }

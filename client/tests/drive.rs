@@ -1,5 +1,5 @@
-//! The client against servers whose every byte is known. They are written out here, on plain threads, so that a
-//! mistake of ours in client and server alike can't hide.
+//! Tests of the client against servers whose every byte is known. The servers are written out here, on plain threads,
+//! so that the same mistake in client and server can't hide.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,10 +13,10 @@ use protocol::http::{Content, Page};
 use protocol::{Bulk, Protocol, WorkKind, WorkPlan};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Long enough never to be reached by what does not wait for it.
+/// Time that a test reaches only if it waits for it.
 const NEVER: Duration = Duration::from_secs(60);
 
-/// A thread per connection; all are joined at the end.
+/// Server with a thread per connection; all threads are joined at the end.
 struct Server {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ struct Server {
 }
 
 impl Server {
-    /// `serve` gets each connection, with its number in the order of arrival.
+    /// Starts a server. `serve` gets each connection, with its number in the order of arrival.
     fn new(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -64,7 +64,7 @@ impl Drop for Server {
     }
 }
 
-/// Calls `answer` with each line until the client has gone; `answer` says whether to go on.
+/// Calls `answer` with each line until the client has gone; `answer` returns whether to go on.
 fn lines(stream: TcpStream, mut answer: impl FnMut(&mut TcpStream, Vec<u8>) -> bool) {
     let mut writer = stream.try_clone().unwrap();
     let mut reader = BufReader::new(stream);
@@ -80,13 +80,13 @@ fn lines(stream: TcpStream, mut answer: impl FnMut(&mut TcpStream, Vec<u8>) -> b
     }
 }
 
-/// A client that has gone is no failure of the server.
-fn say(writer: &mut TcpStream, bytes: &[u8]) -> bool {
+/// Sends the bytes, and returns whether that succeeded: a client that has gone is no failure of the server.
+fn send(writer: &mut TcpStream, bytes: &[u8]) -> bool {
     writer.write_all(bytes).is_ok()
 }
 
 fn echo(stream: TcpStream) {
-    lines(stream, |writer, line| say(writer, &line));
+    lines(stream, |writer, line| send(writer, &line));
 }
 
 fn plan(address: SocketAddr, load: Load) -> Plan {
@@ -136,11 +136,11 @@ fn errors(set: impl FnOnce(&mut Errors)) -> Errors {
     errors
 }
 
-fn asked(report: &Report) -> u64 {
+fn total_requests(report: &Report) -> u64 {
     report.replies + report.errors.total() + report.unanswered
 }
 
-/// Stops the drive once a snapshot is as wanted.
+/// Watcher that stops the drive once the condition holds for a snapshot.
 struct StopWhen<'s, F>(&'s AtomicBool, F);
 
 impl<F: Fn(Snapshot) -> bool + Sync> Watch for StopWhen<'_, F> {
@@ -152,7 +152,7 @@ impl<F: Fn(Snapshot) -> bool + Sync> Watch for StopWhen<'_, F> {
 }
 
 #[test]
-fn right_replies_are_counted_exactly() {
+fn correct_replies_are_counted_exactly() {
     for threads in [1, 2, 3] {
         let server = Server::new(|_, stream| echo(stream));
         let report = run(&Plan {
@@ -181,20 +181,20 @@ fn right_replies_are_counted_exactly() {
         assert_eq!(report.availability(), Some(1.0));
         assert_eq!(report.fairness().unwrap().jain, 1.0);
         assert_eq!(report.window, report.elapsed);
-        // 7 thinks after 7 replies in each of 2 rounds, one after the other.
+        // 7 pauses after 7 replies in each of 2 rounds, one after the other.
         assert!(report.elapsed >= Duration::from_millis(14));
         assert!(report.examples.is_empty());
     }
 }
 
 #[test]
-fn a_conversation_with_memory_is_followed() {
+fn replies_that_repeat_the_previous_line_are_accepted() {
     let server = Server::new(|_, stream| {
         let mut previous = Vec::new();
         lines(stream, |writer, line| {
-            let went = say(writer, &[&previous[..], &line].concat());
+            let sent = send(writer, &[&previous[..], &line].concat());
             previous = line;
-            went
+            sent
         });
     });
     let report = run(&Plan {
@@ -207,7 +207,7 @@ fn a_conversation_with_memory_is_followed() {
 }
 
 #[test]
-fn one_wrong_byte_is_found_and_named() {
+fn one_wrong_byte_is_counted_and_its_offset_named() {
     let server = Server::new(|_, stream| {
         let mut count = 0;
         lines(stream, |writer, mut line| {
@@ -215,7 +215,7 @@ fn one_wrong_byte_is_found_and_named() {
             if count == 2 {
                 line[33] ^= 1;
             }
-            say(writer, &line)
+            send(writer, &line)
         });
     });
     let report = run(&plan(server.address, messages(2)));
@@ -230,25 +230,25 @@ fn one_wrong_byte_is_found_and_named() {
 }
 
 #[test]
-fn a_reply_with_too_much_is_wrong() {
+fn reply_with_extra_bytes_is_wrong() {
     let server = Server::new(|_, stream| {
         lines(stream, |writer, line| {
-            say(writer, &[&line[..], b"more"].concat())
+            send(writer, &[&line[..], b"more"].concat())
         });
     });
     let report = run(&plan(server.address, messages(1)));
-    // Whether the excess came with the reply or after it, in the last case the request was answered.
+    // The extra bytes can arrive with the reply or after it; in the second case the request was answered.
     assert_eq!(report.replies + report.errors.wrong_reply, 1);
     let report = run(&plan(server.address, messages(4)));
-    assert_eq!(asked(&report), 4);
+    assert_eq!(total_requests(&report), 4);
     assert!(report.errors.wrong_reply >= 2, "{:?}", report.errors);
 }
 
 #[test]
-fn bytes_that_nobody_asked_for_fail_the_next_request() {
+fn unrequested_bytes_fail_the_next_request() {
     let server = Server::new(|_, mut stream| {
-        say(&mut stream, b"welcome");
-        // Until the client has gone.
+        send(&mut stream, b"welcome");
+        // Reads until the client has gone.
         let _ = stream.read_to_end(&mut Vec::new());
     });
     let report = run(&Plan {
@@ -259,10 +259,10 @@ fn bytes_that_nobody_asked_for_fail_the_next_request() {
 }
 
 #[test]
-fn a_reply_that_is_broken_off_is_closed_early() {
+fn incomplete_reply_is_counted_as_closed_early() {
     let server = Server::new(|_, stream| {
         lines(stream, |writer, line| {
-            say(writer, &line[..10]);
+            send(writer, &line[..10]);
             false
         });
     });
@@ -271,7 +271,7 @@ fn a_reply_that_is_broken_off_is_closed_early() {
 }
 
 #[test]
-fn a_reset_is_a_reset() {
+fn connection_reset_by_the_server_is_counted_as_reset() {
     let server = Server::new(|_, stream| {
         lines(stream, |writer, _| {
             SockRef::from(&*writer)
@@ -285,7 +285,7 @@ fn a_reset_is_a_reset() {
 }
 
 #[test]
-fn a_server_that_never_answers_is_given_up() {
+fn client_gives_up_after_five_time_outs_in_a_row() {
     let server = Server::new(|_, mut stream| {
         let _ = stream.read_to_end(&mut Vec::new());
     });
@@ -295,9 +295,9 @@ fn a_server_that_never_answers_is_given_up() {
         connections: 2,
         ..plan(server.address, messages(100))
     });
-    // Five failures in a row are enough; the other messages are not asked.
+    // Five failures in a row are enough; the other messages are not sent.
     assert_eq!(report.errors, errors(|errors| errors.timed_out = 10));
-    assert_eq!(asked(&report), 10);
+    assert_eq!(total_requests(&report), 10);
     assert_eq!((report.never_served, report.finished_clients), (2, 0));
     assert_eq!(report.first_reply.len(), 2);
     assert_eq!(report.response_time.len(), 10);
@@ -307,7 +307,7 @@ fn a_server_that_never_answers_is_given_up() {
 }
 
 #[test]
-fn where_nobody_listens_the_drive_ends_at_once() {
+fn drive_without_a_listening_server_ends_at_once() {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .unwrap()
         .local_addr()
@@ -337,7 +337,7 @@ fn where_nobody_listens_the_drive_ends_at_once() {
 }
 
 #[test]
-fn a_server_that_dies_midway_is_noticed() {
+fn server_that_dies_midway_is_counted_as_closed_then_refused() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let server = thread::spawn(move || {
@@ -346,7 +346,7 @@ fn a_server_that_dies_midway_is_noticed() {
         let mut left = 3;
         lines(stream, |writer, line| {
             left -= 1;
-            say(writer, &line) && left > 0
+            send(writer, &line) && left > 0
         });
     });
     let report = run(&plan(address, messages(100)));
@@ -360,10 +360,10 @@ fn a_server_that_dies_midway_is_noticed() {
 }
 
 #[test]
-fn a_connection_that_is_closed_between_requests_fails_the_next() {
+fn connection_closed_between_requests_fails_the_next_request() {
     let server = Server::new(|_, stream| {
         lines(stream, |writer, line| {
-            say(writer, &line);
+            send(writer, &line);
             false
         });
     });
@@ -381,10 +381,10 @@ fn a_connection_that_is_closed_between_requests_fails_the_next() {
 }
 
 #[test]
-fn replies_cut_into_bytes_are_put_together() {
+fn reply_sent_byte_by_byte_is_accepted() {
     let server = Server::new(|_, stream| {
         lines(stream, |writer, line| {
-            line.iter().all(|byte| say(writer, &[*byte]))
+            line.iter().all(|byte| send(writer, &[*byte]))
         });
     });
     let report = run(&Plan {
@@ -395,7 +395,7 @@ fn replies_cut_into_bytes_are_put_together() {
 }
 
 #[test]
-fn requests_larger_than_the_kernels_buffers_are_sent_whole() {
+fn request_larger_than_the_kernels_buffers_is_sent_completely() {
     let server = Server::new(|_, stream| echo(stream));
     let size = 8 << 20;
     let report = run(&Plan {
@@ -409,12 +409,12 @@ fn requests_larger_than_the_kernels_buffers_are_sent_whole() {
 }
 
 #[test]
-fn a_conversation_that_ends_is_begun_anew() {
+fn client_reconnects_after_the_last_reply_of_a_conversation() {
     let server = Server::new(|_, mut stream| {
         let mut byte = [0];
         if stream.read(&mut byte).is_ok_and(|count| count > 0) {
-            say(&mut stream, b"Hello from server!");
-            // All of the request is read, or the kernel would answer the rest with a reset.
+            send(&mut stream, b"Hello from server!");
+            // The whole request is read, or the kernel would answer the rest with a reset.
             let _ = stream.read_to_end(&mut Vec::new());
         }
     });
@@ -428,9 +428,9 @@ fn a_conversation_that_ends_is_begun_anew() {
     assert_eq!(report.finished_clients, 2);
 }
 
-/// A listener that lets one client in and drops the SYN of the second.
+/// Returns a listener whose backlog has room for one client: the kernel drops the SYN of the second.
 #[cfg(target_os = "linux")]
-fn place_for_one() -> (Socket, SocketAddr) {
+fn listener_with_room_for_one() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
     socket.bind(&any.into()).unwrap();
@@ -441,9 +441,9 @@ fn place_for_one() -> (Socket, SocketAddr) {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn connect_first_says_nothing_before_all_are_connected() {
+fn connect_first_sends_nothing_before_all_are_connected() {
     for connect_first in [true, false] {
-        let (_listener, address) = place_for_one();
+        let (_listener, address) = listener_with_room_for_one();
         let stop = AtomicBool::new(false);
         let watch = StopWhen(&stop, |snapshot: Snapshot| snapshot.open == 1);
         let plan = Plan {
@@ -454,45 +454,48 @@ fn connect_first_says_nothing_before_all_are_connected() {
         let report = drive(&plan, &watch, &stop).unwrap();
         assert_eq!(report.connected, 1);
         assert_eq!(report.sent, if connect_first { 0 } else { 64 });
-        // Nobody had planned a request while all were held; else one asked, and the other wanted to.
+        // No client had planned a request while all were held; otherwise one sent a request, and the other planned to.
         assert_eq!(report.unanswered, if connect_first { 0 } else { 2 });
         assert_eq!(report.never_served, 2);
     }
 }
 
 #[test]
-fn a_round_begins_when_the_last_is_over_for_all() {
+fn round_begins_after_all_clients_have_finished_the_previous_one() {
     const CLIENTS: usize = 4;
     const MESSAGES: usize = 3;
-    // Who was heard, in this order. The connections of the first round are the first to arrive.
+    // Numbers of the connections whose lines were received, in this order. The connections of the first round are the
+    // first to arrive.
     let log: Arc<(Mutex<Vec<usize>>, Condvar)> = Arc::default();
     let logging = Arc::clone(&log);
     let server = Server::new(move |number, stream| {
-        let (log, heard_another) = &*logging;
+        let (log, another_received) = &*logging;
         lines(stream, |writer, line| {
-            let mut heard = log.lock().unwrap();
-            heard.push(number);
-            heard_another.notify_all();
-            let count = |heard: &[usize], one: usize| heard.iter().filter(|&&n| n == one).count();
-            if number == 0 && count(&heard, 0) == 1 {
-                // The first client is kept back until all others have asked all they may ask; and then a little
-                // longer, for those that would ask more.
-                let heard = heard_another
-                    .wait_while(heard, |heard| {
-                        (1..CLIENTS).any(|one| count(heard, one) < MESSAGES)
+            let mut received = log.lock().unwrap();
+            received.push(number);
+            another_received.notify_all();
+            let count =
+                |received: &[usize], one: usize| received.iter().filter(|&&n| n == one).count();
+            if number == 0 && count(&received, 0) == 1 {
+                // The first client waits until all others have sent all the lines that they may send; and then a little
+                // longer, for clients that would send more.
+                let received = another_received
+                    .wait_while(received, |received| {
+                        (1..CLIENTS).any(|one| count(received, one) < MESSAGES)
                     })
                     .unwrap();
-                let none_of_the_next = |heard: &mut Vec<usize>| heard.iter().all(|&n| n < CLIENTS);
+                let none_of_the_next =
+                    |received: &mut Vec<usize>| received.iter().all(|&n| n < CLIENTS);
                 let little = Duration::from_millis(50);
                 drop(
-                    heard_another
-                        .wait_timeout_while(heard, little, none_of_the_next)
+                    another_received
+                        .wait_timeout_while(received, little, none_of_the_next)
                         .unwrap(),
                 );
             } else {
-                drop(heard);
+                drop(received);
             }
-            say(writer, &line)
+            send(writer, &line)
         });
     });
     let report = run(&Plan {
@@ -509,14 +512,14 @@ fn a_round_begins_when_the_last_is_over_for_all() {
         )
     });
     assert_eq!(report.replies, 2 * (CLIENTS * MESSAGES) as u64);
-    let heard = log.0.lock().unwrap();
-    let (first, second) = heard.split_at(CLIENTS * MESSAGES);
+    let received = log.0.lock().unwrap();
+    let (first, second) = received.split_at(CLIENTS * MESSAGES);
     assert!(first.iter().all(|&number| number < CLIENTS), "{first:?}");
     assert!(second.iter().all(|&number| number >= CLIENTS), "{second:?}");
 }
 
 #[test]
-fn a_limit_ends_the_drive_and_what_is_owed_is_unanswered() {
+fn limit_ends_the_drive_and_open_requests_are_unanswered() {
     let server = Server::new(|number, mut stream| match number {
         0 => echo(stream),
         _ => drop(stream.read_to_end(&mut Vec::new())),
@@ -536,25 +539,25 @@ fn a_limit_ends_the_drive_and_what_is_owed_is_unanswered() {
     });
     assert!(report.elapsed >= limit);
     assert_eq!(report.errors.total(), 0);
-    // Two starve; the third may have been cut off while it waited.
+    // Two get no reply; the third may have been cut off while it waited.
     assert!([2, 3].contains(&report.unanswered), "{}", report.unanswered);
     assert_eq!(report.never_served, 2);
-    assert_eq!(report.response_time.len(), asked(&report));
+    assert_eq!(report.response_time.len(), total_requests(&report));
     assert_eq!(report.finished_clients, 0);
 }
 
 #[test]
-fn the_same_seed_says_the_same_bytes() {
-    let said = |seed: u64| {
-        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let hearing = Arc::clone(&heard);
+fn same_seed_sends_the_same_bytes() {
+    let sent_with = |seed: u64| {
+        let received: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let recording = Arc::clone(&received);
         let server = Server::new(move |_, stream| {
             let mut all = Vec::new();
             lines(stream, |writer, line| {
                 all.extend_from_slice(&line);
-                say(writer, &line)
+                send(writer, &line)
             });
-            hearing.lock().unwrap().push(all);
+            recording.lock().unwrap().push(all);
         });
         let report = run(&Plan {
             connections: 4,
@@ -571,21 +574,21 @@ fn the_same_seed_says_the_same_bytes() {
         });
         assert_eq!(report.replies, 40);
         drop(server);
-        let mut heard = std::mem::take(&mut *heard.lock().unwrap());
-        heard.sort();
-        heard
+        let mut received = std::mem::take(&mut *received.lock().unwrap());
+        received.sort();
+        received
     };
-    let once = said(1);
-    assert_eq!(once, said(1));
-    assert_ne!(once, said(2));
-    // And no two conversations are the same.
+    let once = sent_with(1);
+    assert_eq!(once, sent_with(1));
+    assert_ne!(once, sent_with(2));
+    // No two conversations are the same.
     let mut different = once.clone();
     different.dedup();
     assert_eq!(different.len(), 8);
 }
 
 #[test]
-fn a_closed_loop_measures_its_window_only() {
+fn closed_loop_window_excludes_warm_up() {
     let server = Server::new(|_, stream| echo(stream));
     let report = run(&Plan {
         connections: 3,
@@ -603,16 +606,16 @@ fn a_closed_loop_measures_its_window_only() {
     assert_eq!(report.window, Duration::from_millis(60));
     assert!(report.elapsed >= Duration::from_millis(90));
     assert_eq!(report.errors.total(), 0);
-    assert_eq!(report.response_time.len(), asked(&report));
+    assert_eq!(report.response_time.len(), total_requests(&report));
     assert_eq!(report.service_time.len(), report.replies);
     assert_eq!(report.per_connection.iter().sum::<u64>(), report.completed);
-    // The warm-up was asked as well (each client's first request is in it).
+    // Requests were sent in the warm-up as well (each client's first request is in it).
     assert!(report.received > 64 * report.replies);
     assert!(report.cpu > Duration::ZERO);
 }
 
 #[test]
-fn an_open_loop_asks_as_planned() {
+fn open_loop_sends_the_planned_number_of_requests() {
     for threads in [1, 2] {
         let server = Server::new(|_, stream| echo(stream));
         let report = run(&Plan {
@@ -621,19 +624,19 @@ fn an_open_loop_asks_as_planned() {
             ..plan(server.address, constant(500.0, 100, 200))
         });
         // 0.2 s of 500 per second, whatever the server and the machine do meanwhile.
-        assert_eq!(asked(&report), 100);
+        assert_eq!(total_requests(&report), 100);
         assert_eq!(report.errors.total(), 0);
         assert_eq!(report.response_time.len(), 100);
         assert_eq!(report.service_time.len(), report.replies);
         assert!(report.lag.len() <= 100);
-        // Nobody's request waits less than from its sending.
+        // No request waits less than from its sending.
         assert!(report.response_time.max() >= report.service_time.max());
     }
 }
 
 #[test]
-fn poisson_arrivals_are_replayed() {
-    let asked_with = |seed: u64, threads: usize| {
+fn poisson_arrivals_repeat_for_the_same_seed() {
+    let total_with = |seed: u64, threads: usize| {
         let server = Server::new(|_, stream| echo(stream));
         let report = run(&Plan {
             connections: 3,
@@ -649,18 +652,18 @@ fn poisson_arrivals_are_replayed() {
                 },
             )
         });
-        assert_eq!(report.response_time.len(), asked(&report));
-        asked(&report)
+        assert_eq!(report.response_time.len(), total_requests(&report));
+        total_requests(&report)
     };
-    let once = asked_with(1, 1);
-    assert_eq!(once, asked_with(1, 2));
+    let once = total_with(1, 1);
+    assert_eq!(once, total_with(1, 2));
     // About 400; the seeds are fixed, so this can't fail by chance.
-    assert_ne!(once, asked_with(2, 1));
+    assert_ne!(once, total_with(2, 1));
     assert!((300..500).contains(&once), "{once}");
 }
 
 #[test]
-fn a_stall_is_seen_by_all_that_were_planned_meanwhile() {
+fn stall_is_counted_in_all_requests_planned_during_it() {
     const STALL: Duration = Duration::from_millis(200);
     let server = Server::new(|_, stream| {
         let mut count = 0;
@@ -669,12 +672,12 @@ fn a_stall_is_seen_by_all_that_were_planned_meanwhile() {
             if count == 10 {
                 thread::sleep(STALL);
             }
-            say(writer, &line)
+            send(writer, &line)
         });
     });
     // One every 5 ms.
     let report = run(&plan(server.address, constant(200.0, 0, 500)));
-    assert_eq!(asked(&report), 100);
+    assert_eq!(total_requests(&report), 100);
     assert_eq!(report.response_time.len(), 100);
     assert_eq!(report.service_time.len(), report.replies);
     let stall = STALL.as_nanos() as u64 * 99 / 100;
@@ -686,11 +689,11 @@ fn a_stall_is_seen_by_all_that_were_planned_meanwhile() {
 }
 
 #[test]
-fn what_a_starved_connection_had_planned_is_counted() {
-    // It serves one connection until that ends, as a serial server does.
-    let place = Arc::new(Mutex::new(()));
+fn planned_requests_of_connections_without_a_reply_are_unanswered() {
+    // The server serves one connection until that ends, as a serial server does.
+    let slot = Arc::new(Mutex::new(()));
     let server = Server::new(move |_, stream| {
-        let _served = place.lock().unwrap();
+        let _served = slot.lock().unwrap();
         echo(stream);
     });
     let report = run(&Plan {
@@ -698,42 +701,42 @@ fn what_a_starved_connection_had_planned_is_counted() {
         threads: 2,
         ..plan(server.address, constant(400.0, 50, 300))
     });
-    assert_eq!(asked(&report), 120);
+    assert_eq!(total_requests(&report), 120);
     assert_eq!(report.response_time.len(), 120);
     assert_eq!(report.errors.total(), 0);
     assert!(report.unanswered >= 90, "{}", report.unanswered);
     assert_eq!(report.never_served, 3);
-    let starved = report
+    let without_reply = report
         .per_connection
         .iter()
         .filter(|&&count| count == 0)
         .count();
-    assert!(starved >= 3, "{:?}", report.per_connection);
-    // What was planned at the window's beginning is now older than the window is long.
+    assert!(without_reply >= 3, "{:?}", report.per_connection);
+    // The requests planned at the window's beginning are now older than the window is long.
     assert!(report.response_time.max() >= 290_000_000);
 }
 
 #[test]
-fn failures_in_an_open_loop_take_one_planned_request_each() {
-    // Every third request is not answered but cut off.
+fn open_loop_failure_uses_up_one_planned_request() {
+    // Every third request gets no reply, and its connection is closed.
     let count = AtomicUsize::new(0);
     let server = Server::new(move |_, stream| {
         lines(stream, |writer, line| {
-            count.fetch_add(1, Ordering::SeqCst) % 3 != 2 && say(writer, &line)
+            count.fetch_add(1, Ordering::SeqCst) % 3 != 2 && send(writer, &line)
         });
     });
     let report = run(&Plan {
         connections: 2,
         ..plan(server.address, constant(200.0, 0, 300))
     });
-    assert_eq!(asked(&report), 60);
+    assert_eq!(total_requests(&report), 60);
     assert_eq!(report.response_time.len(), 60);
     assert!(report.errors.closed_early > 0);
     assert!(report.connected > 2);
 }
 
 #[test]
-fn stop_ends_the_drive_with_what_was_measured() {
+fn stop_ends_the_drive_and_keeps_the_measurements() {
     let server = Server::new(|_, stream| echo(stream));
     let hour = Duration::from_secs(3600);
     for load in [
@@ -756,9 +759,9 @@ fn stop_ends_the_drive_with_what_was_measured() {
         assert!(report.replies > 0);
         assert!(report.window > Duration::ZERO && report.window < hour);
         assert_eq!(report.errors.total(), 0);
-        assert_eq!(report.response_time.len(), asked(&report));
+        assert_eq!(report.response_time.len(), total_requests(&report));
     }
-    // Also before anything has begun.
+    // A stop before anything has begun also ends the drive.
     let nothing = drive(
         &plan(server.address, messages(5)),
         &(),
@@ -768,10 +771,10 @@ fn stop_ends_the_drive_with_what_was_measured() {
 }
 
 #[test]
-fn the_watcher_is_told_of_the_window_once() {
+fn watcher_is_notified_of_the_window_once() {
     #[derive(Default)]
-    struct Told(Mutex<Vec<&'static str>>);
-    impl Watch for Told {
+    struct Notifications(Mutex<Vec<&'static str>>);
+    impl Watch for Notifications {
         fn measuring(&self) {
             self.0.lock().unwrap().push("measuring");
         }
@@ -786,12 +789,17 @@ fn the_watcher_is_told_of_the_window_once() {
         duration: Duration::from_millis(20),
     };
     for load in [timed, messages(3)] {
-        let told = Told::default();
-        drive(&plan(server.address, load), &told, &AtomicBool::new(false)).unwrap();
-        assert_eq!(*told.0.lock().unwrap(), ["measuring", "measured"]);
+        let notifications = Notifications::default();
+        drive(
+            &plan(server.address, load),
+            &notifications,
+            &AtomicBool::new(false),
+        )
+        .unwrap();
+        assert_eq!(*notifications.0.lock().unwrap(), ["measuring", "measured"]);
     }
-    // No window, nothing told: it is stopped before the end of the warm-up.
-    let told = Told::default();
+    // No window, no notification: the drive is stopped before the end of the warm-up.
+    let notifications = Notifications::default();
     let warming = Load::Closed {
         think: Duration::ZERO,
         warmup: NEVER,
@@ -799,16 +807,16 @@ fn the_watcher_is_told_of_the_window_once() {
     };
     let report = drive(
         &plan(server.address, warming),
-        &told,
+        &notifications,
         &AtomicBool::new(true),
     )
     .unwrap();
     assert_eq!(report.window, Duration::ZERO);
-    assert!(told.0.lock().unwrap().is_empty());
+    assert!(notifications.0.lock().unwrap().is_empty());
 }
 
 #[test]
-fn plans_that_make_no_sense_are_refused() {
+fn plan_with_a_zero_or_invalid_value_is_refused() {
     let address: SocketAddr = (Ipv4Addr::LOCALHOST, 1).into();
     let refused = |plan: Plan| drive(&plan, &(), &AtomicBool::new(false)).unwrap_err();
     let good = || plan(address, messages(1));
@@ -872,7 +880,7 @@ fn plans_that_make_no_sense_are_refused() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn cpus_that_do_not_exist_are_an_error() {
+fn cpus_that_do_not_exist_are_refused() {
     for cpus in [vec![1_000_000], vec![0, 1023]] {
         let plan = Plan {
             cpus: cpus.clone(),
@@ -887,7 +895,7 @@ fn cpus_that_do_not_exist_are_an_error() {
 
 const TERMINATOR: &[u8] = b"\r<--EOM-->\r";
 
-/// Reads a message of `bulk`, without its end; `None`: the client has gone.
+/// Reads a message of `bulk`, without its terminator; `None`: the client has gone.
 fn message(reader: &mut impl BufRead) -> Option<Vec<u8>> {
     let mut message = Vec::new();
     while !message.ends_with(TERMINATOR) {
@@ -899,7 +907,7 @@ fn message(reader: &mut impl BufRead) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// A message to send.
+/// Returns a message of `bulk`.
 fn dots(size: usize) -> Vec<u8> {
     [b"head", &vec![b'.'; size - 8][..], b"tail", TERMINATOR].concat()
 }
@@ -912,27 +920,27 @@ fn bulk_plan(address: SocketAddr, size: u64, count: u64, load: Load) -> Plan {
     }
 }
 
-/// The server sends a message only after the receipt for the one before it, so nobody may keep receipts back.
+/// The server sends a message only after the receipt for the one before it, so the client may not hold receipts back.
 #[test]
-fn receipts_are_given_while_the_reply_is_under_way() {
+fn receipts_are_sent_while_the_reply_is_under_way() {
     let server = Server::new(|_, mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut given = 0;
+        let mut receipts = 0;
         while let Some(start) = message(&mut reader) {
             assert_eq!(start, b"start");
             for _ in 0..3 {
-                let whole = dots(100);
-                let (first, end) = whole.split_at(100);
-                say(&mut stream, first);
+                let all = dots(100);
+                let (first, end) = all.split_at(100);
+                send(&mut stream, first);
                 for byte in end {
-                    say(&mut stream, &[*byte]);
+                    send(&mut stream, &[*byte]);
                 }
-                given += 1;
+                receipts += 1;
                 let receipt = message(&mut reader).expect("a receipt before the client goes");
-                assert_eq!(receipt, format!("received {given}").into_bytes());
+                assert_eq!(receipt, format!("received {receipts}").into_bytes());
             }
         }
-        assert_eq!(given, 6);
+        assert_eq!(receipts, 6);
     });
     let report = run(&Plan {
         connections: 2,
@@ -945,71 +953,71 @@ fn receipts_are_given_while_the_reply_is_under_way() {
     assert_eq!(report.finished_clients, 2);
 }
 
-/// The server takes no receipt before all is sent, and far more come than the sockets hold: they wait, and no request
-/// waits for them. The last ones are said before the client goes.
+/// The server reads no receipt before all is sent, and there are far more receipts than the sockets hold: they wait,
+/// and no request waits for them. The last receipts are sent before the client leaves.
 #[test]
-fn receipts_that_the_socket_does_not_take_are_sent_later() {
+fn receipts_that_the_socket_does_not_accept_are_sent_later() {
     const COUNT: u64 = 100_000;
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let hearing = Arc::clone(&heard);
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let recording = Arc::clone(&received);
     let server = Server::new(move |_, mut stream| {
         SockRef::from(&stream)
             .set_recv_buffer_size(32 * 1024)
             .unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut given = 0;
+        let mut receipts = 0;
         while let Some(start) = message(&mut reader) {
             assert_eq!(start, b"start");
-            say(&mut stream, &dots(8).repeat(COUNT as usize));
+            send(&mut stream, &dots(8).repeat(COUNT as usize));
             for _ in 0..COUNT {
-                given += 1;
+                receipts += 1;
                 let receipt = message(&mut reader).expect("a receipt before the client goes");
-                assert_eq!(receipt, format!("received {given}").into_bytes());
+                assert_eq!(receipt, format!("received {receipts}").into_bytes());
             }
         }
-        hearing.lock().unwrap().push(given);
+        recording.lock().unwrap().push(receipts);
     });
     let report = run(&bulk_plan(server.address, 8, COUNT, messages(2)));
     assert_eq!((report.replies, report.errors.total()), (2, 0));
     drop(server);
-    assert_eq!(*heard.lock().unwrap(), [2 * COUNT]);
+    assert_eq!(*received.lock().unwrap(), [2 * COUNT]);
     let digits: usize = (1..=2 * COUNT).map(|number| number.to_string().len()).sum();
     let receipts = 2 * COUNT as usize * ("received ".len() + TERMINATOR.len()) + digits;
     assert_eq!(report.sent, (2 * 16 + receipts) as u64);
 }
 
-/// Whoever has all it asked for goes in the end, also from a server that takes no receipts.
+/// A client that has all its replies leaves in the end, also if the server reads no receipts.
 #[test]
-fn a_server_that_takes_no_receipts_is_left() {
+fn client_leaves_a_server_that_reads_no_receipts() {
     const COUNT: u64 = 400_000;
-    let (stay, leave) = (Arc::new(Mutex::new(false)), Arc::new(Condvar::new()));
-    let (stays, leaves) = (Arc::clone(&stay), Arc::clone(&leave));
+    let (over, over_changed) = (Arc::new(Mutex::new(false)), Arc::new(Condvar::new()));
+    let (server_over, server_over_changed) = (Arc::clone(&over), Arc::clone(&over_changed));
     let server = Server::new(move |_, mut stream| {
         SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
         let mut start = [0; 16];
         stream.read_exact(&mut start).unwrap();
-        say(&mut stream, &dots(8).repeat(COUNT as usize));
-        let over = stays.lock().unwrap();
-        drop(leaves.wait_while(over, |over| !*over).unwrap());
+        send(&mut stream, &dots(8).repeat(COUNT as usize));
+        let over = server_over.lock().unwrap();
+        drop(server_over_changed.wait_while(over, |over| !*over).unwrap());
     });
     let report = run(&Plan {
         // Long enough for the reply, wherever this is run.
         timeout: Duration::from_secs(3),
         ..bulk_plan(server.address, 8, COUNT, messages(1))
     });
-    *stay.lock().unwrap() = true;
-    leave.notify_all();
+    *over.lock().unwrap() = true;
+    over_changed.notify_all();
     assert_eq!((report.replies, report.errors.total()), (1, 0));
     assert_eq!(report.finished_clients, 1);
 }
 
 #[test]
-fn a_message_that_does_not_go_on_is_an_error() {
+fn incomplete_message_is_closed_early_or_timed_out() {
     for closes in [false, true] {
         let server = Server::new(move |_, mut stream| {
             let mut start = [0; 16];
             stream.read_exact(&mut start).unwrap();
-            say(&mut stream, &dots(100)[..50]);
+            send(&mut stream, &dots(100)[..50]);
             if !closes {
                 let _ = stream.read_to_end(&mut Vec::new());
             }
@@ -1031,7 +1039,7 @@ fn a_message_that_does_not_go_on_is_an_error() {
     }
 }
 
-/// Answers each request for a page.
+/// Calls `answer` for each request for the page.
 fn pages(stream: TcpStream, mut answer: impl FnMut(&mut TcpStream) -> bool) {
     let mut head = Vec::new();
     lines(stream, |writer, line| {
@@ -1064,8 +1072,8 @@ fn http_plan(address: SocketAddr, content: Option<Content>, load: Load) -> Plan 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[test]
-fn pages_are_asked_for_on_one_connection_as_long_as_it_stays() {
-    let server = Server::new(|_, stream| pages(stream, |writer| say(writer, OK)));
+fn pages_are_requested_on_one_connection_while_it_is_open() {
+    let server = Server::new(|_, stream| pages(stream, |writer| send(writer, OK)));
     let report = run(&Plan {
         connections: 2,
         ..http_plan(server.address, Some(Content::of(b"ok")), messages(10))
@@ -1076,11 +1084,11 @@ fn pages_are_asked_for_on_one_connection_as_long_as_it_stays() {
 }
 
 #[test]
-fn a_server_that_closes_after_each_page_is_connected_to_again() {
+fn client_reconnects_if_the_server_closes_after_each_page() {
     let server = Server::new(|_, stream| {
         pages(stream, |writer| {
             let head = &b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"[..];
-            say(writer, head);
+            send(writer, head);
             false
         });
     });
@@ -1090,8 +1098,8 @@ fn a_server_that_closes_after_each_page_is_connected_to_again() {
 }
 
 #[test]
-fn wrong_pages_are_wrong_replies() {
-    for (reply, words) in [
+fn wrong_page_is_a_wrong_reply() {
+    for (reply, text) in [
         (OK.repeat(2), "nothing more"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno".to_vec(),
@@ -1102,25 +1110,25 @@ fn wrong_pages_are_wrong_replies() {
             "expected status 200, got 503 Full",
         ),
     ] {
-        let server = Server::new(move |_, stream| pages(stream, |writer| say(writer, &reply)));
+        let server = Server::new(move |_, stream| pages(stream, |writer| send(writer, &reply)));
         let content = Some(Content::of(b"ok"));
         let report = run(&http_plan(server.address, content, messages(1)));
         assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 1));
         let example = &report.examples[0];
-        assert!(example.contains(words), "{example}");
+        assert!(example.contains(text), "{example}");
     }
 }
 
-/// All clients of a drive agree on what the page is, though nobody told them.
+/// All clients of a drive compare their replies with the same page, though the plan gives no content.
 #[test]
-fn a_page_that_changes_is_found_out() {
+fn page_that_changes_during_the_drive_is_a_wrong_reply() {
     let server = Server::new(|_, stream| {
         let mut count = 0;
         pages(stream, |writer| {
             count += 1;
             let body = if count < 3 { "ok" } else { "no" };
             let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
-            say(writer, format!("{head}{body}").as_bytes())
+            send(writer, format!("{head}{body}").as_bytes())
         });
     });
     let report = run(&http_plan(server.address, None, messages(3)));
@@ -1128,18 +1136,18 @@ fn a_page_that_changes_is_found_out() {
     assert_eq!(report.errors, errors(|errors| errors.wrong_reply = 1));
 }
 
-/// Told apart by their bytes, whether they are answered or not.
+/// The client recognises these requests by their bytes, whether they are answered or not.
 #[test]
-fn requests_that_cost_the_server_nothing_are_reported_apart() {
+fn requests_without_server_work_are_reported_as_bystanders() {
     let time = Duration::from_millis(1);
-    for (percent, right) in [(50, true), (50, false), (100, true)] {
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let hearing = Arc::clone(&heard);
+    for (percent, correct) in [(50, true), (50, false), (100, true)] {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let recording = Arc::clone(&received);
         let server = Server::new(move |_, stream| {
             lines(stream, |writer, mut line| {
-                hearing.lock().unwrap().push(line.clone());
-                line[0] ^= u8::from(!right);
-                say(writer, &line)
+                recording.lock().unwrap().push(line.clone());
+                line[0] ^= u8::from(!correct);
+                send(writer, &line)
             });
         });
         let work = WorkPlan::new(WorkKind::Wait, time..=time, percent, 1);
@@ -1148,10 +1156,14 @@ fn requests_that_cost_the_server_nothing_are_reported_apart() {
             connections: 4,
             ..plan(server.address, messages(50))
         });
-        let heard = heard.lock().unwrap();
-        let others = heard.iter().filter(|line| !work.chooses(line)).count();
-        assert_eq!(report.bystanders.len(), others as u64, "{percent} {right}");
-        assert_eq!(report.response_time.len(), heard.len() as u64);
-        assert_eq!(others > 0, percent < 100, "of {}", heard.len());
+        let received = received.lock().unwrap();
+        let bystanders = received.iter().filter(|line| !work.chooses(line)).count();
+        assert_eq!(
+            report.bystanders.len(),
+            bystanders as u64,
+            "{percent} {correct}"
+        );
+        assert_eq!(report.response_time.len(), received.len() as u64);
+        assert_eq!(bystanders > 0, percent < 100, "of {}", received.len());
     }
 }

@@ -1,4 +1,4 @@
-//! The driver, in front of small servers that do what each test needs.
+//! Tests of the peer driver, against small servers that do what each test needs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,10 +17,10 @@ use protocol::{Bulk, PROTOCOLS, Protocol, ReplyStatus, Script, WrongReply};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Never a measure of anything.
+/// Longest wait of a test. It is a bound and never a measurement.
 const GUARD: Duration = Duration::from_secs(30);
 
-/// Calls this for every connection, each on a thread of its own.
+/// Starts a server that calls `serve` for every connection, each on a thread of its own.
 fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -34,22 +34,23 @@ fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-/// What a connection was heard to say until its end, or until its reset.
-type Said = Result<Vec<u8>, Vec<u8>>;
+/// Bytes received on a connection until its end (`Ok`), or until its reset (`Err`).
+type Received = Result<Vec<u8>, Vec<u8>>;
 
-/// A server that says this at once, and what each of its connections says.
-fn listener(answer: &'static [u8]) -> (SocketAddr, Receiver<Said>) {
-    let (tell, heard) = mpsc::channel();
+/// Starts a server that sends `answer` at once. Returns its address, and a channel with the bytes of each of its
+/// connections.
+fn listener(answer: &'static [u8]) -> (SocketAddr, Receiver<Received>) {
+    let (sender, received) = mpsc::channel();
     let address = server(move |mut stream| {
         stream.write_all(answer).unwrap();
         let mut all = Vec::new();
         let ended = stream.read_to_end(&mut all);
-        let _ = tell.send(match ended {
+        let _ = sender.send(match ended {
             Ok(_) => Ok(all),
             Err(_) => Err(all),
         });
     });
-    (address, heard)
+    (address, received)
 }
 
 fn echo() -> SocketAddr {
@@ -68,7 +69,7 @@ fn driver(address: SocketAddr) -> PeerDriver {
     PeerDriver::open(address, PeerDriverOptions::default()).unwrap()
 }
 
-fn impatient(address: SocketAddr, patience: Duration) -> PeerDriver {
+fn driver_with_patience(address: SocketAddr, patience: Duration) -> PeerDriver {
     let options = PeerDriverOptions {
         patience,
         ..PeerDriverOptions::default()
@@ -76,12 +77,12 @@ fn impatient(address: SocketAddr, patience: Duration) -> PeerDriver {
     PeerDriver::open(address, options).unwrap()
 }
 
-/// What comes of one who does that.
-fn act(driver: &PeerDriver, actions: Vec<Action>) -> PeerOutcome {
-    act_as(driver, PeerScript::new(actions))
+/// Returns the outcome of one peer with these actions.
+fn run_actions(driver: &PeerDriver, actions: Vec<Action>) -> PeerOutcome {
+    run_script(driver, PeerScript::new(actions))
 }
 
-fn act_as(driver: &PeerDriver, peer_script: PeerScript) -> PeerOutcome {
+fn run_script(driver: &PeerDriver, peer_script: PeerScript) -> PeerOutcome {
     let mut outcomes = driver.enter(vec![peer_script]).finish(GUARD);
     assert_eq!(outcomes.len(), 1);
     outcomes.remove(0)
@@ -105,10 +106,10 @@ fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// Says `a`, and believes what it is told to.
-struct Believer(&'static [u8], ReplyStatus);
+/// Script that sends `a`, and reports the given status for the given reply.
+struct FixedReply(&'static [u8], ReplyStatus);
 
-impl Script for Believer {
+impl Script for FixedReply {
     fn ask(&mut self, request: &mut Vec<u8>) {
         request.push(b'a');
     }
@@ -126,8 +127,8 @@ impl Script for Believer {
     }
 }
 
-fn believer(expects: &'static [u8], heard: ReplyStatus) -> ScriptFactory {
-    Arc::new(move |_| Box::new(Believer(expects, heard)))
+fn fixed_reply(expects: &'static [u8], status: ReplyStatus) -> ScriptFactory {
+    Arc::new(move |_| Box::new(FixedReply(expects, status)))
 }
 
 fn converse(script: ScriptFactory, requests: u64) -> Action {
@@ -138,7 +139,7 @@ fn converse(script: ScriptFactory, requests: u64) -> Action {
     }
 }
 
-fn asked(protocol: &'static Protocol) -> RequestSpec {
+fn spec(protocol: &'static Protocol) -> RequestSpec {
     RequestSpec {
         protocol,
         seed: 7,
@@ -150,12 +151,12 @@ fn asked(protocol: &'static Protocol) -> RequestSpec {
     }
 }
 
-/// A server of that protocol.
-fn of_protocol(protocol: &'static Protocol) -> SocketAddr {
+/// Starts a server of the protocol.
+fn protocol_server(protocol: &'static Protocol) -> SocketAddr {
     server(move |mut stream| {
-        let asked = asked(protocol);
+        let spec = spec(protocol);
         let options = protocol::SessionOptions {
-            bulk: asked.bulk,
+            bulk: spec.bulk,
             ..Default::default()
         };
         let mut session = (protocol.open)(&options);
@@ -187,8 +188,8 @@ fn of_protocol(protocol: &'static Protocol) -> SocketAddr {
 }
 
 #[test]
-fn what_is_sent_arrives_whole_however_it_is_cut() {
-    let (address, heard) = listener(b"");
+fn sent_bytes_arrive_completely_for_every_cut() {
+    let (address, received) = listener(b"");
     let driver = driver(address);
     for cut in [
         Cut::Whole,
@@ -196,7 +197,7 @@ fn what_is_sent_arrives_whole_however_it_is_cut() {
         Cut::Every(3, Duration::ZERO),
         Cut::At(4, ms(2)),
     ] {
-        let outcome = act(
+        let outcome = run_actions(
             &driver,
             vec![
                 Action::Send(b"some bytes"[..].into(), cut),
@@ -206,14 +207,17 @@ fn what_is_sent_arrives_whole_however_it_is_cut() {
         );
         assert_done(&outcome);
         assert_eq!((outcome.bytes_sent, outcome.bytes_heard), (10, 0));
-        assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"some bytes");
+        assert_eq!(
+            received.recv_timeout(GUARD).unwrap().unwrap(),
+            b"some bytes"
+        );
     }
 }
 
 #[test]
-fn pieces_are_writes_of_their_own_with_pauses_between() {
+fn cut_pieces_are_separate_writes_with_pauses_between() {
     let driver = driver(echo());
-    let outcome = act(
+    let outcome = run_actions(
         &driver,
         vec![Action::Ask {
             request: b"abc"[..].into(),
@@ -235,9 +239,9 @@ fn pieces_are_writes_of_their_own_with_pauses_between() {
 }
 
 #[test]
-fn a_reply_may_come_in_pieces_and_what_follows_it_is_the_next_acts() {
-    let (address, _heard) = listener(b"onetwo");
-    let outcome = act(
+fn bytes_after_a_reply_are_left_to_the_next_action() {
+    let (address, _received) = listener(b"onetwo");
+    let outcome = run_actions(
         &driver(address),
         vec![
             Action::expect(*b"one"),
@@ -250,72 +254,72 @@ fn a_reply_may_come_in_pieces_and_what_follows_it_is_the_next_acts() {
 }
 
 #[test]
-fn wrong_bytes_are_told_with_their_place() {
-    let (address, _heard) = listener(b"right, and wrong");
-    let outcome = act(&driver(address), vec![Action::expect(*b"right, and right")]);
-    let told = (FaultKind::WrongBytes, "\"right\" at byte 11", "\"wrong\"");
-    assert_eq!(fault(&outcome), told);
+fn wrong_bytes_are_reported_with_their_offset() {
+    let (address, _received) = listener(b"right, and wrong");
+    let outcome = run_actions(&driver(address), vec![Action::expect(*b"right, and right")]);
+    let expected_fault = (FaultKind::WrongBytes, "\"right\" at byte 11", "\"wrong\"");
+    assert_eq!(fault(&outcome), expected_fault);
 
-    let outcome = act(
+    let outcome = run_actions(
         &driver(echo()),
-        vec![converse(believer(b"b", ReplyStatus::Complete), 1)],
+        vec![converse(fixed_reply(b"b", ReplyStatus::Complete), 1)],
     );
-    let told = (FaultKind::WrongBytes, "\"b\" at byte 0 of reply 1", "\"a\"");
-    assert_eq!(fault(&outcome), told);
+    let expected_fault = (FaultKind::WrongBytes, "\"b\" at byte 0 of reply 1", "\"a\"");
+    assert_eq!(fault(&outcome), expected_fault);
 
-    let (address, _heard) = listener(b"something");
-    let outcome = act(&driver(address), vec![Action::ExpectFin]);
-    let told = (
+    let (address, _received) = listener(b"something");
+    let outcome = run_actions(&driver(address), vec![Action::ExpectFin]);
+    let expected_fault = (
         FaultKind::WrongBytes,
         "the end of the connection",
         "\"something\"",
     );
-    assert_eq!(fault(&outcome), told);
+    assert_eq!(fault(&outcome), expected_fault);
 }
 
 #[test]
-fn an_end_that_comes_too_early_is_told() {
+fn early_close_by_the_server_is_reported() {
     let address = server(|mut stream| {
         stream.write_all(b"ab").unwrap();
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let _ = stream.read(&mut [0]);
     });
     let driver = driver(address);
-    let outcome = act(&driver, vec![Action::expect(*b"abc")]);
-    let told = (
+    let outcome = run_actions(&driver, vec![Action::expect(*b"abc")]);
+    let expected_fault = (
         FaultKind::End,
         "\"c\"",
         "the end of the connection after 2 bytes",
     );
-    assert_eq!(fault(&outcome), told);
-    let outcome = act(&driver, vec![Action::ReadBytes(3)]);
+    assert_eq!(fault(&outcome), expected_fault);
+    let outcome = run_actions(&driver, vec![Action::ReadBytes(3)]);
     assert_eq!(fault(&outcome).0, FaultKind::End);
-    let outcome = act(&driver, vec![Action::ExpectReset]);
-    let told = (FaultKind::End, "a reset", "the end of the connection");
-    assert_eq!(fault(&outcome), told);
-    let outcome = act(
+    let outcome = run_actions(&driver, vec![Action::ExpectReset]);
+    let expected_fault = (FaultKind::End, "a reset", "the end of the connection");
+    assert_eq!(fault(&outcome), expected_fault);
+    let outcome = run_actions(
         &driver,
-        vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
+        vec![converse(fixed_reply(b"ab", ReplyStatus::Partial), 1)],
     );
-    let told = (
+    let expected_fault = (
         FaultKind::End,
         "the rest of reply 1",
         "the end of the connection",
     );
-    assert_eq!(fault(&outcome), told);
-    let outcome = act(
+    assert_eq!(fault(&outcome), expected_fault);
+    let outcome = run_actions(
         &driver,
-        vec![converse(believer(b"ab", ReplyStatus::Last), 2)],
+        vec![converse(fixed_reply(b"ab", ReplyStatus::Last), 2)],
     );
     assert_eq!(fault(&outcome).0, FaultKind::End);
-    assert_done(&act(
+    assert_done(&run_actions(
         &driver,
-        vec![converse(believer(b"ab", ReplyStatus::Last), 1)],
+        vec![converse(fixed_reply(b"ab", ReplyStatus::Last), 1)],
     ));
 }
 
 #[test]
-fn a_reset_is_told_to_all_but_those_who_expect_one() {
+fn reset_is_a_fault_except_for_actions_that_expect_it() {
     let address = server(|mut stream| {
         let _ = stream.read(&mut [0; 1]);
         reset(stream);
@@ -327,27 +331,33 @@ fn a_reset_is_told_to_all_but_those_who_expect_one() {
         Action::ReadBytes(1),
         Action::ReadSlowly(ms(1)),
     ] {
-        let outcome = act(&driver, vec![Action::send(*b"a"), last]);
+        let outcome = run_actions(&driver, vec![Action::send(*b"a"), last]);
         assert_eq!(fault(&outcome).0, FaultKind::Reset);
     }
-    assert_done(&act(
+    assert_done(&run_actions(
         &driver,
         vec![Action::send(*b"a"), Action::ExpectReset],
     ));
-    assert_done(&act(&driver, vec![Action::send(*b"a"), Action::ReadToEnd]));
+    assert_done(&run_actions(
+        &driver,
+        vec![Action::send(*b"a"), Action::ReadToEnd],
+    ));
     let flood = Action::Flood {
         bytes: vec![b'x'; 1000].into(),
         most: u64::MAX,
         stuck: GUARD,
     };
-    assert_eq!(fault(&act(&driver, vec![flood])).0, FaultKind::Reset);
+    assert_eq!(
+        fault(&run_actions(&driver, vec![flood])).0,
+        FaultKind::Reset
+    );
 }
 
 #[test]
-fn silence_is_told_when_patience_is_over() {
-    let (address, _heard) = listener(b"ab");
-    // Long enough for what does come.
-    let driver = impatient(address, Duration::from_secs(1));
+fn idle_server_is_reported_after_the_patience() {
+    let (address, _received) = listener(b"ab");
+    // Long enough for the bytes that do arrive.
+    let driver = driver_with_patience(address, Duration::from_secs(1));
     let cases = [
         (vec![Action::expect(*b"abc")], "\"c\" (after 2 bytes of it)"),
         (
@@ -359,9 +369,9 @@ fn silence_is_told_when_patience_is_over() {
             "the end of the connection, or a reset",
         ),
         (vec![Action::ExpectReset], "a reset"),
-        (vec![Action::ReadBytes(5)], "3 bytes more"),
+        (vec![Action::ReadBytes(5)], "3 more bytes"),
         (
-            vec![converse(believer(b"ab", ReplyStatus::Partial), 1)],
+            vec![converse(fixed_reply(b"ab", ReplyStatus::Partial), 1)],
             "the rest of reply 1 (2 bytes of it came)",
         ),
     ];
@@ -370,36 +380,36 @@ fn silence_is_told_when_patience_is_over() {
         .map(|(actions, _)| PeerScript::new(actions.clone()));
     let outcomes = driver.enter(peer_scripts.collect()).finish(GUARD);
     for (outcome, (_, expected)) in outcomes.iter().zip(cases) {
-        let told = (FaultKind::Silence, expected, "nothing for 1s");
-        assert_eq!(fault(outcome), told);
+        let expected_fault = (FaultKind::Silence, expected, "nothing for 1s");
+        assert_eq!(fault(outcome), expected_fault);
     }
 }
 
 #[test]
-fn a_server_that_does_not_read_is_silent_too() {
+fn server_that_does_not_read_is_reported_after_the_patience() {
     let address = server(|_stream| thread::sleep(GUARD));
-    let driver = impatient(address, ms(20));
-    let outcome = act(&driver, vec![Action::send(vec![b'x'; 100 << 20])]);
+    let driver = driver_with_patience(address, ms(20));
+    let outcome = run_actions(&driver, vec![Action::send(vec![b'x'; 100 << 20])]);
     let (kind, expected, _) = fault(&outcome);
     assert_eq!(kind, FaultKind::Silence);
     assert!(
-        expected.starts_with("that the server reads on ("),
+        expected.starts_with("the server to read on ("),
         "{expected}"
     );
 }
 
 #[test]
-fn a_port_where_nobody_listens_is_a_fault_of_the_connect() {
+fn port_without_a_listener_is_a_connect_fault() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
-    let outcome = act(&driver(address), vec![Action::ExpectFin]);
+    let outcome = run_actions(&driver(address), vec![Action::ExpectFin]);
     assert_eq!(fault(&outcome).0, FaultKind::Connect);
     assert_eq!(outcome.done_at, [None, None]);
 }
 
 #[test]
-fn who_acts_after_its_own_close_is_told_so_and_nobody_else_notices() {
+fn action_after_the_peers_own_close_is_a_local_fault_and_spares_others() {
     let driver = driver(echo());
     for close in [Action::Close, Action::Reset] {
         for after in [
@@ -413,50 +423,50 @@ fn who_acts_after_its_own_close_is_told_so_and_nobody_else_notices() {
             Action::ReadSlowly(ms(1)),
             Action::Close,
             Action::Reset,
-            converse(believer(b"a", ReplyStatus::Complete), 1),
+            converse(fixed_reply(b"a", ReplyStatus::Complete), 1),
         ] {
-            let outcome = act(&driver, vec![close.clone(), after]);
+            let outcome = run_actions(&driver, vec![close.clone(), after]);
             assert_eq!(fault(&outcome).0, FaultKind::Local);
         }
-        assert_done(&act(&driver, vec![close, Action::Pause(ms(1))]));
+        assert_done(&run_actions(&driver, vec![close, Action::Pause(ms(1))]));
     }
-    assert_done(&act(&driver, vec![Action::ask(*b"a", *b"a")]));
+    assert_done(&run_actions(&driver, vec![Action::ask(*b"a", *b"a")]));
 }
 
 #[test]
-fn close_and_reset_are_seen_by_the_server_as_what_they_are() {
-    let (address, heard) = listener(b"");
+fn close_and_reset_reach_the_server_as_fin_and_rst() {
+    let (address, received) = listener(b"");
     let driver = driver(address);
     for (last, resets) in [(Action::Close, false), (Action::Reset, true)] {
         let actions = vec![Action::send(*b"a"), Action::Pause(ms(1)), last];
-        assert_done(&act(&driver, actions));
-        assert_eq!(heard.recv_timeout(GUARD).unwrap().is_err(), resets);
+        assert_done(&run_actions(&driver, actions));
+        assert_eq!(received.recv_timeout(GUARD).unwrap().is_err(), resets);
     }
-    // Whoever comes to the end of the actions closes, too.
-    assert_done(&act(&driver, vec![Action::send(*b"a")]));
-    assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
+    // A peer that completes its actions closes, too.
+    assert_done(&run_actions(&driver, vec![Action::send(*b"a")]));
+    assert_eq!(received.recv_timeout(GUARD).unwrap().unwrap(), b"a");
 }
 
 #[test]
-fn a_flood_ends_at_its_most_or_when_nothing_is_taken() {
-    let (address, heard) = listener(b"");
+fn flood_ends_at_its_limit_or_when_nothing_is_accepted() {
+    let (address, received) = listener(b"");
     let flood = |most| Action::Flood {
         bytes: (*b"abc").into(),
         most,
         stuck: ms(20),
     };
-    let outcome = act(&driver(address), vec![flood(7)]);
+    let outcome = run_actions(&driver(address), vec![flood(7)]);
     assert_done(&outcome);
     assert_eq!(outcome.bytes_sent, 7);
-    assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"abcabca");
+    assert_eq!(received.recv_timeout(GUARD).unwrap().unwrap(), b"abcabca");
 
-    let deaf = driver(server(|_stream| thread::sleep(GUARD)));
+    let unread = driver(server(|_stream| thread::sleep(GUARD)));
     let flood = Action::Flood {
         bytes: vec![b'x'; 65536].into(),
         most: 1 << 30,
         stuck: ms(20),
     };
-    let outcome = act(&deaf, vec![flood]);
+    let outcome = run_actions(&unread, vec![flood]);
     assert_done(&outcome);
     assert!(outcome.bytes_sent < 1 << 30);
     let empty = Action::Flood {
@@ -464,12 +474,12 @@ fn a_flood_ends_at_its_most_or_when_nothing_is_taken() {
         most: 1,
         stuck: ms(20),
     };
-    assert_done(&act(&deaf, vec![empty]));
+    assert_done(&run_actions(&unread, vec![empty]));
 }
 
 #[test]
-fn small_buffers_are_small() {
-    let deaf = driver(server(|_stream| thread::sleep(GUARD)));
+fn small_buffers_accept_fewer_bytes_than_the_default() {
+    let unread = driver(server(|_stream| thread::sleep(GUARD)));
     let flood = || {
         vec![Action::Flood {
             bytes: vec![b'x'; 65536].into(),
@@ -477,43 +487,47 @@ fn small_buffers_are_small() {
             stuck: ms(50),
         }]
     };
-    let usual = act(&deaf, flood()).bytes_sent;
-    let small = act_as(
-        &deaf,
+    let default = run_actions(&unread, flood()).bytes_sent;
+    let small = run_script(
+        &unread,
         PeerScript {
             small_buffers: true,
             ..PeerScript::new(flood())
         },
     );
     assert_done(&small);
-    assert!(small.bytes_sent < usual, "{} of {usual}", small.bytes_sent);
+    assert!(
+        small.bytes_sent < default,
+        "{} of {default}",
+        small.bytes_sent
+    );
 }
 
 #[test]
-fn who_overfills_ends_its_side_once_if_it_is_to() {
+fn overfill_with_finish_half_closes_once() {
     for requests in [1, 20_000] {
-        let script = asked(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), requests);
+        let script = spec(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), requests);
         let overfill = Action::Overfill {
             script,
             still: ms(20),
             finish: true,
         };
-        let outcome = act(&driver(echo()), vec![overfill, Action::ExpectFin]);
+        let outcome = run_actions(&driver(echo()), vec![overfill, Action::ExpectFin]);
         assert_done(&outcome);
         assert_eq!(outcome.bytes_heard, requests * 1000);
     }
 }
 
 #[test]
-fn who_overfills_reads_late_and_hears_all() {
-    // Each byte comes back, and the server stops reading when nobody takes them.
-    let script = asked(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), 20_000);
+fn overfill_reads_late_and_receives_all_replies() {
+    // The server sends each byte back, and stops reading when no peer reads the bytes.
+    let script = spec(Protocol::find("echo").unwrap()).pipeline(1, Some(1000), 20_000);
     let overfill = Action::Overfill {
         script,
         still: ms(20),
         finish: false,
     };
-    let outcome = act(
+    let outcome = run_actions(
         &driver(echo()),
         vec![overfill, Action::HalfClose, Action::ExpectFin],
     );
@@ -522,22 +536,22 @@ fn who_overfills_reads_late_and_hears_all() {
         (outcome.bytes_sent, outcome.bytes_heard),
         (20_000_000, 20_000_000)
     );
-    // It kept still before it heard the first.
+    // The peer read nothing for 20 ms before it received the first byte.
     let transcript = outcome.transcript.to_string();
     let times: Vec<(f64, bool)> = transcript
         .lines()
         .filter_map(|line| Some((line.get(..9)?.trim().parse().ok()?, line.contains(" < "))))
         .collect();
-    let heard = times.iter().position(|(_, heard)| *heard);
-    if let Some(heard) = heard.filter(|place| *place < 24) {
-        assert!(times[heard].0 - times[1].0 >= 0.0199, "{transcript}");
+    let first = times.iter().position(|(_, received)| *received);
+    if let Some(first) = first.filter(|line| *line < 24) {
+        assert!(times[first].0 - times[1].0 >= 0.0199, "{transcript}");
     }
 }
 
 #[test]
-fn sips_are_single_bytes_and_end_with_the_connection() {
+fn slow_reads_are_single_bytes_and_end_with_the_connection() {
     let address = server(|mut stream| stream.write_all(b"abc").unwrap());
-    let outcome = act(&driver(address), vec![Action::ReadSlowly(ms(2))]);
+    let outcome = run_actions(&driver(address), vec![Action::ReadSlowly(ms(2))]);
     assert_done(&outcome);
     assert_eq!(outcome.bytes_heard, 3);
     let transcript = outcome.transcript.to_string();
@@ -545,48 +559,51 @@ fn sips_are_single_bytes_and_end_with_the_connection() {
 }
 
 #[test]
-fn what_is_taken_is_kept_up_to_a_bound() {
+fn read_bytes_are_kept_up_to_a_bound() {
     let address = server(|mut stream| {
         let _ = stream.write_all(&vec![b'x'; 1 << 20]);
     });
     let driver = driver(address);
-    let outcome = act(&driver, vec![Action::ReadBytes(5)]);
+    let outcome = run_actions(&driver, vec![Action::ReadBytes(5)]);
     assert_eq!(outcome.heard, b"xxxxx");
     assert_eq!(outcome.bytes_heard, 5);
-    let outcome = act(&driver, vec![Action::ReadToEnd]);
+    let outcome = run_actions(&driver, vec![Action::ReadToEnd]);
     assert_eq!((outcome.heard.len(), outcome.bytes_heard), (4096, 1 << 20));
 }
 
 #[test]
-fn a_conversation_asks_and_hears_until_its_requests_are_answered() {
+fn conversation_ends_after_all_its_requests_are_answered() {
     for protocol in PROTOCOLS {
         if protocol.name == "http" {
-            // It has nothing to serve here.
+            // `http` has no page to serve here.
             continue;
         }
-        let driver = driver(of_protocol(protocol));
-        let asked = asked(protocol);
+        let driver = driver(protocol_server(protocol));
+        let spec = spec(protocol);
         let actions = |cut| {
             vec![Action::Converse {
-                script: asked.scripts(3),
-                requests: asked.requests(20),
+                script: spec.scripts(3),
+                requests: spec.requests(20),
                 cut,
             }]
         };
-        assert_done(&act(&driver, actions(Cut::Whole)));
-        if asked.may_cut() {
-            assert_done(&act(&driver, actions(Cut::Every(2, Duration::ZERO))));
-            assert_done(&act(&driver, actions(Cut::At(3, ms(1)))));
+        assert_done(&run_actions(&driver, actions(Cut::Whole)));
+        if spec.may_cut() {
+            assert_done(&run_actions(
+                &driver,
+                actions(Cut::Every(2, Duration::ZERO)),
+            ));
+            assert_done(&run_actions(&driver, actions(Cut::At(3, ms(1)))));
         }
-        let none = converse(asked.scripts(3), 0);
-        let outcome = act(&driver, vec![none]);
+        let none = converse(spec.scripts(3), 0);
+        let outcome = run_actions(&driver, vec![none]);
         assert_done(&outcome);
         assert_eq!(outcome.bytes_sent, 0);
     }
 }
 
 #[test]
-fn cues_are_given_to_those_who_wait_the_first_that_came_first() {
+fn signals_go_to_waiting_peers_in_order_of_arrival() {
     let driver = driver(echo());
     let peer_scripts =
         (0..3).map(|_| PeerScript::new(vec![Action::WaitForSignal, Action::ask(*b"a", *b"a")]));
@@ -607,7 +624,7 @@ fn cues_are_given_to_those_who_wait_the_first_that_came_first() {
 }
 
 #[test]
-fn who_plays_again_connects_again_until_it_leaves() {
+fn repeating_peer_reconnects_until_it_leaves() {
     let driver = driver(echo());
     let group = driver.enter(vec![PeerScript {
         again: true,
@@ -623,13 +640,13 @@ fn who_plays_again_connects_again_until_it_leaves() {
 }
 
 #[test]
-fn each_round_of_a_conversation_has_a_number() {
+fn script_factory_gets_the_number_of_the_connection() {
     let rounds = Arc::new(AtomicUsize::new(0));
     let script: ScriptFactory = {
         let rounds = Arc::clone(&rounds);
         Arc::new(move |round| {
             assert_eq!(rounds.fetch_add(1, Ordering::Relaxed) as u64, round);
-            Box::new(Believer(b"a", ReplyStatus::Complete))
+            Box::new(FixedReply(b"a", ReplyStatus::Complete))
         })
     };
     let driver = driver(echo());
@@ -642,34 +659,34 @@ fn each_round_of_a_conversation_has_a_number() {
 }
 
 #[test]
-fn those_who_leave_close_their_connections_and_did_nothing_wrong() {
-    let (address, heard) = listener(b"");
+fn peers_that_leave_close_their_connections_without_a_fault() {
+    let (address, received) = listener(b"");
     let driver = driver(address);
-    let hold = || PeerScript::new(vec![Action::send(*b"a"), Action::StayIdle]);
-    let group = driver.enter(vec![hold(), hold()]);
+    let idle_script = || PeerScript::new(vec![Action::send(*b"a"), Action::StayIdle]);
+    let group = driver.enter(vec![idle_script(), idle_script()]);
     assert!(group.wait(GUARD, |seen| seen.sent == 2));
     let outcomes = group.leave();
     for (number, outcome) in outcomes.iter().enumerate() {
         assert_eq!((outcome.number, outcome.done), (number, false));
         assert_eq!(outcome.fault, None);
         assert!(outcome.done_at[1].is_some() && outcome.done_at[2].is_none());
-        assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
+        assert_eq!(received.recv_timeout(GUARD).unwrap().unwrap(), b"a");
     }
-    // So do those whose group is dropped, and those whose driver is.
-    for drop_stage in [false, true] {
+    // A peer also closes its connection if its group or its driver is dropped.
+    for drop_driver in [false, true] {
         let driver = self::driver(address);
-        let group = driver.enter(vec![hold()]);
+        let group = driver.enter(vec![idle_script()]);
         assert!(group.wait(GUARD, |seen| seen.sent == 1));
-        let left: (Option<PeerDriver>, Option<PeerGroup>) = if drop_stage {
+        let left: (Option<PeerDriver>, Option<PeerGroup>) = if drop_driver {
             drop(driver);
             (None, Some(group))
         } else {
             drop(group);
             (Some(driver), None)
         };
-        assert_eq!(heard.recv_timeout(GUARD).unwrap().unwrap(), b"a");
+        assert_eq!(received.recv_timeout(GUARD).unwrap().unwrap(), b"a");
         if let Some(group) = left.1 {
-            // What came of them is there all the same, and at once.
+            // The outcome of the peer is there all the same, and at once.
             let since = Instant::now();
             assert_eq!(group.leave().len(), 1);
             assert!(since.elapsed() < GUARD);
@@ -678,30 +695,30 @@ fn those_who_leave_close_their_connections_and_did_nothing_wrong() {
 }
 
 #[test]
-fn a_server_that_never_stops_talking_keeps_nobody_from_anything() {
-    let talker = server(|mut stream| {
+fn server_that_sends_without_end_blocks_neither_peers_nor_driver() {
+    let endless_sender = server(|mut stream| {
         let much = vec![b'x'; 1 << 20];
         while stream.write_all(&much).is_ok() {}
     });
-    let driver = driver(talker);
+    let driver = driver(endless_sender);
     let group = driver.enter(vec![
         PeerScript::new(vec![Action::ReadToEnd]),
         PeerScript::new(vec![Action::ReadToEnd]),
     ]);
     assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
-    let short = act(&driver, vec![Action::ReadBytes(1000)]);
+    let short = run_actions(&driver, vec![Action::ReadBytes(1000)]);
     assert_done(&short);
     let outcomes = group.leave();
     assert!(outcomes.iter().all(|outcome| outcome.fault.is_none()));
     let group = driver.enter(vec![PeerScript::new(vec![Action::ReadToEnd])]);
     assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
-    // It ends all the same.
+    // The driver ends all the same.
     drop(driver);
     assert_eq!(group.leave().len(), 1);
 }
 
 #[test]
-fn two_thousand_peers_are_no_trouble() {
+fn two_thousand_peers_complete_their_actions() {
     const PEERS: usize = 2000;
     let limit = getrlimit(Resource::Nofile);
     let most = Rlimit {
@@ -709,7 +726,7 @@ fn two_thousand_peers_are_no_trouble() {
         ..limit
     };
     setrlimit(Resource::Nofile, most).unwrap();
-    // The kernel takes them all, and what they say; nobody accepts them.
+    // The kernel accepts all connections and their bytes; no server calls accept(2).
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     listener.bind(&any.into()).unwrap();
@@ -731,7 +748,7 @@ fn two_thousand_peers_are_no_trouble() {
 }
 
 #[test]
-fn a_transcript_says_what_was_sent_and_heard() {
+fn transcript_lists_sent_and_received_bytes() {
     let address = server(|mut stream| {
         let mut byte = [0; 3];
         stream.read_exact(&mut byte).unwrap();
@@ -745,7 +762,7 @@ fn a_transcript_says_what_was_sent_and_heard() {
         Action::ExpectFin,
         Action::HalfClose,
     ];
-    let outcome = act(&driver(address), actions);
+    let outcome = run_actions(&driver(address), actions);
     assert_done(&outcome);
     let text = outcome.transcript.to_string();
     let lines: Vec<&str> = text.lines().map(|line| &line[10..]).collect();
@@ -766,9 +783,9 @@ fn a_transcript_says_what_was_sent_and_heard() {
 }
 
 #[test]
-fn of_a_long_transcript_the_middle_is_left_out() {
+fn long_transcript_omits_its_middle() {
     let driver = driver(echo());
-    let outcome = act(
+    let outcome = run_actions(
         &driver,
         vec![
             Action::Send(vec![b'x'; 100].into(), Cut::Every(1, Duration::ZERO)),
@@ -788,7 +805,7 @@ fn of_a_long_transcript_the_middle_is_left_out() {
 }
 
 #[test]
-fn kinds_have_names_of_their_own_and_can_be_found() {
+fn kinds_have_unique_names_and_unknown_names_are_refused() {
     for (place, kind) in MISBEHAVIOURS.iter().enumerate() {
         let found = client::misbehave::Misbehaviour::find(kind.name).unwrap();
         assert!(std::ptr::eq(found, kind));
@@ -799,7 +816,7 @@ fn kinds_have_names_of_their_own_and_can_be_found() {
         );
         assert!(kind.clients > 0 && !kind.summary.is_empty());
     }
-    let why = client::misbehave::Misbehaviour::find("nobody").unwrap_err();
+    let why = client::misbehave::Misbehaviour::find("unknown").unwrap_err();
     assert!(
         MISBEHAVIOURS.iter().all(|kind| why.contains(kind.name)),
         "{why}"
@@ -807,23 +824,23 @@ fn kinds_have_names_of_their_own_and_can_be_found() {
 }
 
 #[test]
-fn a_kind_can_be_done_by_all_of_its_clients_or_by_none() {
+fn kind_has_scripts_for_all_of_its_clients_or_for_none() {
     for protocol in PROTOCOLS {
-        let asked = asked(protocol);
+        let spec = spec(protocol);
         for kind in MISBEHAVIOURS {
-            let can = (0..3).filter(|client| (kind.peer_script)(&asked, *client).is_some());
+            let can = (0..3).filter(|client| (kind.peer_script)(&spec, *client).is_some());
             assert!(
                 matches!(can.count(), 0 | 3),
                 "{} {}",
                 kind.name,
                 protocol.name
             );
-            let peer_scripts = kind.peer_scripts(&asked, 3);
+            let peer_scripts = kind.peer_scripts(&spec, 3);
             assert!(peer_scripts.is_none_or(|peer_scripts| peer_scripts.len() == 3));
-            // The first protocol is what most are checked with.
+            // Most checks use the first protocol.
             let first = std::ptr::eq(protocol, &PROTOCOLS[0]);
             assert!(
-                !first || kind.peer_scripts(&asked, 1).is_some(),
+                !first || kind.peer_scripts(&spec, 1).is_some(),
                 "{}",
                 kind.name
             );
@@ -832,19 +849,19 @@ fn a_kind_can_be_done_by_all_of_its_clients_or_by_none() {
 }
 
 #[test]
-fn a_right_server_gives_each_kind_what_it_is_owed() {
+fn correct_server_meets_the_obligation_of_each_kind() {
     use client::misbehave::Obligation;
     for protocol in PROTOCOLS {
         if protocol.name == "http" {
             continue;
         }
-        let driver = driver(of_protocol(protocol));
-        let asked = asked(protocol);
+        let driver = driver(protocol_server(protocol));
+        let spec = spec(protocol);
         for kind in MISBEHAVIOURS
             .iter()
             .filter(|kind| kind.obligation != Obligation::Nothing)
         {
-            let Some(peer_scripts) = kind.peer_scripts(&asked, kind.clients.min(40)) else {
+            let Some(peer_scripts) = kind.peer_scripts(&spec, kind.clients.min(40)) else {
                 continue;
             };
             for outcome in driver.enter(peer_scripts).finish(GUARD) {
@@ -862,50 +879,50 @@ fn a_right_server_gives_each_kind_what_it_is_owed() {
 }
 
 #[test]
-fn what_is_asked_at_once_is_told_apart_where_it_can_be() {
+fn requests_sent_at_once_differ_where_the_protocol_allows() {
     for protocol in PROTOCOLS {
-        let asked = asked(protocol);
-        let (bytes, count) = asked.all_at_once(5, None, 50);
-        assert_eq!(count, asked.requests(50));
-        assert!(bytes.starts_with(&asked.request(5)));
+        let spec = spec(protocol);
+        let (bytes, count) = spec.all_at_once(5, None, 50);
+        assert_eq!(count, spec.requests(50));
+        assert!(bytes.starts_with(&spec.request(5)));
         if protocol.requests_differ {
             let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
             lines.sort_unstable();
             lines.dedup();
-            // And nothing behind the last.
+            // The last piece, after the last line end, is empty.
             assert_eq!(lines.len() as u64, count + 1, "{}", protocol.name);
         }
     }
 }
 
 #[test]
-fn replies_are_foretold() {
-    let say =
-        |name, input: &[u8], ended| asked(Protocol::find(name).unwrap()).replies(input, ended);
-    assert_eq!(say("echo", b"a\nb", false).bytes, b"a\n");
-    assert_eq!(say("echo", b"a\nb", true).bytes, b"a\nb");
-    assert_eq!(say("pair", b"a\nb\n", false).bytes, b"a\na\nb\n");
-    assert_eq!(say("upper", b"a\nb", false).bytes, b"A\nB");
+fn replies_of_deterministic_protocols_are_predicted() {
+    let replies =
+        |name, input: &[u8], ended| spec(Protocol::find(name).unwrap()).replies(input, ended);
+    assert_eq!(replies("echo", b"a\nb", false).bytes, b"a\n");
+    assert_eq!(replies("echo", b"a\nb", true).bytes, b"a\nb");
+    assert_eq!(replies("pair", b"a\nb\n", false).bytes, b"a\na\nb\n");
+    assert_eq!(replies("upper", b"a\nb", false).bytes, b"A\nB");
     assert_eq!(
-        say("hello", b"a", false).over,
+        replies("hello", b"a", false).over,
         Some(protocol::CloseReason::Done)
     );
-    let refused = say("echo", &[b'x'; 70_000], false);
+    let refused = replies("echo", &[b'x'; 70_000], false);
     assert_eq!(refused.over, Some(protocol::CloseReason::Refused));
     assert!(refused.bytes.starts_with(b"error: "));
-    assert_eq!(say("echo", b"", false), Default::default());
+    assert_eq!(replies("echo", b"", false), Default::default());
 }
 
-/// Replies of `http` can't be deterministic, but can be told apart.
+/// The replies of `http` can't be predicted, but can be separated.
 #[test]
-fn replies_to_pipelined_requests_are_heard_one_by_one() {
+fn replies_to_pipelined_requests_are_checked_one_by_one() {
     const ONE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\r\nb";
-    let asked = asked(Protocol::find("http").unwrap());
+    let spec = spec(Protocol::find("http").unwrap());
     let receive = |input: &[u8], size: usize| {
-        let mut script = asked.pipeline(1, None, 3)(0);
+        let mut script = spec.pipeline(1, None, 3)(0);
         let mut request = Vec::new();
         script.ask(&mut request);
-        assert_eq!(request, asked.all_at_once(1, None, 3).0);
+        assert_eq!(request, spec.all_at_once(1, None, 3).0);
         let mut last = Ok(ReplyStatus::Partial);
         for piece in input.chunks(size) {
             last = script.receive(piece);

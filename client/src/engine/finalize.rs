@@ -1,4 +1,4 @@
-//! What is counted when all is over.
+//! Counts at the end of a drive.
 
 use std::time::Duration;
 
@@ -7,17 +7,17 @@ use crate::connection::State;
 use crate::cpu::cpu_time;
 
 impl EventLoop<'_> {
-    /// Ends the measurement, with all that is still owed. Nothing is closed yet: a serial server would serve the next
-    /// connection then, while another thread is still measuring how long that one waits.
+    /// Ends the measurement, with all requests that are still unanswered. No connection is closed yet: a serial server
+    /// would serve the next connection then, while another thread is still measuring how long that one waits.
     pub(super) fn finish(mut self) -> Finished {
         let now = self.shared.clock.now();
         if self.messages.is_none() {
-            // Ended early: the window is shorter, and what was planned for later does not belong to it.
+            // If the drive ended early, the window is shorter, and requests planned for later do not belong to it.
             let length = now.saturating_sub(self.window_begin);
             self.window_length = self.window_length.min(length);
         }
         self.finalize_unanswered(now);
-        // A load of messages that came to its end did this after its last round.
+        // A load of messages that came to its end has counted its clients after its last round.
         if self.rounds_left > 0 {
             self.finalize_served(now);
         }
@@ -42,8 +42,8 @@ impl EventLoop<'_> {
         }
     }
 
-    /// Counts the requests that were planned or sent and have no reply, with their age: if they were left out, a
-    /// server that starves a connection would look better than one that serves it late.
+    /// Counts the requests that were planned or sent and have no reply, with their age: if they were left out, a server
+    /// that never replies to a connection would look better than one that serves it late.
     fn finalize_unanswered(&mut self, now: u64) {
         if !self.asking {
             return;
@@ -55,20 +55,22 @@ impl EventLoop<'_> {
             }
             let client = &self.clients[index];
             let planned = client.planned;
-            let asks = client.state != State::Gone && !self.asked_all(client);
-            if asks && planned <= now && self.in_window(planned) {
-                self.owe(index, now - planned);
+            let has_requests_left =
+                client.state != State::Finished && !self.all_requests_done(client);
+            if has_requests_left && planned <= now && self.in_window(planned) {
+                self.count_unanswered(index, now - planned);
             }
         }
     }
 
-    /// In an open loop all that was planned is owed, also what never left because its connection waited.
+    /// Counts the unanswered requests of an open loop: all planned requests, also those that were never sent because
+    /// their connection was waiting.
     fn finalize_schedule(&mut self, index: usize, now: u64) {
         let end = self.window_begin.saturating_add(self.window_length);
         while self.window_length > 0 && self.clients[index].planned < end {
             let planned = self.clients[index].planned;
             if self.in_window(planned) {
-                self.owe(index, now - planned);
+                self.count_unanswered(index, now - planned);
             }
             match &mut self.clients[index].schedule {
                 Some(schedule) => self.clients[index].planned = schedule.next(),
@@ -77,30 +79,30 @@ impl EventLoop<'_> {
         }
     }
 
-    fn owe(&mut self, index: usize, age: u64) {
+    fn count_unanswered(&mut self, index: usize, age: u64) {
         self.report.unanswered += 1;
         self.report.response_time.saturating_record(age);
         let client = &mut self.clients[index];
         client.flawless = false;
-        // Taken: of all that a client may owe, one was asked, the first.
-        if client.state == State::Waiting && std::mem::take(&mut client.spared) {
+        // The flag is cleared: of all unanswered requests of a client only one was sent, the first.
+        if client.state == State::Waiting && std::mem::take(&mut client.bystander) {
             self.report.bystanders.saturating_record(age);
         }
     }
 
-    /// Counts who of this round was served and who was not.
+    /// Counts which clients of this round were served and which were not.
     pub(super) fn finalize_served(&mut self, now: u64) {
         let timed = self.messages.is_none();
         for client in &mut self.clients {
-            // Who gave up in an earlier round, or has not even begun, is not of this round.
-            let takes_part = std::mem::take(&mut client.takes_part) && client.meant <= now;
-            if takes_part && !client.served {
+            // A client that gave up in an earlier round, or has not begun yet, is not part of this round.
+            let in_round = std::mem::take(&mut client.in_round) && client.connect_planned <= now;
+            if in_round && !client.served {
                 self.report.never_served += 1;
                 self.report
                     .first_reply
-                    .saturating_record(now - client.meant);
+                    .saturating_record(now - client.connect_planned);
             }
-            if takes_part && timed && client.served && client.flawless {
+            if in_round && timed && client.served && client.flawless {
                 self.report.finished_clients += 1;
             }
         }

@@ -1,9 +1,9 @@
-//! The story of a request.
+//! The path of a request.
 //!
-//! A client's way, always in this order: its wake time comes (`wake`), it connects if it has no connection
-//! (`connect`, `opened`), asks (`ask`), its reply comes (`read`, `replied`) or does not (`fail`), and what is next is
-//! planned (`go_on`). Every planned request ends in exactly one place, `replied`, `fail` or `finalize_unanswered`, so that
-//! replies, errors and unanswered together are what was planned.
+//! A client always takes these steps in this order: its wake time comes (`wake`), it connects if it has no connection
+//! (`connect`, `finish_connect`), it sends a request (`ask`), its reply arrives (`read`, `complete_reply`) or does not
+//! (`fail`), and its next step is planned (`plan_next`). Every planned request ends in exactly one of `complete_reply`,
+//! `fail` and `finalize_unanswered`, so that replies, errors and unanswered requests together are the planned ones.
 //!
 //! At most one [`Due::Wake`] is set per client, and only while nothing is under way.
 
@@ -16,28 +16,30 @@ use crate::connection::{Fault, State};
 use crate::report::{ErrorKind as Kind, Report};
 use crate::timers::Due;
 
-/// The pause after a failure, doubled each time.
+/// Pause after a failure, in nanoseconds, doubled with each failure in a row.
 const FIRST_PAUSE: u64 = 10_000_000;
+
+/// Longest pause after a failure, in nanoseconds.
 const LONGEST_PAUSE: u64 = 1_000_000_000;
 
-/// A client gives up after so many failures without a right reply between them.
-const PATIENCE: u32 = 5;
+/// Number of failures without a correct reply between them after which a client gives up.
+const MAX_FAILURES: u32 = 5;
 
-/// How many full buffers are read from one socket before the others have their turn.
-const READS: usize = 16;
+/// Number of full buffers that are read from one socket before the other sockets have their turn.
+const READS_PER_TURN: usize = 16;
 
 impl EventLoop<'_> {
-    /// This client's time has come.
+    /// Handles the wake time of this client.
     pub(super) fn wake(&mut self, index: usize, now: u64) {
         let client = &self.clients[index];
         match client.state {
-            _ if self.asked_all(client) => self.leave(index),
-            State::Away => self.connect(index, now),
+            _ if self.all_requests_done(client) => self.close_when_sent(index),
+            State::Disconnected => self.connect(index, now),
             State::Ready => {
-                // Its connection was free, so what it is late is the client's own doing.
-                let late = now - client.planned;
+                // The connection was free, so the delay is caused by the client itself.
+                let lag = now - client.planned;
                 if self.in_window(client.planned) {
-                    self.report.lag.saturating_record(late);
+                    self.report.lag.saturating_record(lag);
                 }
                 self.ask(index, now);
             }
@@ -46,42 +48,42 @@ impl EventLoop<'_> {
                     self.fail(index, now, fault);
                 }
             }
-            State::Connecting | State::Waiting | State::Leaving | State::Gone => {
-                debug_assert!(false, "woken with something under way");
+            State::Connecting | State::Waiting | State::Closing | State::Finished => {
+                debug_assert!(false, "woken with a connect or request under way");
             }
         }
     }
 
-    /// Looks whether what is under way has timed out. One entry per client is enough, however many requests it sends
-    /// meanwhile: it is set again for the request that is under way when it comes.
-    pub(super) fn guard(&mut self, index: usize, now: u64) {
+    /// Checks whether the connect or request that is under way has timed out. One entry per client is enough, however
+    /// many requests it sends meanwhile: when the entry comes, it is set again for the request that is under way.
+    pub(super) fn check_timeout(&mut self, index: usize, now: u64) {
         let client = &mut self.clients[index];
-        client.guarded = false;
+        client.timeout_check_set = false;
         if client.since + self.timeout > now
             && matches!(
                 client.state,
-                State::Connecting | State::Waiting | State::Leaving
+                State::Connecting | State::Waiting | State::Closing
             )
         {
-            return self.set_guard(index);
+            return self.set_timeout_check(index);
         }
         let what = match client.state {
             State::Connecting => "no connection",
             State::Waiting => "no complete reply",
-            // All was answered: that the server takes no receipt is no failure of a request.
-            State::Leaving => return self.depart(index),
+            // All requests were answered: a server that does not read the receipts makes no request fail.
+            State::Closing => return self.close_and_retire(index),
             _ => return,
         };
         let text = format!("{what} within {:?}", self.plan.timeout);
         self.fail(index, now, Fault::new(Kind::TimedOut, text));
     }
 
-    fn set_guard(&mut self, index: usize) {
+    fn set_timeout_check(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        if !client.guarded {
-            client.guarded = true;
+        if !client.timeout_check_set {
+            client.timeout_check_set = true;
             self.timers
-                .push(client.since + self.timeout, Due::Guard(index));
+                .push(client.since + self.timeout, Due::TimeoutCheck(index));
         }
     }
 
@@ -91,39 +93,39 @@ impl EventLoop<'_> {
         match client.connect(self.plan, self.poll.registry(), Token(index)) {
             Ok(()) => {
                 client.state = State::Connecting;
-                self.set_guard(index);
+                self.set_timeout_check(index);
             }
             Err(fault) => self.fail(index, now, fault),
         }
     }
 
-    /// The poll says that something happened on this socket; what, the calls on it will say.
+    /// Handles an event on this client's socket. The calls on the socket show which event it was.
     pub(super) fn ready(&mut self, index: usize, event: &Event) {
-        if self.clients[index].state == State::Connecting && !self.opened(index) {
+        if self.clients[index].state == State::Connecting && !self.finish_connect(index) {
             return;
         }
-        if self.clients[index].owes_output() {
+        if self.clients[index].has_output() {
             match self.clients[index].flush() {
                 Ok(count) => self.report.sent += count as u64,
-                Err(_) if self.clients[index].state == State::Leaving => {
-                    return self.depart(index);
+                Err(_) if self.clients[index].state == State::Closing => {
+                    return self.close_and_retire(index);
                 }
                 Err(why) => {
-                    return self.lose(index, Fault::io("sending a request", &why));
+                    return self.lose_connection(index, Fault::io("sending a request", &why));
                 }
             }
         }
-        if self.clients[index].state == State::Leaving {
-            return self.leave(index);
+        if self.clients[index].state == State::Closing {
+            return self.close_when_sent(index);
         }
-        let gone = event.is_read_closed() || event.is_error();
-        if gone || event.is_readable() {
-            self.read(index, gone);
+        let closed = event.is_read_closed() || event.is_error();
+        if closed || event.is_readable() {
+            self.read(index, closed);
         }
     }
 
-    /// A connect may be complete; whether it is.
-    fn opened(&mut self, index: usize) -> bool {
+    /// Checks whether a connect is complete. Returns true if it is.
+    fn finish_connect(&mut self, index: usize) -> bool {
         let outcome = self.clients[index].connected(self.plan.address);
         let now = self.shared.clock.now();
         match outcome {
@@ -141,7 +143,7 @@ impl EventLoop<'_> {
             .saturating_record(now - client.since);
         self.report.connected += 1;
         self.open += 1;
-        if self.stage == Phase::Opening {
+        if self.phase == Phase::Opening {
             self.opening -= 1;
         } else if now < self.until {
             self.ask(index, now);
@@ -149,7 +151,7 @@ impl EventLoop<'_> {
         true
     }
 
-    /// Sends the next request on a connection that is free.
+    /// Sends the next request on a free connection.
     fn ask(&mut self, index: usize, now: u64) {
         let client = &mut self.clients[index];
         client.state = State::Waiting;
@@ -158,51 +160,52 @@ impl EventLoop<'_> {
         match client.ask(self.plan, &mut self.request) {
             Ok(count) => {
                 self.report.sent += count as u64;
-                self.set_guard(index);
+                self.set_timeout_check(index);
             }
             Err(why) => self.fail(index, now, Fault::io("sending a request", &why)),
         }
     }
 
-    /// Reads what is there. A short read has emptied the socket (epoll(7)), so the next bytes are a new edge and the
-    /// read that would only say so is saved; unless the server is `gone`, for then there is the end to be found.
-    pub(super) fn read(&mut self, index: usize, gone: bool) {
-        for _ in 0..READS {
+    /// Reads the bytes that are there. A short read has emptied the socket (epoll(7)), so the next bytes are a new
+    /// edge, and the read that would only return "would block" is saved; unless the connection is `closed`, because
+    /// then the end has to be read.
+    pub(super) fn read(&mut self, index: usize, closed: bool) {
+        for _ in 0..READS_PER_TURN {
             let client = &mut self.clients[index];
-            if client.state == State::Leaving {
+            if client.state == State::Closing {
                 return;
             }
             let count = match client.read(&mut self.input) {
                 Ok(None) => return,
                 Ok(Some(0)) => {
                     let text = "the server closed before the reply was complete";
-                    return self.lose(index, Fault::new(Kind::ClosedEarly, text));
+                    return self.lose_connection(index, Fault::new(Kind::ClosedEarly, text));
                 }
                 Ok(Some(count)) => count,
                 Err(why) => {
-                    return self.lose(index, Fault::io("waiting for a reply", &why));
+                    return self.lose_connection(index, Fault::io("waiting for a reply", &why));
                 }
             };
             let now = self.shared.clock.now();
             self.report.received += count as u64;
             if client.state != State::Waiting {
-                let came = self.input[..count.min(48)].escape_ascii();
-                let text = format!("wrong reply: \"{came}\" came before anything was asked");
-                return self.lose(index, Fault::new(Kind::WrongReply, text));
+                let bytes = self.input[..count.min(48)].escape_ascii();
+                let text = format!("wrong reply: \"{bytes}\" arrived before a request was sent");
+                return self.lose_connection(index, Fault::new(Kind::WrongReply, text));
             }
-            let heard = client.receive(&self.input[..count]);
-            if heard.is_ok() {
-                // Receipts go out before the next request, and before the connection is closed.
+            let status = client.receive(&self.input[..count]);
+            if status.is_ok() {
+                // Receipts are sent before the next request, and before the connection is closed.
                 match client.interject(&mut self.request) {
                     Ok(count) => self.report.sent += count as u64,
-                    // What the server has said before it went is still to be read, and then the end is found.
+                    // Bytes that the server sent before it closed are still to be read; after them the end is found.
                     Err(_) => client.forget_output(),
                 }
             }
-            match heard {
+            match status {
                 Ok(ReplyStatus::Partial) => {}
-                Ok(heard) => {
-                    if !self.replied(index, now, heard == ReplyStatus::Last) {
+                Ok(status) => {
+                    if !self.complete_reply(index, now, status == ReplyStatus::Last) {
                         return;
                     }
                 }
@@ -211,16 +214,17 @@ impl EventLoop<'_> {
                     return self.fail(index, now, fault);
                 }
             }
-            if count < self.input.len() && !gone {
+            if count < self.input.len() && !closed {
                 return;
             }
         }
-        // There may be more, and there will be no new edge for it.
-        self.unread.push((index, gone));
+        // There may be more bytes, and there will be no new edge for them.
+        self.unread.push((index, closed));
     }
 
-    /// The reply is complete and right. Whether the connection is still this one.
-    fn replied(&mut self, index: usize, now: u64, over: bool) -> bool {
+    /// Counts a complete and correct reply, and plans the next step. Returns whether the client still has the same
+    /// connection.
+    fn complete_reply(&mut self, index: usize, now: u64, over: bool) -> bool {
         let planned = self.clients[index].planned;
         let completed = self.in_window(now);
         let planned_in_window = self.in_window(planned);
@@ -228,7 +232,7 @@ impl EventLoop<'_> {
         if planned_in_window {
             self.report.replies += 1;
             self.report.response_time.saturating_record(now - planned);
-            if client.spared {
+            if client.bystander {
                 self.report.bystanders.saturating_record(now - planned);
             }
             self.report
@@ -243,36 +247,37 @@ impl EventLoop<'_> {
             client.ever_served = true;
             self.report
                 .first_reply
-                .saturating_record(now - client.meant);
+                .saturating_record(now - client.connect_planned);
         }
         client.failures = 0;
-        client.settled += 1;
-        client.answered_here += 1;
+        client.requests_done += 1;
+        client.answered_on_connection += 1;
         client.state = State::Ready;
         self.in_flight -= 1;
         self.replies += 1;
-        let over = over || self.plan.protocol.requests_per_connection == Some(client.answered_here);
+        let over = over
+            || self.plan.protocol.requests_per_connection == Some(client.answered_on_connection);
         if over {
-            client.state = State::Away;
+            client.state = State::Disconnected;
             self.open -= u64::from(client.close());
         }
         client.planned = match &mut client.schedule {
             Some(schedule) => schedule.next(),
             None => now + self.think,
         };
-        self.go_on(index, now);
+        self.plan_next(index, now);
         !over
     }
 
-    /// Asks at once if the planned time has come, or sets the wake time.
-    fn go_on(&mut self, index: usize, now: u64) {
+    /// Sends the next request at once if its planned time has come, or sets the wake time.
+    fn plan_next(&mut self, index: usize, now: u64) {
         let client = &self.clients[index];
         if client.planned > now {
             if client.planned < self.until {
                 self.timers.push(client.planned, Due::Wake(index));
             }
-        } else if self.asked_all(client) {
-            self.leave(index);
+        } else if self.all_requests_done(client) {
+            self.close_when_sent(index);
         } else if now < self.until {
             match client.state {
                 State::Ready => self.ask(index, now),
@@ -281,8 +286,9 @@ impl EventLoop<'_> {
         }
     }
 
-    /// The connection is lost. Whoever waits for a reply has failed; whoever does not will fail when it asks.
-    fn lose(&mut self, index: usize, fault: Fault) {
+    /// Handles the loss of the connection. A request that is under way has failed; otherwise the next request will
+    /// fail.
+    fn lose_connection(&mut self, index: usize, fault: Fault) {
         let client = &mut self.clients[index];
         if client.state == State::Waiting {
             return self.fail(index, self.shared.clock.now(), fault);
@@ -292,16 +298,16 @@ impl EventLoop<'_> {
         self.open -= u64::from(client.close());
     }
 
-    /// The request that is under way failed, or the connect that it needs.
+    /// Handles the failure of the request that is under way, or of the connect that it needs.
     fn fail(&mut self, index: usize, now: u64, fault: Fault) {
         let planned = self.clients[index].planned;
         let counted = self.in_window(planned);
-        let opening = self.stage == Phase::Opening;
+        let opening = self.phase == Phase::Opening;
         let messages = self.messages;
         let client = &mut self.clients[index];
         self.open -= u64::from(client.close());
-        let asked = client.state == State::Waiting;
-        if asked {
+        let was_waiting = client.state == State::Waiting;
+        if was_waiting {
             self.in_flight -= 1;
         }
         self.failures += 1;
@@ -310,21 +316,22 @@ impl EventLoop<'_> {
                 .examples
                 .push(format!("connection {}: {}", client.number, fault.text));
         }
-        // Who cannot even connect before the clock starts is counted too, though the window has not begun.
+        // Failed connects before the clock starts are counted too, though the window has not begun.
         if counted || opening {
             self.report.errors.count(fault.kind);
         }
-        // A request that never left this machine took no time of the server's: it would only make the tail look short.
+        // A request that never left this machine took none of the server's time: it would only make the tail look
+        // short.
         if counted && !opening && !matches!(fault.kind, Kind::Refused | Kind::Local) {
             self.report.response_time.saturating_record(now - planned);
-            if asked && client.spared {
+            if was_waiting && client.bystander {
                 self.report.bystanders.saturating_record(now - planned);
             }
         }
         client.flawless = false;
         client.failures += 1;
-        client.settled += 1;
-        client.state = State::Away;
+        client.requests_done += 1;
+        client.state = State::Disconnected;
         let pause = (FIRST_PAUSE << (client.failures - 1).min(10)).min(LONGEST_PAUSE);
         let mut wake = now + pause;
         match &mut client.schedule {
@@ -335,33 +342,33 @@ impl EventLoop<'_> {
             None => client.planned = wake,
         }
         let refused = fault.kind == Kind::Refused && !client.ever_served;
-        if refused || client.failures >= PATIENCE {
+        if refused || client.failures >= MAX_FAILURES {
             client.gave_up = true;
             self.report.gave_up += 1;
             self.retire(index);
-            self.shared.gave_up();
-        } else if messages.is_some_and(|messages| client.settled >= messages) {
-            self.leave(index);
+            self.shared.client_gave_up();
+        } else if messages.is_some_and(|messages| client.requests_done >= messages) {
+            self.close_when_sent(index);
         } else if wake < self.until {
             self.timers.push(wake, Due::Wake(index));
         }
     }
 
-    /// All is asked: says goodbye, once all is said.
-    fn leave(&mut self, index: usize) {
+    /// Closes the connection of a client whose requests are all done, once all its output is sent.
+    fn close_when_sent(&mut self, index: usize) {
         let now = self.shared.clock.now();
         let client = &mut self.clients[index];
-        if !client.owes_output() {
-            return self.depart(index);
+        if !client.has_output() {
+            return self.close_and_retire(index);
         }
-        if client.state != State::Leaving {
-            client.state = State::Leaving;
+        if client.state != State::Closing {
+            client.state = State::Closing;
             client.since = now;
-            self.set_guard(index);
+            self.set_timeout_check(index);
         }
     }
 
-    fn depart(&mut self, index: usize) {
+    fn close_and_retire(&mut self, index: usize) {
         let client = &mut self.clients[index];
         self.open -= u64::from(client.close());
         if client.flawless {
@@ -371,9 +378,9 @@ impl EventLoop<'_> {
     }
 
     fn retire(&mut self, index: usize) {
-        self.clients[index].state = State::Gone;
+        self.clients[index].state = State::Finished;
         self.active -= 1;
-        if self.stage == Phase::Opening {
+        if self.phase == Phase::Opening {
             self.opening -= 1;
         }
     }
