@@ -1,8 +1,8 @@
-//! Errors of accept(2), sorted.
+//! Errors of accept(2), sorted by what a server must do next.
 //!
-//! The three mistakes of teaching servers: to end the whole server on any error, to try again at once (a full
-//! descriptor table then burns a CPU, because the connection stays in the queue and the listener stays readable), and
-//! to give up listening for good.
+//! Teaching servers make three mistakes: they end the whole server on any error, they try again at once (a full
+//! descriptor table then burns a CPU, because the connection stays in the queue and the listener stays readable), or
+//! they give up listening for good.
 
 use std::io;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use rustix::io::Errno;
 
 use crate::Tally;
 
-/// How long a server without descriptors or memory leaves the queue alone. Long enough to cost nothing, short
-/// enough that nobody notices when resources come back.
+/// How long a server that lacks descriptors or memory waits before it calls accept(2) again. Long enough to cost
+/// nothing, and short enough that users do not notice the delay when resources come back.
 pub const PAUSE: Duration = Duration::from_millis(100);
 
-/// What to do after an error of accept(2): `Ok(None)`, go on at once (it concerned one connection, which is gone);
-/// `Ok(Some(pause))`, go on after a pause; `Err`, end.
+/// Counts an error of accept(2) in the tally, and returns what to do next: `Ok(None)`: continue at once, because the
+/// error concerned one connection, which is gone; `Ok(Some(pause))`: continue after the pause.
 ///
 /// # Errors
 ///
-/// The error itself, if accepting can't ever succeed again: the listener is broken.
+/// Returns the error itself if accept(2) can never succeed again, because the listener is broken. The server must end.
 pub fn on_error(error: io::Error, tally: &mut Tally) -> io::Result<Option<Duration>> {
     tally.accept_errors += 1;
     match Errno::from_io_error(&error) {
-        // The connection died in the queue; accept(2) says to treat the network errors of a
-        // pending connection like EAGAIN.
+        // The connection died in the queue. The man page accept(2) says to treat network errors of a pending connection
+        // like EAGAIN.
         Some(
             Errno::CONNABORTED
             | Errno::INTR
@@ -39,11 +39,13 @@ pub fn on_error(error: io::Error, tally: &mut Tally) -> io::Result<Option<Durati
             | Errno::NETUNREACH
             | Errno::TIMEDOUT,
         ) => Ok(None),
-        // Of these it can't be known whether they end with the one connection (a firewall may say EPERM): a pause costs
-        // one peer a moment, and to go on at once might burn a CPU for good.
+        // Whether EPERM and EOPNOTSUPP concern one connection alone can't be known (a firewall may cause EPERM). A
+        // pause delays one peer for a moment; to continue at once might burn a CPU for good.
         Some(Errno::PERM | Errno::OPNOTSUPP)
         | Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-            tracing::warn!("accept: {error}; new peers wait in the backlog");
+            tracing::warn!(
+                "accept(2) failed: {error}; new peers wait in the backlog for {PAUSE:?}"
+            );
             Ok(Some(PAUSE))
         }
         _ => Err(error),
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_sorted() {
+    fn accept_errors_are_sorted_into_continue_pause_and_end() {
         let mut tally = Tally::default();
         let mut sort = |errno: Errno| on_error(errno.into(), &mut tally);
         assert!(matches!(sort(Errno::CONNABORTED), Ok(None)));

@@ -1,10 +1,11 @@
-//! Conversations on blocking sockets, for every model that gives a peer something that can wait: a thread, a process,
-//! or (in `serial`) the whole server. The models differ in *who* calls [`Connection::converse`].
+//! Conversations on blocking sockets, for every model that dedicates to each peer a unit that can wait: a thread, a
+//! process, or (in `serial`) the whole server. The models differ in *which* thread or process calls
+//! [`Connection::converse`].
 //!
-//! Waiting inside read(2) costs nothing, and is also the difficulty: who waits there sees no stop and no deadline.
-//! Both come from outside. The kernel ends waits that are too long (SO_RCVTIMEO, SO_SNDTIMEO), and one thread that
-//! does nothing else, the *watcher*, waits for the stop and then ends everybody's wait by shutdown(2): first the
-//! reading side, which a blocked read sees as the end of input after all that has already arrived; after the drain
+//! Waiting inside read(2) costs nothing, but a thread that waits there notices no stop and no deadline: its wait must
+//! be ended from outside the thread. The kernel ends waits that are too long (SO_RCVTIMEO, SO_SNDTIMEO). One thread
+//! that does nothing else, the *watcher*, waits for the stop and then ends all waits by shutdown(2): first the reading
+//! side, which a blocked read sees as the end of input after everything that has already arrived; after the drain
 //! deadline the writing side too.
 
 use std::io::{self, Read, Write};
@@ -23,7 +24,7 @@ use slab::Slab;
 use crate::stop::poll;
 use crate::{Ending, LINGER, Limits, READ_BUFFER, Service, Stop, Tally, accept, files, work};
 
-/// Accepts peers until the stop.
+/// Acceptor of peers until the stop, within the connection limit.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: Arc<TcpListener>,
@@ -32,53 +33,59 @@ pub struct Acceptor {
     stop: Stop,
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
-    /// Closed when the acceptor ends for another reason than the stop, so that the watcher ends too.
+    /// Closed when the acceptor ends for a reason other than the stop, so that the watcher ends too.
     closing: Option<UnixStream>,
 }
 
-/// Everything that the acceptor, the watcher and the connections share. Locked a few times per connection, never per request.
+/// State that the acceptor, the watcher and the connections share. It is locked a few times per connection, never per
+/// request.
 #[derive(Debug, Default)]
 struct Shared {
     registry: Mutex<Registry>,
-    /// Somebody left, or the phase changed.
+    /// Notified when a connection has left the registry, or the phase has changed.
     changed: Condvar,
 }
 
+/// The connections that are being served, and the tally of all.
 #[derive(Debug, Default)]
 struct Registry {
-    present: Slab<RegisteredConnection>,
+    connections: Slab<RegisteredConnection>,
     tally: Tally,
     phase: Phase,
 }
 
+/// The registry's entry of a connection.
 #[derive(Debug)]
 struct RegisteredConnection {
     stream: Arc<TcpStream>,
-    /// The end of its input is our doing, not the peer's.
-    told_to_end: bool,
+    /// True if the server, and not the peer, has ended the connection's input.
+    input_ended_by_server: bool,
 }
 
 impl RegisteredConnection {
-    /// Ends its wait for more input. What has arrived is still read; and if the peer's own end has, then that is what
-    /// will be read after it.
+    /// Ends the connection's wait for more input. Input that has arrived is still read. If the peer's own end of input
+    /// has arrived too, that end is read after it.
     fn end_input(&mut self) {
-        self.told_to_end |= shut_input(&*self.stream);
+        self.input_ended_by_server |= shut_input(&*self.stream);
     }
 }
 
+/// The phases of an acceptor.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// Peers are accepted.
     #[default]
     Open,
-    /// Stopped: what was asked is being finished.
+    /// The server was stopped: requests that have arrived are being finished.
     Draining,
-    /// The drain deadline is over: what goes wrong now was cut by us.
+    /// The drain deadline has passed: a conversation that fails now was cut by the server.
     Cutting,
 }
 
 impl Shared {
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        // Poisoned or not: nothing that can panic runs under this lock, and a tally is worth giving in any case.
+        // A poisoned lock is used too: no code that can panic runs under this lock, and the tally is useful in any
+        // case.
         self.registry
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -86,19 +93,20 @@ impl Shared {
 }
 
 impl Acceptor {
-    /// Begins: from now on the stop is watched for.
+    /// Creates an acceptor and starts its watcher, which waits for the stop.
     ///
     /// # Errors
     ///
-    /// No thread or no descriptor was to be had.
+    /// No thread or no descriptor is available.
     pub fn new(
         listener: TcpListener,
         service: Service,
         limits: Limits,
         stop: Stop,
     ) -> io::Result<Acceptor> {
-        // On Linux the watcher can end a wait in accept(2), which is therefore all that is needed; and of many processes
-        // that wait there for one listener, the kernel wakes one for each peer. poll(2) would wake them all.
+        // On Linux the watcher can end a wait in accept(2), so the acceptor needs no poll(2) before it. This also
+        // matters to processes that share a listener: of those that wait in accept(2), the kernel wakes one for each
+        // peer, where poll(2) would wake them all.
         listener.set_nonblocking(cfg!(not(target_os = "linux")))?;
         let listener = Arc::new(listener);
         let shared = Arc::new(Shared::default());
@@ -119,7 +127,7 @@ impl Acceptor {
         })
     }
 
-    /// Waits for the next peer, and for a place for it; `None` after the stop.
+    /// Waits for a free slot and for the next peer. Returns `None` after the stop.
     ///
     /// # Errors
     ///
@@ -127,7 +135,8 @@ impl Acceptor {
     pub fn accept(&mut self) -> io::Result<Option<Connection>> {
         let connection = self.wait_for_peer();
         if connection.is_err() {
-            // Nobody would say stop to those who are still served, and the model may wait for them.
+            // The model may now wait for the connections that are still being served. Without a stop they would never
+            // be asked to end; closing this makes the watcher stop them.
             self.closing = None;
         }
         connection
@@ -135,7 +144,7 @@ impl Acceptor {
 
     fn wait_for_peer(&self) -> io::Result<Option<Connection>> {
         loop {
-            if !self.wait_for_place() {
+            if !self.wait_for_slot() {
                 return Ok(None);
             }
             if cfg!(not(target_os = "linux")) {
@@ -148,7 +157,7 @@ impl Acceptor {
             match self.listener.accept() {
                 Ok((stream, _)) => return Ok(Some(self.admit(stream))),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // A watcher was here first, perhaps that of another process, and has ended the listener.
+                // A watcher, perhaps that of another process, has already shut the listener down.
                 Err(_) if self.stop.wait(Some(Duration::ZERO))? => return Ok(None),
                 Err(error) => {
                     let pause = accept::on_error(error, &mut self.shared.registry().tally)?;
@@ -162,44 +171,46 @@ impl Acceptor {
         }
     }
 
-    /// Lets some time pass, or the stop come, when there is nothing to serve a peer with.
+    /// Logs the reason, and then waits for [`accept::PAUSE`] or until the stop. For times when the server lacks the
+    /// resources to serve a peer.
     ///
     /// # Errors
     ///
-    /// Waiting itself failed.
-    pub fn pause(&self, why: &str) -> io::Result<()> {
-        tracing::warn!("{why}");
+    /// poll(2) failed.
+    pub fn pause(&self, reason: &str) -> io::Result<()> {
+        tracing::warn!("{reason}");
         self.stop.wait(Some(accept::PAUSE)).map(drop)
     }
 
-    /// Waits until the limit leaves a place; false after the stop.
-    fn wait_for_place(&self) -> bool {
+    /// Waits until a slot of the connection limit is free. Returns false after the stop.
+    fn wait_for_slot(&self) -> bool {
         let registry = self.shared.registry();
         let registry = self
             .shared
             .changed
             .wait_while(registry, |registry| {
                 registry.phase == Phase::Open
-                    && registry.present.len() >= self.limits.max_connections
+                    && registry.connections.len() >= self.limits.max_connections
             })
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         registry.phase == Phase::Open
     }
 
+    /// Registers an accepted connection.
     fn admit(&self, stream: TcpStream) -> Connection {
         let stream = Arc::new(stream);
         let mut entry = RegisteredConnection {
             stream: Arc::clone(&stream),
-            told_to_end: false,
+            input_ended_by_server: false,
         };
         let mut registry = self.shared.registry();
         registry.tally.accepted += 1;
         if registry.phase != Phase::Open {
-            // The watcher has been through the registry already.
+            // The watcher has already ended the input of all registered connections, and would miss this one.
             entry.end_input();
         }
         Connection {
-            place: registry.present.insert(entry),
+            slot: registry.connections.insert(entry),
             stream,
             service: self.service.clone(),
             idle_timeout: self.limits.idle_timeout,
@@ -208,7 +219,7 @@ impl Acceptor {
         }
     }
 
-    /// Ends: waits for the connections that are still being served, and gives the account.
+    /// Waits for the connections that are still being served, and returns the tally.
     pub fn finish(mut self) -> Tally {
         self.close();
         self.shared.registry().tally
@@ -223,13 +234,13 @@ impl Acceptor {
 }
 
 impl Drop for Acceptor {
-    /// After a fatal error too, the watcher is joined and the connections are drained.
+    /// Joins the watcher and drains the connections, also after a fatal error.
     fn drop(&mut self) {
         self.close();
     }
 }
 
-/// The watcher's life: sleep until the stop, then end everybody's wait.
+/// Runs the watcher: sleeps until the stop, and then ends the wait of every connection.
 fn watch(
     stop: &Stop,
     closed: &UnixStream,
@@ -242,36 +253,38 @@ fn watch(
         PollFd::new(closed, PollFlags::IN),
     ];
     if let Err(error) = poll(&mut wanted, None) {
-        tracing::error!("cannot wait for the stop ({error}): stopping now");
+        tracing::error!("cannot wait for the stop: {error}; the server stops now");
     }
     let mut registry = shared.registry();
     registry.phase = Phase::Draining;
-    // A listener that stayed open would let peers into the backlog during the drain, where nobody comes for them. On
-    // Linux this ends it even while the acceptor is busy with a connection; elsewhere it is an error and changes nothing.
+    // A listener that stayed open would let peers into the backlog during the drain, and they would never be accepted.
+    // On Linux this ends the listener even while the acceptor is busy with a connection; on other systems it fails and
+    // changes nothing.
     let _ = shutdown(listener, rustix::net::Shutdown::Read);
-    for (_, entry) in &mut registry.present {
+    for (_, entry) in &mut registry.connections {
         entry.end_input();
     }
-    // Who waits for a place need not.
+    // Wake the acceptor, which may be waiting for a slot that it no longer needs.
     shared.changed.notify_all();
     let (mut registry, _) = shared
         .changed
-        .wait_timeout_while(registry, drain, |registry| !registry.present.is_empty())
+        .wait_timeout_while(registry, drain, |registry| !registry.connections.is_empty())
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     registry.phase = Phase::Cutting;
-    for (_, entry) in &registry.present {
+    for (_, entry) in &registry.connections {
         let _ = entry.stream.shutdown(Shutdown::Both);
     }
     let _gone = shared
         .changed
-        .wait_while(registry, |registry| !registry.present.is_empty())
+        .wait_while(registry, |registry| !registry.connections.is_empty())
         .unwrap_or_else(std::sync::PoisonError::into_inner);
 }
 
-/// Ends a connection's wait for more input: what has arrived is still read, and then the end. Says whether that end is
-/// our doing; if the peer's own has arrived already, then that is what will be read, and this does nothing.
+/// Ends a connection's wait for more input: the server still reads the input that has arrived, and then the end of
+/// input. Returns true if this call caused that end. If the peer's own end of input has already arrived, this call does
+/// nothing and returns false.
 ///
-/// All it does are system calls that may be made in a signal handler.
+/// It makes only system calls that are allowed in a signal handler.
 pub fn shut_input(stream: impl AsFd) -> bool {
     let ours = !has_hung_up(&stream);
     if ours {
@@ -280,7 +293,7 @@ pub fn shut_input(stream: impl AsFd) -> bool {
     ours
 }
 
-/// Whether the peer has ended its input, though it may not all be read yet.
+/// Returns true if the peer has ended its input, even if not all of the input has been read.
 #[cfg(target_os = "linux")]
 fn has_hung_up(stream: &impl AsFd) -> bool {
     let mut wanted = [PollFd::new(stream, PollFlags::RDHUP)];
@@ -288,37 +301,38 @@ fn has_hung_up(stream: &impl AsFd) -> bool {
         && wanted[0].revents().contains(PollFlags::RDHUP)
 }
 
-/// Whether the peer has ended its input: only Linux can tell before all is read. Elsewhere a last line without its end
-/// that is still unread at the stop is cut.
+/// Returns false: only Linux reports that the peer has ended its input before all of it is read. On other systems a
+/// last line without a line end that is still unread at the stop is cut.
 #[cfg(not(target_os = "linux"))]
 fn has_hung_up(_: &impl AsFd) -> bool {
     false
 }
 
-/// A peer that was accepted and has a place. Dropped without a conversation, it is counted as refused.
+/// An accepted connection, which has a slot of the connection limit. A connection that is dropped without a
+/// conversation is counted as refused.
 #[derive(Debug)]
 pub struct Connection {
     stream: Arc<TcpStream>,
     service: Service,
     idle_timeout: Duration,
-    place: usize,
+    slot: usize,
     shared: Arc<Shared>,
     ending: Ending,
 }
 
 impl Connection {
-    /// Holds the whole conversation on the calling thread, and says how it ended.
+    /// Holds the whole conversation on the calling thread, and returns how it ended.
     pub fn converse(mut self) -> Ending {
         if self.shared.registry().phase == Phase::Cutting {
-            // It has waited for its turn for longer than the drain.
+            // The connection has waited for a thread for longer than the drain.
             self.ending = Ending::Cut;
             return self.ending;
         }
         let mut session = self.service.open();
         self.ending = converse(&*self.stream, session.as_mut(), self.idle_timeout, || {
-            self.told_to_end()
+            self.input_ended_by_server()
         });
-        // After the deadline the watcher has broken the connection off, whatever error came of it.
+        // After the drain deadline the watcher has broken the connection off, so any error is counted as cut.
         if matches!(self.ending, Ending::Reset | Ending::TimedOut)
             && self.shared.registry().phase == Phase::Cutting
         {
@@ -327,23 +341,24 @@ impl Connection {
         self.ending
     }
 
-    fn told_to_end(&self) -> bool {
+    fn input_ended_by_server(&self) -> bool {
         let registry = self.shared.registry();
-        let entry = registry.present.get(self.place);
-        entry.is_some_and(|entry| entry.told_to_end)
+        let entry = registry.connections.get(self.slot);
+        entry.is_some_and(|entry| entry.input_ended_by_server)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut registry = self.shared.registry();
-        registry.present.try_remove(self.place);
+        registry.connections.try_remove(self.slot);
         registry.tally.count(self.ending);
         self.shared.changed.notify_all();
     }
 }
 
-/// A thread that will hold conversations, to be spawned.
+/// Returns the builder of a thread that will hold conversations; `stack` is the size of its stack in bytes (`None`: the
+/// default of the standard library).
 pub fn thread(name: String, stack: Option<usize>) -> thread::Builder {
     let thread = thread::Builder::new().name(name);
     match stack {
@@ -352,61 +367,64 @@ pub fn thread(name: String, stack: Option<usize>) -> thread::Builder {
     }
 }
 
-/// What a conversation is held over: something whose reads and writes wait until they can be carried out.
+/// A connection that a conversation is held over: its reads and writes wait until they can be carried out.
 ///
-/// A socket that blocks its thread is one. So is everything that looks like that from inside, such as a coroutine that
-/// others run in place of while it waits.
+/// A socket that blocks its thread is a transport. So is everything that behaves in the same way for its caller, such
+/// as the socket of a coroutine, where other coroutines run while this one waits.
 pub trait Transport {
-    /// As read(2); an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    /// Reads as read(2) does. Fails with an error of the kind `WouldBlock` after the time set by
+    /// [`set_patience`](Self::set_patience).
     ///
     /// # Errors
     ///
-    /// As read(2).
+    /// The errors of read(2).
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// As write(2); an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    /// Writes as write(2) does. Fails with an error of the kind `WouldBlock` after the time set by
+    /// [`set_patience`](Self::set_patience).
     ///
     /// # Errors
     ///
-    /// As write(2).
+    /// The errors of write(2).
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// As [`files::send_file`]; an error of the kind `WouldBlock` when [`set_patience`](Self::set_patience) has run out.
+    /// Sends a range of a file as [`files::send_file`] does. Fails with an error of the kind `WouldBlock` after the
+    /// time set by [`set_patience`](Self::set_patience).
     ///
     /// # Errors
     ///
-    /// As that.
+    /// The errors of [`files::send_file`].
     fn send_file(&self, slice: &FileSlice) -> io::Result<usize>;
 
-    /// Waits for so long. It may be less if the connection is broken off meanwhile.
+    /// Waits for `time`, or less if the connection is broken off meanwhile.
     ///
     /// # Errors
     ///
-    /// That was noticed.
+    /// The connection was broken off, and the transport noticed it.
     fn pause(&self, time: Duration) -> io::Result<()>;
 
-    /// Does work that keeps a thread.
+    /// Carries out work that occupies a thread.
     ///
     /// # Errors
     ///
-    /// The connection was broken off before it began.
+    /// The connection was broken off before the work began.
     fn carry_out(&self, work: Work) -> io::Result<()> {
         work::carry_out(work);
         Ok(())
     }
 
-    /// How long every read and every write may wait from now on.
+    /// Sets how long each read and each write may wait from now on.
     ///
     /// # Errors
     ///
-    /// The socket is gone.
+    /// The socket does not exist any more.
     fn set_patience(&self, patience: Duration) -> io::Result<()>;
 
-    /// Ends the sending side: FIN.
+    /// Ends the sending side: sends FIN.
     ///
     /// # Errors
     ///
-    /// Nobody is connected any more.
+    /// The socket is no longer connected.
     fn finish_sending(&self) -> io::Result<()>;
 }
 
@@ -424,8 +442,8 @@ impl Transport for TcpStream {
     }
 
     fn pause(&self, time: Duration) -> io::Result<()> {
-        // Nothing is waited for but the end of both directions, which always is: a sleep would last longer than the
-        // drain if need be.
+        // With no event requested, poll(2) still reports the end of both directions. A sleep could not be interrupted
+        // by it, and might last longer than the drain.
         let mut broken = [PollFd::new(self, PollFlags::empty())];
         poll(&mut broken, Some(time))?;
         match broken[0].revents().is_empty() {
@@ -444,33 +462,34 @@ impl Transport for TcpStream {
     }
 }
 
-/// Holds a whole conversation where reads and writes can wait, and says how it ended.
+/// Holds a whole conversation where reads and writes can wait, and returns how it ended.
 ///
-/// `told_to_end` says, after the end of input, whether that was our doing: the server was stopped and ended the
-/// [reading side](shut_input).
+/// `input_ended_by_server` is called after the end of input. It returns true if the server, and not the peer, ended the
+/// input: the server was stopped and ended the [reading side](shut_input).
 pub fn converse(
     transport: &impl Transport,
     session: &mut dyn Session,
     idle_timeout: Duration,
-    told_to_end: impl Fn() -> bool,
+    input_ended_by_server: impl Fn() -> bool,
 ) -> Ending {
-    steps(transport, session, idle_timeout, told_to_end).unwrap_or_else(|error| Ending::of(&error))
+    steps(transport, session, idle_timeout, input_ended_by_server)
+        .unwrap_or_else(|error| Ending::of(&error))
 }
 
-/// The conversation: take the next step, carry it out, report what came of it.
+/// Holds the conversation: takes the next step, carries it out, and reports the result to the session.
 fn steps(
     transport: &impl Transport,
     session: &mut dyn Session,
     idle_timeout: Duration,
-    told_to_end: impl Fn() -> bool,
+    input_ended_by_server: impl Fn() -> bool,
 ) -> io::Result<Ending> {
     transport.set_patience(idle_timeout)?;
     let mut buffer = [0; READ_BUFFER];
     loop {
         match session.step() {
             Step::Read => match transport.read(&mut buffer) {
-                Ok(0) if told_to_end() => {
-                    // Not the peer has ended its input, we have: it may have been in the middle of a request.
+                Ok(0) if input_ended_by_server() => {
+                    // The peer has not ended its input, so it may have been in the middle of a request.
                     let cut = session.mid_request();
                     return Ok(if cut { Ending::Cut } else { Ending::Served });
                 }
@@ -497,17 +516,18 @@ fn steps(
                 transport.carry_out(work)?;
                 session.worked();
             }
-            Step::Close(farewell) => {
-                if farewell == CloseReason::Refused {
+            Step::Close(reason) => {
+                if reason == CloseReason::Refused {
                     linger(transport, &mut buffer);
                 }
-                return Ok(farewell.into());
+                return Ok(reason.into());
             }
         }
     }
 }
 
-/// Gives a refused peer time to read why. See [`CloseReason::Refused`].
+/// Sends FIN, and then reads and discards input for at most [`LINGER`]: a refused peer gets time to read the error
+/// reply. See [`CloseReason::Refused`].
 fn linger(transport: &impl Transport, buffer: &mut [u8]) {
     let deadline = Instant::now() + LINGER;
     let _ = transport.finish_sending();

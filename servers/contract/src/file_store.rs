@@ -1,15 +1,16 @@
-//! What `http` serves: three files of its own, or those under a directory.
+//! The files that `http` serves: three built-in files, or the files under a directory.
 //!
-//! An open file is remembered (`REMEMBERED` of them), and looked up again after a second (`FRESH`); opened for each
-//! request, a file would cost more than sending it does. What nobody has asked for in the last second is let go at the
-//! next look-up. So whoever changes a file is seen a second later at the latest. Until then a file
-//! that was replaced (by rename(2), as it should be) is served as it was, whole, from the old one; one that is
-//! overwritten in place may be served half old and half new, as with any web server; and where one has become shorter
-//! the connection is closed, since what was promised can't be sent.
+//! Open files are cached (at most `MAX_CACHED`), and each is looked up again after a second (`MAX_AGE`): to open a file
+//! for each request would cost more than sending it. Files without a request in the last second are closed at the next
+//! look-up. So the server notices a changed file after a second at the latest. Until then:
 //!
-//! Hidden files, whose names begin with a dot, are neither listed nor served, nor is what is in such a directory: they
-//! are keys and histories more often than pages. (It is the name asked for that counts: a link without a dot to a file
-//! with one says that the file is meant to be seen.)
+//! * A file that was replaced (by rename(2), as it should be) is served complete, with the old content.
+//! * A file that is overwritten in place may be served half old and half new, as with any web server.
+//! * If a file has become shorter, the connection is closed, since the announced length can't be sent.
+//!
+//! Hidden files, whose names begin with a dot, are neither listed nor served. The same holds for files in hidden
+//! directories: they are keys and histories more often than pages. Only the requested name counts: a symbolic link
+//! without a dot to a file with a dot means that the file is meant to be seen.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,26 +30,30 @@ use rustix::io::Errno;
 
 use crate::READ_BUFFER;
 
-/// Of the descriptors that the process may have, one in so many is for files that are remembered.
-const SHARE: u64 = 8;
+/// Divisor of the descriptor limit. The quotient is the number of descriptors for cached files, if it is less than
+/// [`MAX_CACHED`].
+const CACHE_SHARE: u64 = 8;
 
-/// How long what is known of a file is believed.
-const FRESH: Duration = Duration::from_secs(1);
+/// Time for which a look-up of a file is used without another look-up.
+const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// Files that are remembered. Each is an open descriptor, of which a process has not many.
-const REMEMBERED: usize = 64;
+/// Maximum number of cached files. Each is an open descriptor, and a process has few descriptors.
+const MAX_CACHED: usize = 64;
 
-/// Descriptors below this are left to sockets, where others are to be had: select(2) takes no others.
-const SOCKETS: i32 = 1024;
+/// Lowest descriptor number for files, if such a number is available. The numbers below it are left to sockets, because
+/// select(2) accepts no higher numbers.
+const FIRST_FILE_DESCRIPTOR: i32 = 1024;
 
-/// Entries of a listing. Each peer that asks for it is sent a page of its own, and whoever makes it does nothing else.
-const LISTED: usize = 1_000;
+/// Maximum number of entries of a listing. The server makes a page for each peer that requests a listing, and its
+/// thread does nothing else meanwhile.
+const MAX_LISTED: usize = 1_000;
 
-/// Three files of 13 bytes, 13 KiB and 13 MiB (13 × 1, 1024, 1024²), in memory of the kernel's.
+/// Creates a store of three files of 13 bytes, 13 KiB and 13 MiB (13 × 1, 1024, 1024²), which lie in memory of the
+/// kernel.
 ///
 /// # Errors
 ///
-/// There was no room for them.
+/// There is too little memory for the files.
 pub fn built_in() -> io::Result<Arc<dyn FileStore>> {
     const LINE: &[u8] = b"Hello World!\n";
     let modified = SystemTime::now();
@@ -68,18 +73,20 @@ pub fn built_in() -> io::Result<Arc<dyn FileStore>> {
     Ok(Arc::new(BuiltIn { files }))
 }
 
+/// Creates an empty file in memory of the kernel (memfd_create(2)).
 #[cfg(target_os = "linux")]
 fn memory_file(name: &str) -> io::Result<File> {
     let file = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?;
     Ok(File::from(file))
 }
 
-/// Without a name, and in memory as long as the system likes.
+/// Creates an empty file without a name. The operating system decides how long it stays in memory.
 #[cfg(not(target_os = "linux"))]
 fn memory_file(_: &str) -> io::Result<File> {
     tempfile::tempfile()
 }
 
+/// The store of the built-in files.
 #[derive(Debug)]
 struct BuiltIn {
     files: Vec<(&'static str, Arc<StoredFile>)>,
@@ -102,69 +109,72 @@ impl FileStore for BuiltIn {
                 more: false,
             });
         }
-        let found = self.files.iter().find(|(name, _)| name.as_bytes() == path);
-        Ok(match found {
+        let entry = self.files.iter().find(|(name, _)| name.as_bytes() == path);
+        Ok(match entry {
             Some((_, file)) => Lookup::File(Arc::clone(file)),
             None => Lookup::Nothing,
         })
     }
 }
 
-/// The files under a directory, and nothing else: a symbolic link is followed where it stays inside. Listings are in
-/// the order of names, directories first, and have at most 1,000 entries.
+/// Creates a store of the files under a directory, and no others: a symbolic link is followed only if its target is
+/// inside. Listings are in the order of names, with directories first, and have at most 1,000 entries.
 ///
 /// # Errors
 ///
-/// It is not there, or no directory, or may not be read.
+/// The directory does not exist, is not a directory, or may not be read.
 pub fn directory(root: &Path) -> io::Result<Arc<dyn FileStore>> {
     Ok(Arc::new(Tree::new(root, true)?))
 }
 
+/// The store of the files under a directory.
 #[derive(Debug)]
 struct Tree {
     root: Root,
-    /// How many files are remembered.
-    most: usize,
+    /// Maximum number of cached files.
+    max_cached: usize,
+    /// Cached files by path.
     cache: Mutex<HashMap<Box<[u8]>, CachedFile>>,
 }
 
-/// How a path is kept inside.
+/// The root directory, and the way in which paths are kept inside it.
 #[derive(Debug)]
 enum Root {
-    /// The kernel sees to it, on every step of the way (openat2(2)).
+    /// The kernel checks every component of a path (openat2(2)).
     #[cfg(target_os = "linux")]
     Beneath(OwnedFd),
-    /// The path is resolved first and opened then. Whoever may change directories under the root meanwhile can lead
-    /// that astray; elsewhere there is no better way without walking step by step.
+    /// The path is resolved first and opened afterwards. A process that may change directories under the root can
+    /// redirect the path between the two calls. On systems without openat2(2) there is no better way except to open the
+    /// path component by component.
     Resolved(PathBuf),
 }
 
-/// A file that was opened.
+/// An open file in the cache.
 #[derive(Debug)]
 struct CachedFile {
     file: Arc<StoredFile>,
-    /// Device and inode: which file it is, whatever it is called.
+    /// Device and inode numbers, which identify the file independently of its name.
     identity: (u64, u64),
     looked_up: Instant,
-    used: Instant,
+    last_used: Instant,
 }
 
-/// What is under a path, open.
+/// An open file or directory.
 enum Opened {
     File(CachedFile),
     Directory(File),
 }
 
 impl Tree {
-    /// `beneath`: by openat2(2), if the system has it.
+    /// Opens the root. With `beneath`, paths are opened by openat2(2), if the system has it.
     fn new(root: &Path, beneath: bool) -> io::Result<Tree> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = rustix::fs::open(root, flags, Mode::empty()).map_err(|errno| {
             let kind = io::Error::from(errno).kind();
             match errno {
-                Errno::NOENT => io::Error::new(kind, "there is nothing of that name"),
+                Errno::NOENT => io::Error::new(kind, "there is no directory of that name"),
                 Errno::NOTDIR => io::Error::new(kind, "it is not a directory"),
-                Errno::ACCESS => io::Error::new(kind, "this user may not read it"),
+                Errno::ACCESS => io::Error::new(kind, "this user has no permission to read it"),
                 _ => errno.into(),
             }
         })?;
@@ -173,37 +183,39 @@ impl Tree {
             false => Root::Resolved(root.canonicalize()?),
         };
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let share = limit.map_or(REMEMBERED as u64, |limit| limit / SHARE);
+        let share = limit.map_or(MAX_CACHED as u64, |limit| limit / CACHE_SHARE);
         Ok(Tree {
             root,
-            most: usize::try_from(share).map_or(REMEMBERED, |share| share.min(REMEMBERED)),
+            max_cached: usize::try_from(share).map_or(MAX_CACHED, |share| share.min(MAX_CACHED)),
             cache: Mutex::default(),
         })
     }
 
     fn cache(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, CachedFile>> {
-        // Poisoned or not: an entry is whole or not there.
+        // A poisoned lock is used too: an entry is either complete or absent.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks a path up as if the time were `now`.
     fn look_up_at(&self, path: &[u8], now: Instant) -> io::Result<Lookup> {
         let is_shown =
             |name: &[u8]| !name.is_empty() && !name.starts_with(b".") && !name.contains(&0);
         if !path.is_empty() && !path.split(|byte| *byte == b'/').all(is_shown) {
             return Ok(Lookup::Nothing);
         }
-        if let Some(known) = self.cache().get_mut(path)
-            && now < known.looked_up + FRESH
+        if let Some(cached) = self.cache().get_mut(path)
+            && now < cached.looked_up + MAX_AGE
         {
-            known.used = now;
-            return Ok(Lookup::File(Arc::clone(&known.file)));
+            cached.last_used = now;
+            return Ok(Lookup::File(Arc::clone(&cached.file)));
         }
-        // Others need not wait for the file system: it is asked without the lock, twice if need be.
+        // The file is opened without the lock, so that other threads need not wait for the file system; two threads may
+        // open the same file at the same time.
         let mut opened = self.open(path, now);
         if opened.is_err() {
-            // For want of descriptors, most likely: those of files that are only remembered are given up for it.
-            let let_go = mem::take(&mut *self.cache());
-            drop(let_go);
+            // Most likely descriptors are lacking: close the cached files that are not being sent, and try again.
+            let evicted = mem::take(&mut *self.cache());
+            drop(evicted);
             opened = self.open(path, now);
         }
         let opened = opened.inspect_err(|error| {
@@ -211,52 +223,53 @@ impl Tree {
             tracing::warn!("cannot look up {path}: {error}");
         })?;
         let mut cache = self.cache();
-        // Closed when the lock is open again: the last to close a file that was deleted has to wait for the disk.
-        let mut let_go: Vec<CachedFile> = Vec::new();
-        let unused = cache.extract_if(|_, known| known.is_unused(now));
-        let_go.extend(unused.map(|(_, known)| known));
-        let found = match opened {
-            Some(Opened::File(mut known)) => {
-                // One descriptor for all who are being sent the same file.
+        // Evicted files are closed after the lock is released: the last close of a deleted file has to wait for the
+        // disk.
+        let mut evicted: Vec<CachedFile> = Vec::new();
+        let unused = cache.extract_if(|_, cached| cached.is_unused(now));
+        evicted.extend(unused.map(|(_, cached)| cached));
+        let lookup = match opened {
+            Some(Opened::File(mut opened)) => {
+                // All peers that are being sent the same file share one descriptor.
                 if let Some(before) = cache.remove(path)
-                    && before.is_same(&known)
+                    && before.is_same(&opened)
                 {
-                    known.file = before.file;
+                    opened.file = before.file;
                 }
-                let file = Arc::clone(&known.file);
+                let file = Arc::clone(&opened.file);
                 let longest_unused = || {
-                    let unused = cache.iter().min_by_key(|(_, known)| known.used);
+                    let unused = cache.iter().min_by_key(|(_, cached)| cached.last_used);
                     unused.map(|(path, _)| path.clone())
                 };
-                if cache.len() >= self.most
+                if cache.len() >= self.max_cached
                     && let Some(path) = longest_unused()
                 {
-                    let_go.extend(cache.remove(&path));
+                    evicted.extend(cache.remove(&path));
                 }
-                if self.most > 0 {
-                    cache.insert(path.into(), known);
+                if self.max_cached > 0 {
+                    cache.insert(path.into(), opened);
                 }
                 Ok(Lookup::File(file))
             }
             Some(Opened::Directory(directory)) => {
-                let_go.extend(cache.remove(path));
+                evicted.extend(cache.remove(path));
                 drop(cache);
                 return self.list(path, &directory);
             }
             None => {
-                let_go.extend(cache.remove(path));
+                evicted.extend(cache.remove(path));
                 Ok(Lookup::Nothing)
             }
         };
         drop(cache);
-        found
+        lookup
     }
 
-    /// Opens what is there, if it is a file or a directory, and under the root.
+    /// Opens a path, if it is a file or a directory under the root; `None` if it is not.
     fn open(&self, path: &[u8], now: Instant) -> io::Result<Option<Opened>> {
         let file = match self.root.open(path) {
             Ok(file) => file,
-            Err(errno) if is_nothing(errno) => return Ok(None),
+            Err(errno) if is_not_found(errno) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
         let metadata = file.metadata()?;
@@ -266,20 +279,21 @@ impl Tree {
         if !metadata.is_file() {
             return Ok(None);
         }
-        // It was to keep a FIFO from blocking. To io_uring it would mean: not if the disk is to be waited for.
+        // O_NONBLOCK was set only so that open(2) does not wait at a FIFO. With io_uring the flag would mean: fail if
+        // the read has to wait for the disk.
         rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
-        let file = match rustix::io::fcntl_dupfd_cloexec(&file, SOCKETS) {
-            Ok(elsewhere) => File::from(elsewhere),
-            // There may be no number as high.
+        let file = match rustix::io::fcntl_dupfd_cloexec(&file, FIRST_FILE_DESCRIPTOR) {
+            Ok(moved) => File::from(moved),
+            // The descriptor limit may be below that number.
             Err(_) => file,
         };
         let mut length = metadata.len();
         let mut content = None;
         if length <= READ_BUFFER as u64 {
-            let all = read_all(&file, length as usize)?;
-            // It may have become shorter just now.
-            length = all.len() as u64;
-            content = Some(all);
+            let bytes = read_all(&file, length as usize)?;
+            // The file may have become shorter since its length was read.
+            length = bytes.len() as u64;
+            content = Some(bytes);
         }
         Ok(Some(Opened::File(CachedFile {
             file: Arc::new(StoredFile {
@@ -290,10 +304,11 @@ impl Tree {
             }),
             identity: (metadata.dev(), metadata.ino()),
             looked_up: now,
-            used: now,
+            last_used: now,
         })))
     }
 
+    /// Lists a directory: files and directories that are not hidden, and links to such that stay inside the root.
     fn list(&self, path: &[u8], directory: &File) -> io::Result<Lookup> {
         let mut entries = Vec::new();
         let mut more = false;
@@ -304,19 +319,19 @@ impl Tree {
                 continue;
             }
             let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
-                // It has gone meanwhile.
+                // The entry was removed meanwhile.
                 continue;
             };
             let (is_directory, length) = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => (true, 0),
                 FileType::RegularFile => (false, u64::try_from(stat.st_size).unwrap_or(0)),
                 FileType::Symlink => {
-                    let mut whole = path.to_vec();
-                    if !whole.is_empty() {
-                        whole.push(b'/');
+                    let mut link = path.to_vec();
+                    if !link.is_empty() {
+                        link.push(b'/');
                     }
-                    whole.extend_from_slice(name.to_bytes());
-                    let target = self.root.open(&whole).ok();
+                    link.extend_from_slice(name.to_bytes());
+                    let target = self.root.open(&link).ok();
                     match target.and_then(|target| target.metadata().ok()) {
                         Some(target) if target.is_dir() => (true, 0),
                         Some(target) if target.is_file() => (false, target.len()),
@@ -325,8 +340,9 @@ impl Tree {
                 }
                 _ => continue,
             };
-            // Which are left out of very many, the file system says: to sort them first, all had to be kept.
-            if entries.len() == LISTED {
+            // The order of the file system decides which entries are left out: to sort before the cut, all entries
+            // would have to be kept.
+            if entries.len() == MAX_LISTED {
                 more = true;
                 break;
             }
@@ -352,14 +368,14 @@ impl FileStore for Tree {
 }
 
 impl CachedFile {
-    /// Whether nobody has asked for it in the last second, and nobody is being sent it.
+    /// Returns true if the file was not requested in the last second, and is not being sent to any peer.
     fn is_unused(&self, now: Instant) -> bool {
         let holders = Arc::strong_count(&self.file).max(Arc::strong_count(&self.file.file));
-        now >= self.used + FRESH && holders == 1
+        now >= self.last_used + MAX_AGE && holders == 1
     }
 
-    /// Whether nothing has changed. Two writes within one tick of the file system's clock give the same time, so a
-    /// content that is held is compared itself.
+    /// Returns true if the file has not changed. Two writes within one tick of the file system's clock give the same
+    /// time of modification, so content that is held in memory is compared too.
     fn is_same(&self, other: &CachedFile) -> bool {
         let (a, b) = (&self.file, &other.file);
         self.identity == other.identity
@@ -367,37 +383,41 @@ impl CachedFile {
     }
 }
 
+/// Flags with which files and directories are opened.
 const OPEN: OFlags = OFlags::RDONLY
-    // A FIFO would wait for somebody who writes, and a terminal for its line.
+    // Without O_NONBLOCK, open(2) would wait at a FIFO for a writer, and at a terminal for its line.
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
 impl Root {
+    /// Returns the root, by openat2(2) if the system has it.
     #[cfg(target_os = "linux")]
     fn of(descriptor: OwnedFd, path: &Path) -> io::Result<Root> {
         match beneath(&descriptor, b".", OPEN) {
             Ok(_) => Ok(Root::Beneath(descriptor)),
-            // The kernel is older than 5.6, or a sandbox does not know the call.
+            // The kernel is older than 5.6, or a sandbox refuses the call.
             Err(Errno::NOSYS | Errno::PERM) => Ok(Root::Resolved(path.canonicalize()?)),
             Err(errno) => Err(errno.into()),
         }
     }
 
+    /// Returns the root, whose paths are resolved before they are opened.
     #[cfg(not(target_os = "linux"))]
     fn of(_: OwnedFd, path: &Path) -> io::Result<Root> {
         Ok(Root::Resolved(path.canonicalize()?))
     }
 
-    /// Opens a path, which is relative; an empty one is the root.
+    /// Opens a path relative to the root. The empty path is the root itself.
     fn open(&self, path: &[u8]) -> Result<File, Errno> {
         match self {
             #[cfg(target_os = "linux")]
             Root::Beneath(root) => {
                 let path = if path.is_empty() { b"." } else { path };
-                // Only to open a FIFO ends the wait of whoever writes there, and a device may do anything.
-                let look = beneath(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
-                let mode = rustix::fs::fstat(&look)?.st_mode;
+                // O_PATH finds the type of the file without opening it: opening a FIFO would end the wait of a process
+                // that writes to it, and opening a device may have any effect.
+                let unopened = beneath(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
+                let mode = rustix::fs::fstat(&unopened)?.st_mode;
                 match FileType::from_raw_mode(mode) {
                     FileType::RegularFile | FileType::Directory => {
                         beneath(root, path, OPEN).map(File::from)
@@ -406,8 +426,8 @@ impl Root {
                 }
             }
             Root::Resolved(root) => {
-                let whole = root.join(OsStr::from_bytes(path));
-                let resolved = whole
+                let full_path = root.join(OsStr::from_bytes(path));
+                let resolved = full_path
                     .canonicalize()
                     .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
                 if !resolved.starts_with(root) {
@@ -419,6 +439,7 @@ impl Root {
     }
 }
 
+/// Opens a path with openat2(2), which fails if any component leads out of the root.
 #[cfg(target_os = "linux")]
 fn beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     use rustix::fs::ResolveFlags;
@@ -427,15 +448,15 @@ fn beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno>
     loop {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
             Err(Errno::INTR) => {}
-            // Something was renamed on the way, and the kernel can't tell whether that led outside.
+            // A component was renamed during the call, and the kernel can't tell whether the path led outside.
             Err(Errno::AGAIN) if tries > 0 => tries -= 1,
             opened => return opened,
         }
     }
 }
 
-/// Whether that means that nothing is there to be served. Everything else is trouble of the server's.
-fn is_nothing(errno: Errno) -> bool {
+/// Returns true if the error means that the path has nothing to serve. All other errors are failures of the server.
+fn is_not_found(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::NOENT
@@ -446,16 +467,16 @@ fn is_nothing(errno: Errno) -> bool {
             | Errno::XDEV
             | Errno::NAMETOOLONG
             | Errno::INVAL
-            // Of bytes that the file system can't have in a name.
+            // The path has bytes that the file system does not allow in a name.
             | Errno::ILSEQ
-            // A socket, or a device that nothing is behind.
+            // The path is a socket, or a device without hardware or driver.
             | Errno::NXIO
             | Errno::NODEV
             | Errno::OPNOTSUPP
     )
 }
 
-/// All of a file, or as much as there is.
+/// Reads the first `length` bytes of a file, or all of the file if it is shorter.
 fn read_all(file: &File, length: usize) -> io::Result<Box<[u8]>> {
     let mut content = vec![0; length];
     let mut filled = 0;

@@ -1,9 +1,9 @@
-//! Files on their way into sockets.
+//! Sending ranges of files to sockets.
 //!
-//! No readiness tells when a file can be read: to poll(2) it always can, also when the page is on a disk and whoever reads
-//! it will wait; and epoll does not take files. So there are three ways, and each model takes the best that it has: to read there and then
-//! and accept the wait ([`send_file`]), to have a thread wait ([`read_file`], in the runtime's pool), or to submit the
-//! read and be told when it is done (`uring`, `compio`).
+//! Readiness does not report whether a file can be read: poll(2) reports a file as always readable, even when the page
+//! is on a disk and the read will wait; and epoll does not accept files. So there are three ways, and each model uses
+//! the best one that it has: read at once and accept the wait ([`send_file`]), let another thread wait ([`read_file`],
+//! in the runtime's pool), or submit the read and receive its completion (`uring`, `compio`).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,20 +12,21 @@ use std::sync::Arc;
 
 use protocol::FileSlice;
 
-/// The most that goes from a file to a socket in one call, in bytes: others want their turn, and a peer that takes it
-/// is not idle.
+/// Maximum number of bytes that go from a file to a socket in one call. After that other connections have their turn,
+/// and the peer that has taken the bytes is recorded as not idle.
 pub const FILE_TURN: usize = 1024 * 1024;
 
-/// The most that is read from a file at once, in bytes, where it goes through memory of ours. Each connection that is
-/// being sent a file has such a buffer.
+/// Maximum number of bytes that are read from a file at once, where the file goes through memory of the server. Each
+/// connection that is being sent a file has a buffer of this size.
 pub const FILE_BUFFER: usize = 64 * 1024;
 
-/// Sends as much of a range as the socket takes, at most [`FILE_TURN`], without a copy in our memory (sendfile(2)). May
-/// wait for the disk.
+/// Sends as much of a range as the socket takes, at most [`FILE_TURN`] bytes, without a copy in the server's memory
+/// (sendfile(2)), and returns the number of bytes. May wait for the disk.
 ///
 /// # Errors
 ///
-/// As write(2); and `UnexpectedEof` where the file has become shorter, since what was promised can't be sent.
+/// The errors of write(2); and `UnexpectedEof` if the file has become shorter, since the announced length can't be
+/// sent.
 #[cfg(target_os = "linux")]
 pub fn send_file(socket: impl AsFd, slice: &FileSlice) -> io::Result<usize> {
     let most = usize::try_from(slice.len()).map_or(FILE_TURN, |len| len.min(FILE_TURN));
@@ -36,7 +37,13 @@ pub fn send_file(socket: impl AsFd, slice: &FileSlice) -> io::Result<usize> {
     }
 }
 
-/// As above, through our memory: sendfile(2) is another call on every system. What the socket does not take is read again.
+/// Sends as much of a range as the socket takes, at most [`READ_BUFFER`](crate::READ_BUFFER) bytes, through the
+/// server's memory, and returns the number of bytes: sendfile(2) is a different call on every system. Bytes that the
+/// socket does not take are read again. May wait for the disk.
+///
+/// # Errors
+///
+/// The errors of write(2) and of [`read_file`].
 #[cfg(not(target_os = "linux"))]
 pub fn send_file(socket: impl AsFd, slice: &FileSlice) -> io::Result<usize> {
     let mut buffer = [0; crate::READ_BUFFER];
@@ -44,11 +51,11 @@ pub fn send_file(socket: impl AsFd, slice: &FileSlice) -> io::Result<usize> {
     Ok(rustix::io::write(socket, &buffer[..count])?)
 }
 
-/// Reads the beginning of a range; gives how many bytes. May wait for the disk.
+/// Reads the beginning of a range into the buffer, and returns the number of bytes. May wait for the disk.
 ///
 /// # Errors
 ///
-/// As pread(2); and `UnexpectedEof` where the file has become shorter.
+/// The errors of pread(2); and `UnexpectedEof` if the file has become shorter.
 pub fn read_file(slice: &FileSlice, buffer: &mut [u8]) -> io::Result<usize> {
     let most = usize::try_from(slice.len()).map_or(buffer.len(), |len| len.min(buffer.len()));
     loop {
@@ -60,19 +67,19 @@ pub fn read_file(slice: &FileSlice, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// A piece of a file in memory, for models that have another thread read it.
+/// A piece of a file in memory, for models that read files on another thread.
 ///
-/// It moves there and back, so that a file of any length needs one piece of memory. And it knows what it holds: what
-/// the socket did not take is not read again.
+/// The piece moves to that thread and back, so a file of any length needs only one piece of memory. The piece records
+/// which range it holds, so bytes that the socket did not take are not read again.
 #[derive(Debug, Default)]
 pub struct Piece {
     buffer: Vec<u8>,
-    /// What was to be read: the buffer holds the beginning of that.
+    /// Range that was to be read: the buffer holds its beginning.
     slice: Option<FileSlice>,
 }
 
 impl Piece {
-    /// The beginning of a range, as far as it is here; `None` if it must be read first.
+    /// Returns the beginning of a range, as far as the piece holds it, or `None` if the range must be read first.
     pub fn beginning_of(&self, slice: &FileSlice) -> Option<&[u8]> {
         let held = self.slice.as_ref()?;
         if !Arc::ptr_eq(held.file(), slice.file()) {
@@ -84,11 +91,12 @@ impl Piece {
         (most > 0).then(|| &bytes[..most])
     }
 
-    /// Reads the beginning of a range, at most [`FILE_BUFFER`], in place of what was here. May wait for the disk.
+    /// Reads the beginning of a range, at most [`FILE_BUFFER`] bytes, and replaces the previous content. May wait for
+    /// the disk.
     ///
     /// # Errors
     ///
-    /// As [`read_file`].
+    /// The errors of [`read_file`].
     pub fn read(mut self, slice: FileSlice) -> io::Result<Piece> {
         let most = usize::try_from(slice.len()).map_or(FILE_BUFFER, |len| len.min(FILE_BUFFER));
         self.buffer.resize(most, 0);
@@ -99,11 +107,11 @@ impl Piece {
     }
 }
 
-/// What is said of a file that has become shorter than what was promised of it.
+/// Returns the error for a file that has become shorter than the announced length.
 pub fn shorter() -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
-        "the file has become shorter while it was sent",
+        "the file became shorter while it was being sent",
     )
 }
 
@@ -113,13 +121,13 @@ mod tests {
 
     use super::*;
 
-    /// Any file that is longer than a buffer.
+    /// Opens a file that is longer than a buffer: the test program.
     fn this_program() -> Arc<File> {
         Arc::new(File::open(std::env::current_exe().unwrap()).unwrap())
     }
 
     #[test]
-    fn a_piece_holds_what_was_read_until_all_of_it_is_sent() {
+    fn piece_returns_unsent_bytes_until_all_are_sent() {
         let mut slice = FileSlice::new(this_program(), 100, FILE_BUFFER as u64 + 10);
         let piece = Piece::default();
         assert_eq!(piece.beginning_of(&slice), None);
@@ -127,7 +135,7 @@ mod tests {
         let read = piece.beginning_of(&slice).unwrap().to_vec();
         let mut expected = vec![0; FILE_BUFFER];
         slice.file().read_exact_at(&mut expected, 100).unwrap();
-        assert!(read == expected, "other bytes");
+        assert!(read == expected, "the piece differs from the file");
 
         slice.advance(1);
         assert_eq!(piece.beginning_of(&slice), Some(&read[1..]));
@@ -138,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_holds_nothing_of_another_file_or_from_before() {
+    fn piece_returns_nothing_of_another_file_or_range() {
         let (file, other) = (this_program(), this_program());
         let slice = |file, offset, len| FileSlice::new(Arc::clone(file), offset, len);
         let piece = Piece::default().read(slice(&file, 100, 50)).unwrap();

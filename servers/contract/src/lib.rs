@@ -1,18 +1,22 @@
-//! What every server guarantees, and what they share.
+//! What every server guarantees, and the code that the servers share.
 //!
-//! A server crate is one small story: who waits, and who answers. Everything that would read the same in two of them
-//! is here, so that two siblings differ only where their models do:
+//! A server crate shows one concurrency model: which thread, task or process waits, and which one replies. Code that
+//! would be the same in two servers is in this crate, so that two siblings differ only where their models differ:
 //!
-//! * [`Model`] is how a server presents itself; [`Limits`] what it must keep to; [`Service`] what it serves;
-//! * [`Stop`] ends it, as a descriptor that every kind of loop can wait for; [`Tally`] is its account at the end;
-//! * [`listen`] makes the listening socket, with the same options for all;
-//! * [`accept`] sorts the errors of accept(2), and [`blocking`] and [`nonblocking`] hold the conversations of the
-//!   models that wait by blocking and by readiness. Async runtimes write theirs out, in their own idiom.
-//! * [`files`] sends ranges of files, [`work`] does what is to be done before a reply, [`site`] is what `http` serves;
-//! * [`process`] forks, for the models that serve by processes;
-//! * [`cli`] is the command line of one server.
+//! * [`Model`] describes a server, [`Limits`] are its limits, and [`Service`] opens the sessions that it serves.
+//! * [`Stop`] requests its end, as a descriptor that every kind of event loop can wait for. [`Tally`] counts its
+//!   connections by how they ended.
+//! * [`listen`] opens the listening socket, with the same options for all servers.
+//! * [`accept`] sorts the errors of accept(2).
+//! * [`blocking`] and [`nonblocking`] hold the conversations of the models that wait by blocking and by readiness. The
+//!   servers on async runtimes contain their own conversations, written in the idiom of the runtime.
+//! * [`files`] sends ranges of files, [`work`] carries out the work before a reply, and [`file_store`] holds the files
+//!   that `http` serves.
+//! * [`process`] forks, for the models that serve by processes.
+//! * [`cli`] is the command line of a single server.
 //!
-//! Whether a server keeps its guarantees, its `tests/contract.rs` finds out, by one line with `suite!` (feature `suite`).
+//! Each server crate has one line with `suite!` (feature `suite`) in its `tests/contract.rs`. That line tests whether
+//! the server keeps its guarantees.
 
 pub mod accept;
 pub mod blocking;

@@ -1,4 +1,4 @@
-//! The listening socket, the same for all models.
+//! The listening socket, which is the same for all models.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -7,48 +7,48 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Needs;
 
-/// Why a server can't listen.
+/// Reason why a server can't listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody else listens there.
+    /// Another socket listens on the port.
     #[error(
         "cannot listen on {0}: the port is in use; choose another with --listen, or port 0 for a free one"
     )]
     InUse(SocketAddr),
-    /// The address is not one of this machine.
+    /// The address belongs to no interface of this machine.
     #[error("cannot listen on {0}: no interface of this machine has that address")]
     NotHere(SocketAddr),
-    /// Ports below 1024 are for root.
+    /// The process may not use the port: ports below 1024 need root.
     #[error("cannot listen on {0}: not permitted; ports below 1024 need root, choose a higher one")]
     NotPermitted(SocketAddr),
-    /// Anything else.
+    /// Any other error.
     #[error("cannot listen on {0}: {1}")]
     Other(SocketAddr, io::Error),
 }
 
 /// Opens a listening socket with the options that all servers share.
 ///
-/// * SO_REUSEADDR: a server can be started again at once, though connections of the last one are in TIME_WAIT.
-/// * TCP_NODELAY: a small reply goes out at once; with Nagle's algorithm it may wait 40 ms for a delayed ACK. Set on
-///   the listener, because accepted sockets inherit it: one call instead of one per connection.
-/// * Non-blocking: a readiness report for a listener may be stale (the peer has left again), and a server that then
-///   blocked in accept(2) would hang. Accepted sockets do not inherit this on Linux.
+/// * SO_REUSEADDR: a server can be started again at once, although connections of the last one are in TIME_WAIT.
+/// * TCP_NODELAY: a small reply is sent at once. With Nagle's algorithm it may wait 40 ms for a delayed ACK. The option
+///   is set on the listener, because accepted sockets inherit it: one call instead of one per connection.
+/// * Non-blocking: a readiness report for a listener may be stale, because the peer has left again. A server that then
+///   blocked in accept(2) would hang. Accepted sockets do not inherit this option on Linux.
 ///
-/// `backlog` is how many connections the kernel completes ahead of accept(2); it cuts the number off at
-/// `net.core.somaxconn`.
+/// `backlog` is the number of connections that the kernel completes ahead of accept(2). The kernel reduces a larger
+/// number to `net.core.somaxconn`.
 ///
 /// # Errors
 ///
-/// What the kernel says, with what to do about it.
+/// The error of the kernel, with what to do about it.
 pub fn listen(address: SocketAddr, backlog: u32, needs: Needs) -> Result<TcpListener, ListenError> {
-    // A port that may be shared is shared with strangers too: another server of the same user would take half of the
-    // connections without a word. So this looks first whether somebody is there.
-    let alone = if needs.shared_port {
+    // With SO_REUSEPORT any other server of the same user can use the port too, and would take half of the connections
+    // unnoticed. So a listener without the option is opened first: it fails if the port is in use.
+    let unused = if needs.shared_port {
         open(address, backlog, false).map(drop)
     } else {
         Ok(())
     };
-    let listener = alone.and_then(|()| open(address, backlog, needs.shared_port));
+    let listener = unused.and_then(|()| open(address, backlog, needs.shared_port));
     listener.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse(address),
         io::ErrorKind::AddrNotAvailable => ListenError::NotHere(address),
@@ -57,12 +57,12 @@ pub fn listen(address: SocketAddr, backlog: u32, needs: Needs) -> Result<TcpList
     })
 }
 
-/// Opens one more listener on the port of one that was made for a model that needs a shared port. The kernel then
-/// chooses a listener for every peer, by a hash of both addresses (SO_REUSEPORT in socket(7)).
+/// Opens one more listener on the port of `first`, which was opened for a model that needs a shared port. The kernel
+/// then chooses a listener for every peer, by a hash of both addresses (SO_REUSEPORT in socket(7)).
 ///
 /// # Errors
 ///
-/// The first one does not share its port, or no descriptor was to be had.
+/// The first listener does not share its port, or no descriptor is available.
 pub fn listen_beside(first: &TcpListener, backlog: u32) -> io::Result<TcpListener> {
     open(first.local_addr()?, backlog, true)
 }
@@ -89,12 +89,12 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    /// No server sets options on accepted sockets: they rely on this.
+    /// No server sets options on accepted sockets. All servers rely on the inherited options.
     #[test]
     fn accepted_sockets_inherit_nodelay_and_block() {
         let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
         let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        // The handshake is complete, so the connection is in the queue.
+        // The TCP handshake is complete, so the connection is in the queue of the listener.
         let (accepted, _) = listener.accept().unwrap();
         assert!(accepted.nodelay().unwrap());
         let flags = rustix::fs::fcntl_getfl(&accepted).unwrap();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_says_so() {
+    fn listen_on_a_port_in_use_is_refused() {
         let address = "127.0.0.1:0".parse().unwrap();
         let first = listen(address, 1, Needs::NOTHING)
             .unwrap()
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_port_is_shared_on_purpose_only() {
+    fn shared_port_accepts_more_listeners_only_from_listen_beside() {
         let shared = Needs {
             shared_port: true,
             ..Needs::NOTHING

@@ -1,4 +1,4 @@
-//! How a server presents itself.
+//! The description of a server: its model, its capacity, and the guarantees that it does not keep.
 
 use std::io;
 use std::net::TcpListener;
@@ -7,142 +7,152 @@ use std::thread;
 
 use crate::{Limits, Service, Stop, Tally};
 
-/// A concurrency model: one way to answer many peers.
+/// A concurrency model: one way to serve many peers. `samewire list` shows these fields.
 #[derive(Debug)]
 pub struct Model {
-    /// What the command line calls it.
+    /// Name on the command line and in tables, such as `threads`.
     pub name: &'static str,
-    /// Who answers, in one line.
+    /// The model in one line: which thread, task or process serves a connection.
     pub summary: &'static str,
-    /// Where the idea comes from, and who is known for it.
+    /// Origin of the model, and the programs that are known for it.
     pub lineage: &'static str,
-    /// The file that tells its story, from the root of the repository.
+    /// Path of the server's main file, relative to the root of the repository. It reads top to bottom.
     pub source: &'static str,
-    /// Serves until told to stop.
+    /// Function that serves until the stop.
     pub serve: Serve,
-    /// Whether it can run here; if not, why, in one sentence.
+    /// Function that returns `Ok` if the model can run on this machine, and otherwise the unavailable reason in one
+    /// sentence.
     pub available: fn() -> Result<(), String>,
-    /// How many peers it converses with at a time.
+    /// Bound on the number of peers that the model serves at a time.
     pub capacity: Capacity,
-    /// Where it can move blocking calls and computations to.
+    /// Threads to which the model moves blocking calls and computations with `--offload`.
     pub offload: Offload,
-    /// What it takes for granted about its process and its listener.
+    /// Requirements on the process and the listener.
     pub needs: Needs,
-    /// Guarantees that it does not keep, by design.
+    /// Guarantees that the model does not keep, by design. The tests check that exactly the declared thing happens.
     pub deviations: &'static [Deviation],
 }
 
-/// Serves the peers of a listener (made by [`listen`](crate::listen)) until [`Stop`], and accounts for them.
+/// Serves the peers of a listener (made by [`listen`](crate::listen)) until the [`Stop`], and returns the [`Tally`] of
+/// their connections.
 ///
 /// # Errors
 ///
-/// What no server can go on after: accept(2) failing for good, no thread or no epoll instance to begin with. What
-/// concerns one connection alone is in the [`Tally`], and never an error.
+/// Errors after which no server can continue: accept(2) fails for good, or there was no thread or no epoll instance to
+/// begin with. An error of a single connection is counted in the [`Tally`] and never returned.
 pub type Serve = fn(TcpListener, Service, Limits, Stop) -> io::Result<Tally>;
 
-/// What bounds the peers that a model converses with at a time. Those beyond wait, without harm and without an answer.
+/// Bound on the number of peers that a model serves at a time. Further peers wait without a reply, and without any harm
+/// to their connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capacity {
     /// [`Limits::max_connections`], and nothing else.
     Limit,
-    /// [`Limits::max_connections`], and what fits into descriptor numbers below this: with everything else that the
-    /// process has open, a few less.
+    /// [`Limits::max_connections`], and the descriptor numbers below this value. Other descriptors that the process has
+    /// open use some of these numbers, so a few connections less fit.
     Descriptors(usize),
-    /// Each event loop has its share of [`Limits::max_connections`], and a peer waits for the loop that the kernel chose
-    /// for it.
+    /// [`Limits::max_connections`], divided among the event loops. A peer waits for the loop that the kernel has chosen
+    /// for it, even if another loop has a free slot.
     Shares,
-    /// [`Limits::workers`]: each is held by one peer until that has left.
+    /// [`Limits::workers`]: a peer occupies a worker until the peer has left.
     Workers,
-    /// One.
+    /// One peer at a time.
     One,
 }
 
 impl Capacity {
-    /// [`Limits::workers`], if nobody says how many: a worker that serves many peers is one for each CPU that this
-    /// process may use; one that is held by a peer sleeps most of the time, and there must be as many as peers are
-    /// expected (Tomcat has 200 threads, Apache's prefork 256 processes).
+    /// Returns the default of [`Limits::workers`].
+    ///
+    /// If a worker serves many peers, the default is one worker for each CPU that this process may use. If a peer
+    /// occupies a worker, the default is 200: such a worker sleeps most of the time, and there must be as many workers
+    /// as peers are expected (Tomcat has 200 threads, Apache's prefork 256 processes).
     pub fn workers(self) -> NonZero<usize> {
-        const HELD: NonZero<usize> = NonZero::new(200).unwrap();
+        const OCCUPIED: NonZero<usize> = NonZero::new(200).unwrap();
         match self {
-            Capacity::Workers => HELD,
-            // Counts the CPUs that this process may use, not those of the machine: `--cpus 1` means one worker.
+            Capacity::Workers => OCCUPIED,
+            // Counts the CPUs that this process may use, not all CPUs of the machine: `--cpus 1` means one worker.
             _ => thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
         }
     }
 }
 
-/// Where [`Limits::offload`] moves work that would keep a thread ([`Work::Block`](protocol::Work::Block),
-/// [`Work::Compute`](protocol::Work::Compute)).
+/// Destination of the work that [`Limits::offload`] moves: work that occupies a thread, which is
+/// [`Work::Block`](protocol::Work::Block) and [`Work::Compute`](protocol::Work::Compute). `samewire list` prints the
+/// text of each variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offload {
-    /// There.
+    /// The work moves to these threads.
     To(&'static str),
-    /// Whoever it would keep from being served is not kept, so it changes nothing; this is why.
+    /// Offloading changes nothing, because the work keeps no other peer from being served. The text is the reason.
     Needless(&'static str),
-    /// There is nothing to move it to; this is what there is instead.
+    /// The model has no threads to move the work to, and refuses `--offload`. The text says what it has instead.
     Nowhere(&'static str),
 }
 
-/// What a model takes for granted. Most take nothing.
+/// Requirements of a model on its process and its listener. Most models have none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// It forks: the process must be its own, with no thread beside the one that serves. Of a process with more threads
-    /// fork(2) copies one, and every lock that another one held stays locked in the copy.
+    /// True if the model forks. It must then have a process of its own, with no thread beside the one that serves: of a
+    /// process with more threads fork(2) copies one, and every lock that another thread held stays locked in the copy.
     pub own_process: bool,
-    /// It opens more listeners on the same port, and the first must allow that (SO_REUSEPORT).
+    /// True if the model opens more listeners on the same port. The first listener must allow that (SO_REUSEPORT).
     pub shared_port: bool,
 }
 
 impl Needs {
-    /// It runs anywhere.
+    /// No requirements: the model runs in any process and with any listener.
     pub const NOTHING: Needs = Needs {
         own_process: false,
         shared_port: false,
     };
 }
 
-/// A guarantee that a model does not keep, and why it can't.
+/// A guarantee that a model does not keep, and the reason why it can't.
 #[derive(Debug, Clone, Copy)]
 pub struct Deviation {
-    /// The guarantee.
+    /// Guarantee that is not kept.
     pub guarantee: Guarantee,
-    /// What happens instead, and why, in one sentence.
+    /// One sentence that says what happens instead, and why. `samewire list` and the report of `samewire check` print
+    /// it.
     pub reason: &'static str,
 }
 
-/// What every server keeps, unless its [`Model`] declares otherwise. The numbers are those of docs/architecture.
+/// A guarantee that every server keeps, unless its [`Model`] declares a [`Deviation`]. The order is that of the table
+/// in docs/src/architecture.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Guarantee {
-    /// 1. Replies are exact, however the bytes are cut or joined on the way.
+    /// `exact`: Replies are exact, however the bytes are split or joined on the way.
     Exact = 1,
-    /// 2. FIN: everything owed is sent, then closed. RST: that connection dies, nothing else.
+    /// `half-close`: After a FIN the server sends everything that it owes the peer, and then closes. An RST ends that
+    /// connection and nothing else.
     HalfClose = 2,
-    /// 3. Idle too long: closed and counted, and nobody else notices.
+    /// `idle`: A connection that is idle for too long is closed and counted. No other connection is affected.
     Idle = 3,
-    /// 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
+    /// `limit`: At the connection limit new peers wait in the backlog, and are served when a slot is free.
     Limit = 4,
-    /// 5. Errors of accept(2) are sorted; the server never spins and recovers when resources come back.
+    /// `accept`: Errors of accept(2) are sorted. The server never spins, and recovers when resources come back.
     Accept = 5,
-    /// 6. A peer that sends and never reads costs bounded memory, and delays only itself.
+    /// `memory`: A peer that sends and never reads costs bounded memory, and delays only itself.
     Memory = 6,
-    /// 7. Over-long input gets a clear error and a close; garbage never panics.
+    /// `bad-input`: Over-long input gets a clear error and a close. Garbage never causes a panic.
     BadInput = 7,
-    /// 8. Stop: what was asked is finished, idle peers are closed, the rest is cut at the drain deadline.
+    /// `stop`: After a stop the server finishes the requests that it has received, closes idle connections, and cuts
+    /// the remaining connections at the drain deadline.
     Stop = 8,
-    /// 9. A panic while serving one connection ends that connection alone.
+    /// `panic`: A panic while serving one connection ends that connection alone.
     Panic = 9,
-    /// 10. The tally adds up.
+    /// `tally`: The tally adds up (see [`Tally::adds_up`]).
     Tally = 10,
-    /// 11. Peers that misbehave, in whatever way, do not keep the others from being served.
+    /// `isolation`: Peers that misbehave, in any way, do not keep other peers from being served.
     Isolation = 11,
-    /// 12. Nothing leaks: after thousands of connections the server has what it had before.
+    /// `leaks`: Nothing leaks. After thousands of connections the server uses the resources that it used before.
     Leaks = 12,
-    /// 13. After its end it can be started again on the same port at once.
+    /// `restart`: After its end the server can be started again on the same port at once.
     Restart = 13,
 }
 
 impl Guarantee {
-    /// All of them, in the order of their numbers.
+    /// All guarantees, in their order.
     pub const ALL: [Guarantee; 13] = [
         Guarantee::Exact,
         Guarantee::HalfClose,
@@ -159,7 +169,7 @@ impl Guarantee {
         Guarantee::Restart,
     ];
 
-    /// What tables call it.
+    /// Returns the short name, which is used in `list`, `check`, the docs and the code.
     pub fn name(self) -> &'static str {
         match self {
             Guarantee::Exact => "exact",
@@ -179,11 +189,11 @@ impl Guarantee {
     }
 }
 
-/// For models that run wherever this workspace builds.
+/// Returns `Ok`: the [`Model::available`] of models that run wherever this workspace builds.
 ///
 /// # Errors
 ///
-/// Never.
+/// Never fails.
 pub fn always_available() -> Result<(), String> {
     Ok(())
 }

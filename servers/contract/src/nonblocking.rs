@@ -1,8 +1,8 @@
-//! Conversations on non-blocking sockets, for every model in which one thread waits for many peers by readiness.
-//! The models differ in *how they wait*; a connection that is ready is [advanced](Connections::advance) alike.
+//! Conversations on non-blocking sockets, for every model in which one thread waits for many peers by readiness. The
+//! models differ in *how they wait*; all of them [advance](Connections::advance) a ready connection in the same way.
 //!
-//! A thread that blocks keeps its place in the code; here the place must be data. A [`Session`] already is, so all
-//! that is added is what the socket can't do right now, and since when.
+//! A thread that blocks keeps the state of its conversation on its stack; here the state must be data. A [`Session`] is
+//! such data already. This module only adds what the socket can't do right now, and since when.
 
 use std::io::{self, Read, Write};
 use std::mem;
@@ -15,49 +15,56 @@ use slab::Slab;
 
 use crate::{Deadlines, Ending, LINGER, Limits, READ_BUFFER, Tally, files, work};
 
-/// What a connection that was advanced waits for.
+/// Event that a connection waits for after it was advanced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Input.
+    /// Input is readable.
     Read,
-    /// Room for output.
+    /// The socket has room for output.
     Write,
-    /// Nothing: it has more to do, but others must have their turn first. Advance it again, soon.
+    /// No event: the connection has more to do, but other connections must have their turn first. Advance it again
+    /// soon.
     Turn,
-    /// Nothing that a socket could tell: it waits for a time, which is among the [deadlines](Connections::next_deadline).
+    /// No event of the socket: the connection waits for a time, which is among the
+    /// [deadlines](Connections::next_deadline).
     Time,
 }
 
-/// How often a connection may read or write before others have their turn. A peer that sends as fast as we read
-/// would otherwise keep the loop to itself: draining a socket has no natural end.
+/// Maximum number of steps that a connection takes before other connections have their turn. Without it, a peer that
+/// sends as fast as the server reads would keep the loop to itself: draining a socket has no natural end.
 pub const TURN: usize = 16;
 
-/// The connections of one event loop: their sessions, deadlines and account, under small numbers that serve as the
-/// loop's tokens.
+/// The connections of one event loop, with their sessions, deadlines and tally. Each connection has a key, a small
+/// number that serves as the loop's token.
 #[derive(Debug)]
 pub struct Connections<S> {
     slots: Slab<Slot<S>>,
     deadlines: Deadlines,
     limits: Limits,
-    /// After the stop: until when what was asked may still be answered.
+    /// After the stop: the drain deadline, until which requests that have arrived may be answered.
     drained_by: Option<Instant>,
     tally: Tally,
-    /// One for all: a readiness loop reads only what is already there, so no peer needs a buffer while it waits.
+    /// Read buffer for all connections. A readiness loop reads only bytes that have already arrived, so a peer that
+    /// waits needs no buffer.
     buffer: Box<[u8]>,
 }
 
+/// The slot of a connection.
 #[derive(Debug)]
 enum Slot<S> {
-    Here(Connection<S>),
-    /// Taken out. What came for it meanwhile is noted, for when it is put back.
-    Away {
-        again: bool,
+    /// The connection is here, and the loop may advance it.
+    Present(Connection<S>),
+    /// The connection was taken out. Events that are reported meanwhile are recorded until it is put back.
+    TakenOut {
+        /// True if an event was reported: the connection must be advanced again.
+        advance_again: bool,
+        /// True if [`Connections::hung_up`] was called.
         hung_up: bool,
     },
 }
 
-/// A connection that was [taken out](Connections::take_out): whoever has it is the only one who can advance it, because
-/// it can't be copied.
+/// A connection that was [taken out](Connections::take_out). Only the thread that owns this value can advance the
+/// connection, because the value can't be copied.
 #[derive(Debug)]
 pub struct TakenOut<S> {
     key: usize,
@@ -69,28 +76,28 @@ pub struct TakenOut<S> {
 struct Connection<S> {
     stream: S,
     session: Box<dyn Session>,
-    /// What it waits for, as it said last.
-    waits: Interest,
-    /// When it last took or gave a byte.
-    progress: Instant,
-    /// A short read does not mean that the socket is drained.
+    /// Event that the connection waits for, as of its last turn.
+    interest: Interest,
+    /// Time at which the connection last received or sent a byte.
+    last_progress: Instant,
+    /// True if a short read does not mean that the socket is drained.
     hung_up: bool,
-    /// It was refused, and is kept until then for the peer to read why.
-    lingering: Option<Instant>,
-    /// It waits until then before it replies.
-    working: Option<Instant>,
+    /// For a refused connection: the time until which it is kept open so that the peer can read the error reply.
+    linger_until: Option<Instant>,
+    /// For a connection with [`Work::Wait`]: the time until which it waits before it replies.
+    work_until: Option<Instant>,
 }
 
 impl<S> std::fmt::Debug for Connection<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
-            .field("progress", &self.progress)
+            .field("progress", &self.last_progress)
             .finish_non_exhaustive()
     }
 }
 
 impl<S: Read + Write + AsFd> Connections<S> {
-    /// No connections yet.
+    /// Creates an empty set of connections.
     pub fn new(limits: Limits) -> Self {
         Connections {
             slots: Slab::new(),
@@ -102,76 +109,77 @@ impl<S: Read + Write + AsFd> Connections<S> {
         }
     }
 
-    /// Whether the limit is reached.
+    /// Returns true if the connection limit is reached.
     pub fn is_full(&self) -> bool {
         self.slots.len() >= self.limits.max_connections
     }
 
-    /// How many there are.
+    /// Returns the number of connections.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether nobody is left.
+    /// Returns true if there are no connections.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// The account so far, for the errors of accept(2).
+    /// Returns the tally so far, for the errors of accept(2).
     pub fn tally_mut(&mut self) -> &mut Tally {
         &mut self.tally
     }
 
-    /// The number that [`insert`](Self::insert) will give next.
+    /// Returns the key that [`insert`](Self::insert) will give to the next connection.
     pub fn next_key(&self) -> usize {
         self.slots.vacant_key()
     }
 
-    /// Counts a peer that was accepted but could not be registered with the loop.
+    /// Counts a connection that was accepted but could not be registered with the loop.
     pub fn refuse(&mut self) {
         self.tally.accepted += 1;
         self.tally.count(Ending::Refused);
     }
 
-    /// Takes a peer that was accepted, and gives its number.
+    /// Adds an accepted connection, and returns its key.
     pub fn insert(&mut self, stream: S, session: Box<dyn Session>, now: Instant) -> usize {
         self.tally.accepted += 1;
-        let key = self.slots.insert(Slot::Here(Connection {
+        let key = self.slots.insert(Slot::Present(Connection {
             stream,
             session,
-            // The session may have something to say first.
-            waits: Interest::Turn,
-            progress: now,
+            // The session may have bytes to send before it reads.
+            interest: Interest::Turn,
+            last_progress: now,
             hung_up: false,
-            lingering: None,
-            working: None,
+            linger_until: None,
+            work_until: None,
         }));
         self.deadlines.arm(key, now + self.limits.idle_timeout);
         key
     }
 
-    /// Notes that a short read no longer means that the socket is empty: the peer's side is closed (EPOLLRDHUP), or it
-    /// sent urgent data (EPOLLPRI). Loops that are told so must pass it on before they advance: under edge triggering
-    /// there is no second report.
+    /// Records that a short read no longer means that the socket is empty: the peer has closed its side (EPOLLRDHUP),
+    /// or has sent urgent data (EPOLLPRI). A loop that receives such an event must call this before it advances the
+    /// connection: under edge triggering there is no second report.
     pub fn hung_up(&mut self, key: usize) {
         match self.slots.get_mut(key) {
-            Some(Slot::Here(connection)) => connection.hung_up = true,
-            Some(Slot::Away { hung_up, .. }) => *hung_up = true,
+            Some(Slot::Present(connection)) => connection.hung_up = true,
+            Some(Slot::TakenOut { hung_up, .. }) => *hung_up = true,
             None => {}
         }
     }
 
-    /// Goes on with a conversation as far as the socket allows. `None`: it has ended, and its stream is closed.
-    /// Numbers of connections that ended earlier are passed over, since events may still be on their way.
+    /// Continues a conversation as far as the socket allows, and returns the event that it waits for. Returns `None` if
+    /// the conversation has ended, and its stream is closed. The key of a connection that ended earlier is ignored,
+    /// since events for it may still be on their way.
     pub fn advance(&mut self, key: usize, now: Instant) -> Option<Interest> {
-        let Slot::Here(connection) = self.slots.get_mut(key)? else {
+        let Slot::Present(connection) = self.slots.get_mut(key)? else {
             return None;
         };
-        let waits = match connection.advance(&mut self.buffer, self.drained_by, now) {
+        let interest = match connection.advance(&mut self.buffer, self.drained_by, now) {
             Progress::Waits(interest) => interest,
             Progress::Lingers(until) => {
                 self.deadlines.arm(key, until);
-                // What has arrived is still to be read, and an edge-triggered loop may not hear of it again.
+                // Input that has arrived is still unread, and an edge-triggered loop may get no second report of it.
                 Interest::Turn
             }
             Progress::Ended(ending) => {
@@ -179,114 +187,123 @@ impl<S: Read + Write + AsFd> Connections<S> {
                 return None;
             }
         };
-        connection.waits = waits;
-        if waits == Interest::Time {
+        connection.interest = interest;
+        if interest == Interest::Time {
             let deadline = connection.deadline(self.limits.idle_timeout);
             self.deadlines.arm(key, deadline);
         }
-        Some(waits)
+        Some(interest)
     }
 
-    /// Takes a connection out, for another thread to [advance](TakenOut::advance). `None`: it has ended, or it is out
-    /// already; then it will want another turn when it is put back, because what the caller has heard of may have come
-    /// behind what the other has read.
+    /// Takes a connection out, for another thread to [advance](TakenOut::advance). Returns `None` if the connection has
+    /// ended, or if it is out already. In the second case [`put_back`](Self::put_back) will ask for another turn,
+    /// because the event that the caller has received may be newer than what the other thread has read.
     pub fn take_out(&mut self, key: usize) -> Option<TakenOut<S>> {
         let slot = self.slots.get_mut(key)?;
-        let away = Slot::Away {
-            again: false,
+        let taken_out = Slot::TakenOut {
+            advance_again: false,
             hung_up: false,
         };
-        match mem::replace(slot, away) {
-            Slot::Here(connection) => Some(TakenOut {
+        match mem::replace(slot, taken_out) {
+            Slot::Present(connection) => Some(TakenOut {
                 key,
                 connection,
                 drained_by: self.drained_by,
                 progress: Progress::Waits(Interest::Turn),
             }),
-            Slot::Away { hung_up, .. } => {
-                let again = true;
-                *slot = Slot::Away { again, hung_up };
+            Slot::TakenOut { hung_up, .. } => {
+                let advance_again = true;
+                *slot = Slot::TakenOut {
+                    advance_again,
+                    hung_up,
+                };
                 None
             }
         }
     }
 
-    /// Takes a connection back that was taken out, and gives what it waits for, as [`advance`](Self::advance).
+    /// Takes back a connection that was taken out, and returns the event that it waits for, as
+    /// [`advance`](Self::advance) does.
     pub fn put_back(&mut self, taken: TakenOut<S>) -> Option<Interest> {
         let (key, mut connection) = (taken.key, taken.connection);
-        let Slot::Away { again, hung_up } = *self.slots.get(key)? else {
+        let Slot::TakenOut {
+            advance_again,
+            hung_up,
+        } = *self.slots.get(key)?
+        else {
             return None;
         };
         connection.hung_up |= hung_up;
-        let waits = match taken.progress {
+        let interest = match taken.progress {
             Progress::Ended(ending) => {
                 self.end(key, ending);
                 return None;
             }
-            Progress::Waits(interest) if !again => interest,
+            Progress::Waits(interest) if !advance_again => interest,
             Progress::Waits(_) | Progress::Lingers(_) => Interest::Turn,
         };
-        connection.waits = waits;
-        // It may have come due while it was away, and was passed over.
+        connection.interest = interest;
+        // Its deadline may have passed while the connection was out; `expire` has then dropped that deadline.
         let deadline = connection.deadline(self.limits.idle_timeout);
         self.deadlines.arm(key, deadline);
-        self.slots[key] = Slot::Here(connection);
-        Some(waits)
+        self.slots[key] = Slot::Present(connection);
+        Some(interest)
     }
 
-    /// Everybody, with what they wait for. For loops that must tell the kernel anew at every wait.
+    /// Returns the connections that are not taken out, with the event that each waits for. For loops that must pass the
+    /// whole set to the kernel at every wait.
     pub fn waiting(&self) -> impl Iterator<Item = (usize, &S, Interest)> {
         self.slots.iter().filter_map(|(key, slot)| match slot {
-            Slot::Here(connection) => Some((key, &connection.stream, connection.waits)),
-            Slot::Away { .. } => None,
+            Slot::Present(connection) => Some((key, &connection.stream, connection.interest)),
+            Slot::TakenOut { .. } => None,
         })
     }
 
-    /// Begins the stop: gives everybody's number, to be advanced once more, and says the same in
-    /// [`waiting`](Self::waiting). Who has nothing under way ends then. From `drained_by` on nobody begins any more with
-    /// work that keeps the thread.
+    /// Begins the stop: returns the keys of all connections, each of which must be advanced once more, and sets their
+    /// interest in [`waiting`](Self::waiting) to [`Interest::Turn`]. Connections with no reply under way end in that
+    /// turn. From `drained_by` on no connection starts work that occupies the thread.
     pub fn stop(&mut self, drained_by: Instant) -> Vec<usize> {
         self.drained_by = Some(drained_by);
         for (_, slot) in &mut self.slots {
-            if let Slot::Here(connection) = slot {
-                connection.waits = Interest::Turn;
+            if let Slot::Present(connection) = slot {
+                connection.interest = Interest::Turn;
             }
         }
         self.slots.iter().map(|(key, _)| key).collect()
     }
 
-    /// When [`expire`](Self::expire) is due, at the earliest.
+    /// Returns the earliest time at which [`expire`](Self::expire) is due, or `None` if there is no deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// Ends the connections whose time is over. Gives the numbers of those that want a turn: what they had to wait for
-    /// is done, or they have spoken and not been heard yet.
+    /// Ends the connections whose deadline has passed. Returns the keys of the connections that need a turn: their wait
+    /// is over, or they have sent bytes that are not read yet.
     pub fn expire(&mut self, now: Instant) -> Vec<usize> {
         let mut turns = Vec::new();
         while let Some(key) = self.deadlines.pop_due(now) {
-            if let Some(Slot::Here(connection)) = self.slots.get_mut(key)
-                && connection.working.is_some_and(|until| until <= now)
+            if let Some(Slot::Present(connection)) = self.slots.get_mut(key)
+                && connection.work_until.is_some_and(|until| until <= now)
             {
-                connection.waits = Interest::Turn;
+                connection.interest = Interest::Turn;
                 self.deadlines.arm(key, now + self.limits.idle_timeout);
                 turns.push(key);
                 continue;
             }
-            // A loop that was itself kept waiting (stopped, interrupted, out of CPU time) may not have heard yet of what has
-            // come in time. Whoever has said something since is not idle.
+            // A loop that was itself delayed (stopped, interrupted, out of CPU time) may not have received the event of
+            // bytes that arrived in time. So read first: a peer that has sent bytes since is not idle.
             self.advance(key, now);
-            // (Who is away is being served, and has a deadline again when it is back.)
-            let Some(Slot::Here(connection)) = self.slots.get(key) else {
+            // A connection that is taken out is being served, and gets a deadline again when it is put back.
+            let Some(Slot::Present(connection)) = self.slots.get(key) else {
                 continue;
             };
             let deadline = connection.deadline(self.limits.idle_timeout);
             if deadline > now {
-                if connection.waits == Interest::Turn {
+                if connection.interest == Interest::Turn {
                     turns.push(key);
                 }
                 self.deadlines.arm(key, deadline);
-            } else if connection.lingering.is_some() {
+            } else if connection.linger_until.is_some() {
                 self.end(key, Ending::Refused);
             } else {
                 self.end(key, Ending::TimedOut);
@@ -295,12 +312,13 @@ impl<S: Read + Write + AsFd> Connections<S> {
         turns
     }
 
-    /// Closes whoever is left, as cut, and gives the account.
+    /// Closes the remaining connections, counts them as cut, and returns the tally.
     pub fn finish(mut self) -> Tally {
         self.tally.cut_the_rest();
         self.tally
     }
 
+    /// Closes a connection and counts its ending.
     fn end(&mut self, key: usize, ending: Ending) {
         self.slots.remove(key);
         self.tally.count(ending);
@@ -308,18 +326,19 @@ impl<S: Read + Write + AsFd> Connections<S> {
 }
 
 impl<S: Read + Write + AsFd> TakenOut<S> {
-    /// Its number.
+    /// Returns the key of the connection.
     pub fn key(&self) -> usize {
         self.key
     }
 
-    /// As [`Connections::advance`], with a buffer of the caller's own; what came of it is heard when it is
-    /// [put back](Connections::put_back).
+    /// Continues the conversation as [`Connections::advance`] does, with the caller's own buffer.
+    /// [`Connections::put_back`] returns the result.
     pub fn advance(&mut self, buffer: &mut [u8], now: Instant) {
         self.progress = self.connection.advance(buffer, self.drained_by, now);
     }
 }
 
+/// Result of advancing a connection.
 #[derive(Debug)]
 enum Progress {
     Waits(Interest),
@@ -328,34 +347,35 @@ enum Progress {
 }
 
 impl<S: Read + Write + AsFd> Connection<S> {
-    /// When its time is over, if nothing happens until then.
+    /// Returns the time at which the connection expires if nothing happens until then.
     fn deadline(&self, idle_timeout: Duration) -> Instant {
-        let own = self.lingering.or(self.working);
-        own.unwrap_or(self.progress + idle_timeout)
+        let own = self.linger_until.or(self.work_until);
+        own.unwrap_or(self.last_progress + idle_timeout)
     }
 
+    /// Continues the conversation, and turns an I/O error into an ending.
     fn advance(
         &mut self,
         buffer: &mut [u8],
         drained_by: Option<Instant>,
         now: Instant,
     ) -> Progress {
-        let before = self.progress;
+        let before = self.last_progress;
         let progress = match self.converse(buffer, drained_by, now) {
             Ok(progress) => progress,
-            Err(_) if self.lingering.is_some() => Progress::Ended(Ending::Refused),
+            Err(_) if self.linger_until.is_some() => Progress::Ended(Ending::Refused),
             Err(error) => Progress::Ended(Ending::of(&error)),
         };
-        // What sessions took to answer, this one and those before it in the loop's turn, is no time in which the peer
-        // was idle: so the loop's clock will not do.
-        if self.progress != before {
-            self.progress = Instant::now();
+        // The time that sessions took to reply, this one and those before it in the loop's turn, must not count as idle
+        // time of the peer. So the loop's own `now`, which is older, can't be used here.
+        if self.last_progress != before {
+            self.last_progress = Instant::now();
         }
         progress
     }
 
-    /// The conversation: take the next step, carry it out, report what came of it; return where a blocking one would
-    /// wait.
+    /// Holds the conversation: takes the next step, carries it out, and reports the result to the session. Returns
+    /// where a blocking conversation would wait.
     fn converse(
         &mut self,
         buffer: &mut [u8],
@@ -363,23 +383,23 @@ impl<S: Read + Write + AsFd> Connection<S> {
         now: Instant,
     ) -> io::Result<Progress> {
         let stopping = drained_by.is_some();
-        if let Some(until) = self.working {
+        if let Some(until) = self.work_until {
             if until > now {
-                // Something has happened at the socket. If the peer has broken off, nobody waits for this.
+                // The socket has reported an event. If the peer has broken off, this reply is no longer needed.
                 return match sockopt::socket_error(&self.stream)? {
                     Ok(()) => Ok(Progress::Waits(Interest::Time)),
                     Err(error) => Err(error.into()),
                 };
             }
-            self.working = None;
-            self.progress = now;
+            self.work_until = None;
+            self.last_progress = now;
             self.session.worked();
         }
         let mut drained = false;
         let mut worked = false;
         for _ in 0..TURN {
-            if self.lingering.is_some() {
-                // Read and thrown away: closing on unread input would send RST.
+            if self.linger_until.is_some() {
+                // Read and discard: closing with unread input would send RST.
                 match self.stream.read(buffer) {
                     Ok(0) => return Ok(Progress::Ended(Ending::Refused)),
                     Ok(_) => continue,
@@ -394,20 +414,20 @@ impl<S: Read + Write + AsFd> Connection<S> {
                 Step::Read if drained => return Ok(Progress::Waits(Interest::Read)),
                 Step::Read => match self.stream.read(buffer) {
                     Ok(0) => {
-                        self.progress = now;
+                        self.last_progress = now;
                         self.session.end_of_input();
                     }
                     Ok(count) => {
-                        self.progress = now;
+                        self.last_progress = now;
                         self.session.receive(&buffer[..count]);
-                        // A short read has emptied the socket (epoll(7)), so the next would only say EAGAIN; unless
-                        // the end of input is behind it, which takes a read to see.
+                        // A short read has emptied the socket (epoll(7)), so the next read would only return EAGAIN.
+                        // The exception is the end of input, which only another read can detect.
                         drained = count < buffer.len() && !self.hung_up && !stopping;
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         if stopping {
-                            // All that had arrived is answered.
+                            // All input that had arrived is answered.
                             let cut = self.session.mid_request();
                             return Ok(Progress::Ended(if cut {
                                 Ending::Cut
@@ -421,7 +441,7 @@ impl<S: Read + Write + AsFd> Connection<S> {
                 },
                 Step::Write(bytes) => match self.stream.write(bytes) {
                     Ok(count) => {
-                        self.progress = now;
+                        self.last_progress = now;
                         self.session.sent(count);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -432,10 +452,11 @@ impl<S: Read + Write + AsFd> Connection<S> {
                 },
                 Step::SendFile(slice) => match files::send_file(&self.stream, slice) {
                     Ok(count) => {
-                        self.progress = now;
+                        self.last_progress = now;
                         self.session.sent(count);
                         if count == files::FILE_TURN {
-                            // A peer that takes it as fast as we send it would have all of the loop for a whole file.
+                            // Otherwise a peer that takes the file as fast as the server sends it would occupy the
+                            // loop for the whole file.
                             return Ok(Progress::Waits(Interest::Turn));
                         }
                     }
@@ -446,29 +467,31 @@ impl<S: Read + Write + AsFd> Connection<S> {
                     Err(error) => return Err(error),
                 },
                 Step::Work(Work::Wait(time)) => {
-                    self.working = Some(Instant::now() + time);
+                    self.work_until = Some(Instant::now() + time);
                     return Ok(Progress::Waits(Interest::Time));
                 }
-                // Once in a turn: a peer that asks for much at once would have the others wait for all of it.
+                // One piece of work per turn: otherwise all other peers would wait for the work of one peer's whole
+                // batch of requests.
                 Step::Work(_) if worked => return Ok(Progress::Waits(Interest::Turn)),
                 Step::Work(_) if drained_by.is_some_and(|end| end <= Instant::now()) => {
                     return Ok(Progress::Waits(Interest::Turn));
                 }
                 Step::Work(work) => {
-                    // Here and now, and everybody else whom this thread serves waits: there is nobody else to do it.
+                    // Done on this thread, and all other connections of this thread wait: there is no other thread for
+                    // the work.
                     worked = true;
                     work::carry_out(work);
-                    self.progress = now;
+                    self.last_progress = now;
                     self.session.worked();
                 }
                 Step::Close(CloseReason::Refused) => {
-                    // Who is gone already was refused all the same.
+                    // An error means that the peer has already left; the connection was refused all the same.
                     let _ = shutdown(&self.stream, Shutdown::Write);
                     let until = now + LINGER;
-                    self.lingering = Some(until);
+                    self.linger_until = Some(until);
                     return Ok(Progress::Lingers(until));
                 }
-                Step::Close(farewell) => return Ok(Progress::Ended(farewell.into())),
+                Step::Close(reason) => return Ok(Progress::Ended(reason.into())),
             }
         }
         Ok(Progress::Waits(Interest::Turn))
@@ -480,7 +503,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_out_is_out_once_and_misses_nothing() {
+    fn connection_taken_out_twice_is_refused_and_misses_no_event() {
         let mut connections = Connections::new(Limits::default());
         let now = Instant::now();
         let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
@@ -498,7 +521,7 @@ mod tests {
         taken.advance(&mut buffer, now);
         assert_eq!(connections.put_back(taken), Some(Interest::Turn));
 
-        // Its deadline passes while it is out, and is there again when it is back.
+        // Its deadline passes while the connection is out, and exists again when the connection is back.
         let taken = connections.take_out(key).unwrap();
         let due = connections.next_deadline().unwrap();
         connections.expire(due);
@@ -511,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_come_and_go_leave_no_entries_behind() {
+    fn ended_connections_leave_no_deadlines_behind() {
         let mut connections = Connections::new(Limits::default());
         let now = Instant::now();
         let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
@@ -527,7 +550,7 @@ mod tests {
         assert_eq!(connections.finish().served, 1000);
     }
 
-    /// What is to be done before every reply: a wait for an hour.
+    /// Returns a service that waits for an hour before every reply.
     fn long_waits() -> crate::Service {
         let hour = Duration::from_secs(3600);
         let work = protocol::WorkPlan::new(protocol::WorkKind::Wait, hour..=hour, 100, 0);
@@ -539,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn who_breaks_off_while_it_waits_is_gone_at_once() {
+    fn connection_reset_during_a_wait_ends_at_once() {
         use std::net::{TcpListener, TcpStream};
 
         use rustix::event::{PollFd, PollFlags};
@@ -559,7 +582,7 @@ mod tests {
         peer.write_all(b"x\n").unwrap();
         wait_for(PollFlags::IN);
         assert_eq!(connections.advance(key, now), Some(Interest::Time));
-        // More has come: that is no reason to stop waiting.
+        // More input has arrived, which does not end the wait.
         peer.write_all(b"y\n").unwrap();
         assert_eq!(connections.advance(key, now), Some(Interest::Time));
         let linger = Some(Duration::ZERO);
@@ -571,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_begins_to_work_after_the_drain() {
+    fn work_after_the_drain_deadline_is_not_started() {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let day = Duration::from_secs(24 * 3600);
@@ -586,13 +609,13 @@ mod tests {
         let key = connections.insert(ours, service.open(), now);
         theirs.write_all(b"x\n").unwrap();
         connections.stop(now);
-        // (Or it would be a day before this returns.)
+        // If the work were started, this call would return after a day.
         assert_eq!(connections.advance(key, now), Some(Interest::Turn));
         assert_eq!(connections.finish().cut, 1);
     }
 
     #[test]
-    fn who_has_spoken_in_time_is_not_idle_though_nobody_has_looked() {
+    fn connection_with_unread_input_is_not_timed_out() {
         use std::io::{Read, Write};
 
         let limits = Limits {
@@ -600,7 +623,7 @@ mod tests {
             ..Limits::default()
         };
         let now = Instant::now();
-        // They came then, and the loop has been stopped since.
+        // The peers connected at this time, and the loop has been stopped since.
         let began = now.checked_sub(2 * limits.idle_timeout).unwrap_or(now);
         let mut connections = Connections::new(limits);
         let service = crate::Service::of(&protocol::PROTOCOLS[0], Default::default());
@@ -613,7 +636,7 @@ mod tests {
         }
         peers[0].write_all(b"in time\n").unwrap();
         connections.expire(now);
-        assert_eq!(connections.len(), 1, "the silent one is gone, and only he");
+        assert_eq!(connections.len(), 1, "only the idle connection is closed");
         let mut reply = [0; 8];
         peers[0].read_exact(&mut reply).unwrap();
         assert_eq!(&reply, b"in time\n");
@@ -621,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_after_a_long_turn_is_not_timed_out_too_early() {
+    fn connection_advanced_after_a_long_turn_is_not_timed_out_early() {
         use std::io::Write;
 
         let limits = Limits::default();
@@ -632,7 +655,7 @@ mod tests {
         ours.set_nonblocking(true).unwrap();
         let key = connections.insert(ours, service.open(), began);
         theirs.write_all(b"x\n").unwrap();
-        // Its turn comes when the loop's clock has not been read for longer than the time-out.
+        // The connection has its turn when the loop has not read its clock for longer than the time-out.
         let stale = began.checked_sub(2 * limits.idle_timeout).unwrap_or(began);
         assert_eq!(connections.advance(key, stale), Some(Interest::Read));
         connections.expire(began + limits.idle_timeout / 2);

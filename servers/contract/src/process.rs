@@ -1,9 +1,10 @@
-//! Processes that are forked, for the models that serve each peer, or some of them, by a process.
+//! Forked processes, for the models in which a process serves one peer or several.
 //!
-//! All that is unsafe about it is here, for three reasons. fork(2) copies one thread and every lock, so a process that
-//! forks must have no other thread that could hold one ([`Children::new`] looks). A child must end by `_exit(2)`: what
-//! exit(3) would run and flush belongs to its parent. And a process that sleeps in read(2) can be told something only
-//! by a signal, whose handler may do next to nothing; but it may call shutdown(2), and that ends the wait.
+//! All unsafe code of these models is here, for three reasons. fork(2) copies one thread and every lock, so a process
+//! that forks must have no other thread that could hold a lock ([`Children::new`] checks this). A child must end by
+//! `_exit(2)`: the handlers that exit(3) would run and the buffers that it would flush belong to its parent. And only a
+//! signal reaches a process that sleeps in read(2). A signal handler may do next to nothing, but it may call
+//! shutdown(2), and that ends the wait.
 
 #![allow(unsafe_code)]
 
@@ -30,14 +31,14 @@ use signal_hook::low_level::{pipe, unregister};
 use crate::blocking::shut_input;
 use crate::stop::poll;
 
-/// What tells a child to [end its input](Conversation).
+/// Signal that makes a child [end its input](Conversation).
 const END_INPUT: Signal = Signal::SIGUSR1;
 
-/// The children of this process: it must have no others, since it reaps whatever ends.
+/// The children of this process. The process must have no other children, since this reaps every child that ends.
 #[derive(Debug)]
 pub struct Children {
-    present: HashSet<Pid>,
-    /// Readable when one has ended (SIGCHLD).
+    pids: HashSet<Pid>,
+    /// Readable when a child has ended (SIGCHLD).
     ended: UnixStream,
     signal: SigId,
 }
@@ -45,118 +46,123 @@ pub struct Children {
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildExit {
-    /// With what its life gave.
+    /// The child exited with this status, which is the number that its function returned.
     Exited(u8),
-    /// By a signal: somebody killed it, or it broke a rule of the machine.
+    /// A signal ended the child: a process sent the signal, or the child did something forbidden, such as an invalid
+    /// memory access.
     Killed(Signal),
 }
 
 impl Children {
-    /// None yet.
+    /// Creates an empty set of children, and sets the signal handlers.
     ///
     /// # Errors
     ///
-    /// This process has other threads, or no descriptor was to be had.
+    /// This process has other threads, or no descriptor is available.
     pub fn new() -> io::Result<Children> {
-        // The tests' harness keeps two threads beside the one that serves; both sleep, and hold nothing.
-        let most = if cfg!(feature = "suite") { 3 } else { 1 };
+        // The test harness keeps two threads beside the one that serves. Both sleep, and hold no lock.
+        let max_threads = if cfg!(feature = "suite") { 3 } else { 1 };
         let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-        if threads > most {
+        if threads > max_threads {
             return Err(io::Error::other(format!(
                 "a process that forks must have one thread, and this one has {threads}: run this model in a process of its own"
             )));
         }
-        let (tell, ended) = UnixStream::pair()?;
+        let (sender, ended) = UnixStream::pair()?;
         ended.set_nonblocking(true)?;
-        let signal = pipe::register(libc::SIGCHLD, tell)?;
-        let heed = SigAction::new(
-            SigHandler::Handler(end_input),
+        let signal = pipe::register(libc::SIGCHLD, sender)?;
+        let action = SigAction::new(
+            SigHandler::Handler(on_end_input),
             SaFlags::SA_RESTART,
             SigSet::empty(),
         );
-        // SAFETY: the handler calls nothing but poll(2), shutdown(2) and the clock, all of which POSIX allows there, and
-        // leaves errno as it was.
-        unsafe { sigaction(END_INPUT, &heed) }?;
+        // SAFETY: the handler calls only poll(2), shutdown(2) and the clock, all of which POSIX allows in a handler,
+        // and leaves errno as it was.
+        unsafe { sigaction(END_INPUT, &action) }?;
         Ok(Children {
-            present: HashSet::new(),
+            pids: HashSet::new(),
             ended,
             signal,
         })
     }
 
-    /// How many there are.
+    /// Returns the number of children.
     pub fn len(&self) -> usize {
-        self.present.len()
+        self.pids.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no children.
     pub fn is_empty(&self) -> bool {
-        self.present.is_empty()
+        self.pids.is_empty()
     }
 
-    /// Starts a child that lives this life, and ends with what it gives. It dies with its parent. SIGINT and SIGTERM,
-    /// which a terminal or a service manager may tell them all, it leaves to its parent, who lets it finish.
+    /// Starts a child that runs `child_main`, and exits with the number that it returns. The child dies with its
+    /// parent. It ignores SIGINT and SIGTERM, which a terminal or a service manager may send to all processes of the
+    /// group: its parent receives them too, and lets the child finish.
     ///
     /// # Errors
     ///
     /// There are too many processes, or there is too little memory.
-    pub fn fork(&mut self, life: impl FnOnce() -> u8) -> io::Result<Pid> {
+    pub fn fork(&mut self, child_main: impl FnOnce() -> u8) -> io::Result<Pid> {
         let parent = getpid();
-        // Until the child has settled, the parent's handlers are also its own: they would say stop to everybody.
-        let held = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-        let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        // SAFETY: nobody else could hold a lock that the child needs, as `new` has seen to.
+        // Until the child has initialized its signal handling, it has the parent's handlers, which would request the stop
+        // of the parent and of all its children.
+        let blocked = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+        let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        // SAFETY: no other thread could hold a lock that the child needs, as `new` has checked.
         let forked = unsafe { fork() };
         if let Ok(ForkResult::Child) = forked {
-            // A child that went on with its parent's code, by a panic, would be a second server.
+            // A child that continued with its parent's code after a panic would be a second server.
             let status = catch_unwind(AssertUnwindSafe(|| {
                 init_child(parent);
                 let _ = before.thread_set_mask();
-                life()
+                child_main()
             }));
-            // SAFETY: it takes a number and does not return.
+            // SAFETY: _exit(2) takes a number and does not return.
             unsafe { libc::_exit(status.unwrap_or(u8::MAX).into()) }
         }
         before.thread_set_mask()?;
         match forked? {
             ForkResult::Parent { child } => {
-                self.present.insert(child);
+                self.pids.insert(child);
                 Ok(child)
             }
-            ForkResult::Child => unreachable!("it has ended above"),
+            ForkResult::Child => unreachable!("the child has exited above"),
         }
     }
 
-    /// One that has ended since, and how. To be asked until there is none: signals of one kind are not queued.
+    /// Reaps a child that has ended, and returns its process ID and its exit; `None` if no child has ended. Call it
+    /// until it returns `None`: signals of one kind are not queued, so one SIGCHLD may stand for several children.
     pub fn reap(&mut self) -> Option<(Pid, ChildExit)> {
         loop {
-            let (child, end) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let (child, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(child, status)) => (child, ChildExit::Exited(status as u8)),
                 Ok(WaitStatus::Signaled(child, signal, _)) => (child, ChildExit::Killed(signal)),
                 Ok(WaitStatus::StillAlive) | Err(_) => return None,
                 Ok(_) => continue,
             };
-            if self.present.remove(&child) {
-                return Some((child, end));
+            if self.pids.remove(&child) {
+                return Some((child, exit));
             }
         }
     }
 
-    /// Tells all of them.
-    pub fn tell(&self, signal: Signal) {
-        for &child in &self.present {
-            // One that has ended meanwhile is a zombie until it is reaped, and hears nothing.
+    /// Sends a signal to all children.
+    pub fn send_signal(&self, signal: Signal) {
+        for &child in &self.pids {
+            // A child that has ended meanwhile is a zombie until it is reaped, and the signal has no effect.
             let _ = kill(child, signal);
         }
     }
 
-    /// Tells all of them to end their [conversation's](Conversation) input.
-    pub fn tell_to_end_input(&self) {
-        self.tell(END_INPUT);
+    /// Makes all children end the input of their [conversations](Conversation).
+    pub fn end_input(&self) {
+        self.send_signal(END_INPUT);
     }
 
-    /// Waits until a child has ended, or one of these is readable, for at most `limit`. Says which are. Whoever waits
-    /// [reaps](Self::reap) first: an end is told once.
+    /// Waits until a child has ended or one of `others` is readable, for at most `limit` (`None`: without a limit).
+    /// Returns which of `others` are readable. The end of a child is reported once, so call [`reap`](Self::reap) before
+    /// each wait.
     ///
     /// # Errors
     ///
@@ -166,7 +172,7 @@ impl Children {
         others: [Option<BorrowedFd<'_>>; N],
         limit: Option<Duration>,
     ) -> io::Result<[bool; N]> {
-        // Nothing is wanted of the child's end where there is none, and nothing is then reported.
+        // In the place of an absent descriptor stands `ended` with no events requested, for which nothing is reported.
         let mut wanted = vec![PollFd::new(&self.ended, PollFlags::IN)];
         wanted.extend(others.iter().map(|other| match other {
             Some(other) => PollFd::from_borrowed_fd(*other, PollFlags::IN),
@@ -174,7 +180,7 @@ impl Children {
         }));
         poll(&mut wanted, limit)?;
         if !wanted[0].revents().is_empty() {
-            // However many have ended, they are all reaped now.
+            // Empty the stream: the caller reaps all children that have ended, whatever their number.
             while matches!((&self.ended).read(&mut [0; 64]), Ok(64)) {}
         }
         Ok(std::array::from_fn(|other| {
@@ -184,17 +190,17 @@ impl Children {
 }
 
 impl Drop for Children {
-    /// Ends and reaps whoever is left.
+    /// Kills and reaps the remaining children.
     fn drop(&mut self) {
         unregister(self.signal);
-        self.tell(Signal::SIGKILL);
-        for &child in &self.present {
+        self.send_signal(Signal::SIGKILL);
+        for &child in &self.pids {
             while waitpid(child, None) == Err(Errno::EINTR) {}
         }
     }
 }
 
-/// A new child's first steps.
+/// Initializes a new child: it gets its own signal handling, and dies with its parent.
 fn init_child(parent: Pid) {
     #[cfg(target_os = "linux")]
     {
@@ -203,43 +209,43 @@ fn init_child(parent: Pid) {
     }
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        // SAFETY: to ignore a signal runs no code of ours.
+        // SAFETY: an ignored signal runs no code of this program.
         let _ = unsafe { sigaction(signal, &ignore) };
     }
     if getppid() != parent {
-        // It died before the kernel knew whom to tell.
-        // SAFETY: as in `fork`.
+        // The parent died before the kernel was asked to send the signal at its death.
+        // SAFETY: as in `fork`, _exit(2) takes a number and does not return.
         unsafe { libc::_exit(u8::MAX.into()) }
     }
 }
 
-/// The connection whose input a signal ends; -1: none.
+/// Descriptor of the connection whose input the signal ends; -1: none.
 static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
-/// The signal has ended it.
-static ENDED: AtomicBool = AtomicBool::new(false);
+/// True if the signal has ended the connection's input.
+static INPUT_ENDED: AtomicBool = AtomicBool::new(false);
 
-/// While this exists, [`Children::tell_to_end_input`] makes this process see the end of a connection's input, after all
-/// that has already arrived.
+/// The conversation of a child. While this value exists, [`Children::end_input`] of the parent makes the child see the
+/// end of the connection's input, after all input that has already arrived.
 ///
-/// To be made *before* the fork, and dropped after it by the parent alone: so the child has it from its first moment on,
-/// and there is no signal that comes too early.
+/// Create it *before* the fork, and let only the parent drop it after the fork. So the child has it from its first
+/// instruction on, and no signal comes too early.
 #[derive(Debug)]
 pub struct Conversation<'s> {
     _stream: &'s TcpStream,
 }
 
 impl<'s> Conversation<'s> {
-    /// The signal now means this connection. There is one at a time.
+    /// Makes the signal apply to this connection. A process has one such connection at a time.
     pub fn over(stream: &'s TcpStream) -> Conversation<'s> {
-        ENDED.store(false, Ordering::SeqCst);
+        INPUT_ENDED.store(false, Ordering::SeqCst);
         CONNECTION.store(stream.as_fd().as_raw_fd(), Ordering::SeqCst);
         Conversation { _stream: stream }
     }
 
-    /// Whether its end of input is our doing, not the peer's.
-    pub fn told_to_end(&self) -> bool {
-        ENDED.load(Ordering::SeqCst)
+    /// Returns true if the server, and not the peer, has ended the connection's input.
+    pub fn input_ended_by_server(&self) -> bool {
+        INPUT_ENDED.load(Ordering::SeqCst)
     }
 }
 
@@ -249,15 +255,16 @@ impl Drop for Conversation<'_> {
     }
 }
 
-/// The signal handler.
-extern "C" fn end_input(_: libc::c_int) {
+/// Handles the signal: ends the input of the connection.
+extern "C" fn on_end_input(_: libc::c_int) {
     let errno = Errno::last_raw();
     let connection = CONNECTION.load(Ordering::SeqCst);
     if connection >= 0 {
-        // SAFETY: it is open: a `Conversation` borrows the stream, and takes the number away before that ends.
+        // SAFETY: the descriptor is open: a `Conversation` borrows the stream, and resets CONNECTION before the borrow
+        // ends.
         let stream = unsafe { BorrowedFd::borrow_raw(connection) };
         if shut_input(stream) {
-            ENDED.store(true, Ordering::SeqCst);
+            INPUT_ENDED.store(true, Ordering::SeqCst);
         }
     }
     Errno::set_raw(errno);
@@ -268,19 +275,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_more_threads_may_not_fork() {
-        // More than the tests' harness may have.
-        let all_there = std::sync::Barrier::new(5);
+    fn children_in_a_process_with_more_threads_are_refused() {
+        // More threads than the test harness has.
+        let barrier = std::sync::Barrier::new(5);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    all_there.wait();
-                    all_there.wait();
+                    barrier.wait();
+                    barrier.wait();
                 });
             }
-            all_there.wait();
+            barrier.wait();
             let error = Children::new().unwrap_err().to_string();
-            all_there.wait();
+            barrier.wait();
             assert!(error.contains("one thread"), "{error}");
         });
     }

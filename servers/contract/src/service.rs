@@ -1,4 +1,4 @@
-//! What is served, seen from a server: something that opens sessions.
+//! The service that a server offers: an object that opens a session for each connection.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use protocol::{CloseReason, Protocol, Session, SessionOptions, Step, WorkPlan};
 
-/// Opens a session for every connection. Servers know nothing else of protocols.
+/// Factory of sessions: it opens one for every connection. Servers know nothing else of protocols.
 #[derive(Clone)]
 pub struct Service {
     open: Arc<dyn Fn() -> Box<dyn Session> + Send + Sync>,
@@ -14,14 +14,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves a protocol.
+    /// Creates a service of a protocol.
     pub fn of(protocol: &'static Protocol, options: SessionOptions) -> Service {
         let work = options.work.clone();
         let service = Service::new(move || (protocol.open)(&options));
         Service { work, ..service }
     }
 
-    /// Serves whatever `open` opens.
+    /// Creates a service of the sessions that `open` returns.
     pub fn new(open: impl Fn() -> Box<dyn Session> + Send + Sync + 'static) -> Service {
         Service {
             open: Arc::new(open),
@@ -29,12 +29,12 @@ impl Service {
         }
     }
 
-    /// The same, with a fault: a session that is sent this text panics. So whoever checks what a panic does to the others
-    /// checks the very program that is measured and used, and no build of its own.
+    /// Returns the same service with a fault: a session that receives `text` panics. So a check of what a panic does to
+    /// other connections runs the same program that is measured and used, and needs no separate build.
     pub fn that_panics_on(&self, text: &str) -> Service {
         let (open, text) = (Arc::clone(&self.open), Arc::<[u8]>::from(text.as_bytes()));
         let open = move || -> Box<dyn Session> {
-            Box::new(Faulty {
+            Box::new(PanicsOnText {
                 session: open(),
                 text: Arc::clone(&text),
             })
@@ -45,27 +45,28 @@ impl Service {
         }
     }
 
-    /// Numbers the sessions that are opened from now on, from there; what they draw at random depends on it. For
-    /// processes that were forked: each has a copy of the counter.
+    /// Sets the number of the session that is opened next; later sessions count up from it. The times that a session
+    /// draws at random depend on its number. Forked processes need this, because each has a copy of the counter.
     pub fn number_from(&self, number: u64) {
         if let Some(work) = &self.work {
             work.number_from(number);
         }
     }
 
-    /// A session for a new connection. It never panics: if the one inside does, it asks to be closed with
-    /// [`CloseReason::Failed`].
+    /// Opens a session for a new connection. The session never panics: if the protocol's session inside it panics, the
+    /// next step is [`Step::Close`] with [`CloseReason::Failed`].
     ///
-    /// A thread or a task would keep a panic to itself; in an event loop the same panic ends everybody's connection.
-    /// Guarded here, all models keep the guarantee alike and none needs a line for it.
+    /// A panic in a thread or a task ends one connection; the same panic in an event loop ends all connections of the
+    /// loop. With the guard here, all models keep the guarantee [`Panic`](crate::Guarantee::Panic) in the same way, and
+    /// no model needs a line of code for it.
     pub fn open(&self) -> Box<dyn Session> {
-        tracing::debug!("a peer came");
+        tracing::debug!("connection opened");
         let mut guarded = Guarded {
             session: None,
             failed: false,
         };
-        // Opening is the protocol's code too.
-        match caught(|| (self.open)()) {
+        // Opening a session runs code of the protocol, which may panic too.
+        match catch_panic(|| (self.open)()) {
             Ok(session) => guarded.session = Some(session),
             Err(_) => guarded.failed = true,
         }
@@ -79,17 +80,17 @@ impl fmt::Debug for Service {
     }
 }
 
-/// A session that panics when it is told to.
-struct Faulty {
+/// A session that panics when it receives the text.
+struct PanicsOnText {
     session: Box<dyn Session>,
     text: Arc<[u8]>,
 }
 
-impl Session for Faulty {
+impl Session for PanicsOnText {
     fn receive(&mut self, input: &[u8]) {
         if memchr::memmem::find(input, &self.text).is_some() {
-            // The hook is not called: nobody needs to be told of a panic that was asked for.
-            resume_unwind(Box::new("told to panic"));
+            // Unlike panic!, this does not call the panic hook: an intended panic needs no report.
+            resume_unwind(Box::new("panic on request"));
         }
         self.session.receive(input);
     }
@@ -115,15 +116,16 @@ impl Session for Faulty {
     }
 }
 
-/// A session whose panics end it, and nothing else. A session that has panicked is never called again: what its
-/// fields mean then, nobody knows.
+/// A session whose panic ends that session and nothing else. A session that has panicked is never called again, because
+/// its fields may be inconsistent.
 struct Guarded {
     session: Option<Box<dyn Session>>,
     failed: bool,
 }
 
-/// Runs a session's code, whose state nobody looks at after a panic.
-fn caught<R>(call: impl FnOnce() -> R) -> std::thread::Result<R> {
+/// Runs code of a session and catches its panic. The unwind safety is asserted: after a panic the session's state is
+/// not used again.
+fn catch_panic<R>(call: impl FnOnce() -> R) -> std::thread::Result<R> {
     catch_unwind(AssertUnwindSafe(call))
 }
 
@@ -133,7 +135,7 @@ impl Guarded {
         if let Some(session) = session
             && !*failed
         {
-            *failed = caught(|| call(session.as_mut())).is_err();
+            *failed = catch_panic(|| call(session.as_mut())).is_err();
         }
     }
 }
@@ -150,7 +152,7 @@ impl Session for Guarded {
     fn step(&mut self) -> Step<'_> {
         let Guarded { session, failed } = self;
         match session {
-            Some(session) if !*failed => match caught(move || session.step()) {
+            Some(session) if !*failed => match catch_panic(move || session.step()) {
                 Ok(step) => step,
                 Err(_) => {
                     *failed = true;
@@ -171,7 +173,7 @@ impl Session for Guarded {
 
     fn mid_request(&self) -> bool {
         match &self.session {
-            Some(session) if !self.failed => caught(|| session.mid_request()).unwrap_or(true),
+            Some(session) if !self.failed => catch_panic(|| session.mid_request()).unwrap_or(true),
             _ => true,
         }
     }

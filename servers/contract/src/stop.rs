@@ -1,4 +1,4 @@
-//! How a server is told to end.
+//! The request to stop, as a descriptor that any server can wait for.
 
 use std::io;
 use std::mem;
@@ -13,64 +13,65 @@ use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 
-/// Tells a server to stop: a descriptor that becomes readable and stays so.
+/// The receiving end of a request to stop: a descriptor that becomes readable and stays readable.
 ///
-/// A flag would be simpler, and useless to a thread that sleeps in the kernel. A descriptor can be waited for by
-/// everything that can wait for a socket: poll(2), epoll, a ring, any runtime. Nobody ever reads from it, so one
-/// stop reaches all who wait.
+/// A flag would be simpler, but useless to a thread that sleeps in the kernel. Everything that can wait for a socket
+/// can wait for a descriptor: poll(2), epoll, a ring, any runtime. No server reads from this descriptor, so one stop
+/// reaches every thread, task and process that waits for it.
 #[derive(Debug, Clone)]
 pub struct Stop {
-    told: Arc<UnixStream>,
+    receiver: Arc<UnixStream>,
 }
 
-/// The other end of a [`Stop`]: dropping it says stop.
+/// The sending end of a [`Stop`]: dropping it requests the stop.
 #[derive(Debug)]
 pub struct Stopper {
-    tell: UnixStream,
+    sender: UnixStream,
 }
 
 impl Drop for Stopper {
     fn drop(&mut self) {
-        // Closing would not do: processes that were forked have this end too, and only the last to close is heard.
-        let _ = self.tell.shutdown(Shutdown::Write);
+        // Closing would not be enough: forked processes have a copy of this end, and the receiver becomes readable only
+        // when the last copy is closed.
+        let _ = self.sender.shutdown(Shutdown::Write);
     }
 }
 
 impl Stop {
-    /// A stop and who says it. For servers that run inside another program, such as a test.
+    /// Creates a stop and its sending end. For servers that run inside another program, such as a test.
     ///
     /// # Errors
     ///
-    /// No descriptor was to be had.
+    /// No descriptor is available.
     pub fn channel() -> io::Result<(Stopper, Stop)> {
-        let (tell, told) = UnixStream::pair()?;
-        // Runtimes take it over, and all of them demand non-blocking descriptors.
-        told.set_nonblocking(true)?;
-        let told = Arc::new(told);
-        Ok((Stopper { tell }, Stop { told }))
+        let (sender, receiver) = UnixStream::pair()?;
+        // Runtimes take ownership of a copy, and all of them require non-blocking descriptors.
+        receiver.set_nonblocking(true)?;
+        let receiver = Arc::new(receiver);
+        Ok((Stopper { sender }, Stop { receiver }))
     }
 
-    /// A stop that SIGINT (Ctrl-C) and SIGTERM say. The first asks; the second ends the process at once, for those
-    /// who do not want to wait for the drain.
+    /// Creates a stop that SIGINT (Ctrl-C) and SIGTERM request. The first signal requests the stop. The second signal
+    /// ends the process at once, for users that do not want to wait for the drain.
     ///
     /// # Errors
     ///
-    /// The handlers could not be set.
+    /// The signal handlers could not be set.
     pub fn on_signals() -> io::Result<Stop> {
         let (stopper, stop) = Stop::channel()?;
-        let asked = Arc::new(AtomicBool::new(false));
+        let requested = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds the flag unset, and sets it for the second.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
-            flag::register(signal, Arc::clone(&asked))?;
-            pipe::register(signal, stopper.tell.try_clone()?)?;
+            // The order matters: the first signal finds the flag unset, and then sets it for the second.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&requested))?;
+            flag::register(signal, Arc::clone(&requested))?;
+            pipe::register(signal, stopper.sender.try_clone()?)?;
         }
-        // The handlers say it from now on.
+        // From now on the signal handlers request the stop; dropping the sending end would request it here.
         mem::forget(stopper);
         Ok(stop)
     }
 
-    /// Waits for the stop, for at most `limit` (or for ever); says whether it came.
+    /// Waits until the stop, for at most `limit` (`None`: without a limit). Returns true if the stop was requested.
     ///
     /// # Errors
     ///
@@ -81,25 +82,25 @@ impl Stop {
         Ok(!wanted[0].revents().is_empty())
     }
 
-    /// The same stop as a stream of its own, non-blocking, for a runtime that takes ownership. It becomes readable
-    /// (with bytes or with the end of input); do not read from it.
+    /// Returns the same stop as a separate non-blocking stream, for a runtime that takes ownership. The stream becomes
+    /// readable (with bytes or with the end of input). Do not read from it.
     ///
     /// # Errors
     ///
-    /// No descriptor was to be had.
+    /// No descriptor is available.
     pub fn stream(&self) -> io::Result<UnixStream> {
-        self.told.try_clone()
+        self.receiver.try_clone()
     }
 }
 
 impl AsFd for Stop {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.told.as_fd()
+        self.receiver.as_fd()
     }
 }
 
-/// poll(2), through signals and for at most `limit`. Without this, a signal that somebody handles would look like
-/// the end of the wait.
+/// Calls poll(2) for at most `limit`, and again after each EINTR. Without this, a signal that has a handler would look
+/// like the end of the wait.
 pub(crate) fn poll(wanted: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     let deadline = limit.map(|limit| std::time::Instant::now() + limit);
     loop {
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_stop_reaches_all_who_wait_and_stays() {
+    fn stop_reaches_every_waiting_thread_and_stays_readable() {
         let (stopper, stop) = Stop::channel().unwrap();
         let other = stop.clone();
         assert!(!stop.wait(Some(Duration::ZERO)).unwrap());

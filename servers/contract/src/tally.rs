@@ -1,4 +1,4 @@
-//! The account that a server gives at its end.
+//! The tally of a server's connections, by how they ended.
 
 use std::fmt;
 use std::io;
@@ -11,22 +11,23 @@ use serde::{Deserialize, Serialize};
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// All that was asked was answered.
+    /// Every request was answered.
     Served,
-    /// The peer broke a limit and was told so, or there was no thread to serve it.
+    /// The peer exceeded a limit and was sent an error reply, or there was no thread to serve the connection.
     Refused,
-    /// No progress for longer than the idle time-out.
+    /// The connection made no progress for longer than the idle time-out.
     TimedOut,
-    /// The peer broke it off.
+    /// The peer broke the connection off.
     Reset,
-    /// The server was stopped while the peer was in the middle of a request, or still had to take a reply.
+    /// The server was stopped while the peer was in the middle of a request, or had not taken the whole reply.
     Cut,
-    /// The session panicked, or the process that served it died, or a file became shorter while it was sent.
+    /// The session panicked, or the process that served the connection died, or a file became shorter while it was
+    /// sent.
     Failed,
 }
 
 impl Ending {
-    /// All of them. Their places are their [codes](Ending::code).
+    /// All endings. The index of each is its [code](Ending::code).
     pub const ALL: [Ending; 6] = [
         Ending::Served,
         Ending::Refused,
@@ -36,22 +37,22 @@ impl Ending {
         Ending::Failed,
     ];
 
-    /// A number for it, by which one process can tell another.
+    /// Returns the number of the ending, which one process can send to another.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The ending with that code.
+    /// Returns the ending with this code, or `None` if no ending has it.
     pub fn of_code(code: u8) -> Option<Ending> {
         Ending::ALL.get(usize::from(code)).copied()
     }
 
-    /// The ending that an I/O error on a connection means.
+    /// Returns the ending that an I/O error on a connection means.
     pub fn of(error: &io::Error) -> Ending {
         match error.kind() {
             // SO_RCVTIMEO and SO_SNDTIMEO report EAGAIN (socket(7)); ETIMEDOUT comes from TCP itself.
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ending::TimedOut,
-            // Of sockets that is no error. A file ended before what had been promised of it: see `files::shorter`.
+            // Sockets never report this kind. A file ended before the length that was announced: see `files::shorter`.
             io::ErrorKind::UnexpectedEof => Ending::Failed,
             _ => Ending::Reset,
         }
@@ -59,8 +60,8 @@ impl Ending {
 }
 
 impl From<CloseReason> for Ending {
-    fn from(farewell: CloseReason) -> Ending {
-        match farewell {
+    fn from(reason: CloseReason) -> Ending {
+        match reason {
             CloseReason::Done => Ending::Served,
             CloseReason::Refused => Ending::Refused,
             CloseReason::Failed => Ending::Failed,
@@ -68,31 +69,31 @@ impl From<CloseReason> for Ending {
     }
 }
 
-/// Every connection that was accepted, by how it ended. Nothing is lost uncounted: see [`Tally::adds_up`].
+/// Number of accepted connections, by how they ended. No connection is left uncounted: see [`Tally::adds_up`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Tally {
-    /// Connections that accept(2) gave.
+    /// Number of connections that accept(2) returned.
     pub accepted: u64,
-    /// See [`Ending::Served`]; likewise those below.
+    /// Number of connections that ended as [`Ending::Served`].
     pub served: u64,
-    /// See [`Ending::Refused`].
+    /// Number of connections that ended as [`Ending::Refused`].
     pub refused: u64,
-    /// See [`Ending::TimedOut`].
+    /// Number of connections that ended as [`Ending::TimedOut`].
     pub timed_out: u64,
-    /// See [`Ending::Reset`].
+    /// Number of connections that ended as [`Ending::Reset`].
     pub reset: u64,
-    /// See [`Ending::Cut`].
+    /// Number of connections that ended as [`Ending::Cut`].
     pub cut: u64,
-    /// See [`Ending::Failed`].
+    /// Number of connections that ended as [`Ending::Failed`].
     pub failed: u64,
-    /// Errors of accept(2), which gave no connection: these are beside the sum.
+    /// Number of errors of accept(2). An error gives no connection, so this number is not part of the sum.
     pub accept_errors: u64,
 }
 
 impl Tally {
-    /// Counts a connection's end.
+    /// Counts the end of a connection.
     pub fn count(&mut self, ending: Ending) {
-        tracing::debug!("a peer left: {ending:?}");
+        tracing::debug!("connection ended: {ending:?}");
         *match ending {
             Ending::Served => &mut self.served,
             Ending::Refused => &mut self.refused,
@@ -103,26 +104,27 @@ impl Tally {
         } += 1;
     }
 
-    /// Connections that have ended, however they did.
+    /// Returns the number of connections that have ended, in any way.
     pub fn ended(&self) -> u64 {
         self.served + self.refused + self.timed_out + self.reset + self.cut + self.failed
     }
 
-    /// Whether every accepted connection is accounted for.
+    /// Returns true if every accepted connection has ended and is counted.
     pub fn adds_up(&self) -> bool {
         self.accepted == self.ended()
     }
 
-    /// Counts all connections that have not ended as cut. For models that drop what is left at the drain deadline.
+    /// Counts all connections that have not ended yet as [cut](Ending::Cut). For models that drop the remaining
+    /// connections at the drain deadline.
     pub fn cut_the_rest(&mut self) {
         self.cut += self.accepted - self.ended();
     }
 }
 
 impl AddAssign for Tally {
-    /// The account of two who served side by side.
+    /// Adds the tally of another thread or process that served side by side with this one.
     fn add_assign(&mut self, other: Tally) {
-        // Named one by one, so that the compiler asks after a field that is new.
+        // The fields are named one by one, so that the compiler reports a new field that is missing here.
         let Tally {
             accepted,
             served,
@@ -175,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_ending_is_in_the_sum() {
+    fn tally_with_every_ending_adds_up() {
         let mut tally = Tally::default();
         for ending in Ending::ALL {
             assert_eq!(Ending::of_code(ending.code()), Some(ending));
@@ -186,7 +188,7 @@ mod tests {
         }
     }
     #[test]
-    fn sums_have_every_figure() {
+    fn tally_sum_adds_every_field() {
         let one = Tally {
             accepted: 1,
             served: 2,

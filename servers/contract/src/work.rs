@@ -1,4 +1,4 @@
-//! Work before a reply, as far as it is done by keeping a thread. (To wait for something slow is each model's own art.)
+//! Work before a reply that occupies a thread. A wait for something slow is implemented by each model in its own way.
 
 use std::thread;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::Work;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Does the work on the calling thread, and returns when it is done.
+/// Carries out the work on the calling thread, and returns when it is done.
 pub fn carry_out(work: Work) {
     match work {
         Work::Wait(time) | Work::Block(time) => thread::sleep(time),
@@ -14,7 +14,8 @@ pub fn carry_out(work: Work) {
     }
 }
 
-/// Uses so much CPU time. By the thread's own clock: by the wall's, whoever is interrupted would have less to do.
+/// Uses `time` of CPU time, measured by the thread's own clock. With a wall clock, a thread that is interrupted would
+/// do less work.
 fn compute(time: Duration) {
     let used = || {
         let now = clock_gettime(ClockId::ThreadCPUTime);
@@ -23,7 +24,7 @@ fn compute(time: Duration) {
     let until = used() + time;
     let mut state = 1_u64;
     while used() < until {
-        // A look at the clock costs as much as a few hundred of these.
+        // One clock_gettime call costs as much as a few hundred of these operations.
         for _ in 0..1_000 {
             state = std::hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005) + 1);
         }

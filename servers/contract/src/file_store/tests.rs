@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A root with a bit of everything, in a directory that has something beside it that nobody may see.
+/// Creates a directory that contains `root` with files and directories, and beside it files that must not be served.
 fn tree() -> TempDir {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "secret").unwrap();
@@ -22,7 +22,7 @@ fn tree() -> TempDir {
     outside
 }
 
-/// The root, by both ways of keeping inside.
+/// Opens the root in both ways of keeping paths inside.
 fn trees(outside: &TempDir) -> [Tree; 2] {
     let root = outside.path().join("root");
     [true, false].map(|beneath| Tree::new(&root, beneath).unwrap())
@@ -64,7 +64,7 @@ fn names(found: io::Result<Lookup>) -> Vec<String> {
 }
 
 #[test]
-fn the_built_in_files_are_lines_of_thirteen_bytes() {
+fn built_in_files_consist_of_lines_of_thirteen_bytes() {
     let file_store = built_in().unwrap();
     let (entries, more) = listed(file_store.look_up(b""));
     let expected = [("13b", 13), ("13k", 13 << 10), ("13m", 13 << 20)];
@@ -84,7 +84,7 @@ fn the_built_in_files_are_lines_of_thirteen_bytes() {
 }
 
 #[test]
-fn what_is_under_the_root_is_served() {
+fn files_and_directories_under_the_root_are_served() {
     let outside = tree();
     for file_store in trees(&outside) {
         assert_eq!(content(file_store.look_up(b"a.txt")).unwrap(), b"a");
@@ -128,7 +128,7 @@ fn what_is_under_the_root_is_served() {
 }
 
 #[test]
-fn no_path_leads_out() {
+fn path_out_of_the_root_is_not_found() {
     let outside = tree();
     let absolute = outside.path().join("secret").into_os_string();
     let root = outside.path().join("root/a.txt").into_os_string();
@@ -165,7 +165,7 @@ fn no_path_leads_out() {
 }
 
 #[test]
-fn links_are_followed_as_long_as_they_stay_inside() {
+fn symbolic_link_is_followed_only_inside_the_root() {
     let outside = tree();
     let root = outside.path().join("root");
     for (link, target) in [
@@ -222,9 +222,9 @@ fn links_are_followed_as_long_as_they_stay_inside() {
     }
 }
 
-/// A FIFO that nobody writes into must not even be waited for.
+/// The server must not wait at a FIFO that has no writer.
 #[test]
-fn what_is_neither_file_nor_directory_is_not_there() {
+fn special_file_is_neither_listed_nor_served() {
     let outside = tree();
     let root = outside.path().join("root");
     mkfifoat(CWD, root.join("fifo"), Mode::from_raw_mode(0o600)).unwrap();
@@ -240,7 +240,7 @@ fn what_is_neither_file_nor_directory_is_not_there() {
         }
         assert_eq!(names(file_store.look_up(b"")), ["dir/", "a.txt", "empty"]);
     }
-    // Devices, where there are some.
+    // Devices, where `/dev` has them.
     for file_store in [true, false].map(|beneath| Tree::new(Path::new("/dev"), beneath).unwrap()) {
         assert!(is_nothing(&file_store.look_up(b"null")));
         assert!(is_nothing(&file_store.look_up(b"tty")));
@@ -276,7 +276,7 @@ fn hidden_files_are_neither_listed_nor_served() {
 }
 
 #[test]
-fn names_are_bytes() {
+fn file_name_of_any_bytes_is_served() {
     let outside = tree();
     let root = outside.path().join("root");
     let odd: [&[u8]; 5] = [
@@ -288,7 +288,7 @@ fn names_are_bytes() {
     ];
     let made: Vec<_> = odd
         .into_iter()
-        // Not every file system takes every name.
+        // Not every file system accepts every name.
         .filter(|name| fs::write(root.join(OsStr::from_bytes(name)), name).is_ok())
         .collect();
     assert!(made.len() >= 4);
@@ -310,9 +310,9 @@ fn names_are_bytes() {
 }
 
 #[test]
-fn what_this_user_may_not_read_is_not_there() {
+fn file_without_read_permission_is_not_found() {
     if rustix::process::geteuid().is_root() {
-        // May read everything.
+        // Root may read every file.
         return;
     }
     let outside = tree();
@@ -338,7 +338,7 @@ fn what_this_user_may_not_read_is_not_there() {
 }
 
 #[test]
-fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
+fn changed_file_is_noticed_after_a_second_and_served_complete_until_then() {
     let outside = tree();
     let path = outside.path().join("root/a.txt");
     let large = outside.path().join("root/large");
@@ -354,7 +354,7 @@ fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
         };
         let first = file(at(0));
 
-        // Replaced, as it should be: by another of that name.
+        // Replaced by rename(2), as it should be.
         fs::write(path.with_extension("new"), "longer").unwrap();
         fs::rename(path.with_extension("new"), &path).unwrap();
         assert!(Arc::ptr_eq(&file(at(999)), &first));
@@ -362,29 +362,29 @@ fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
         assert_eq!(content(at(1_000)).unwrap(), b"longer");
         let mut old = String::new();
         (&*first.file).read_to_string(&mut old).unwrap();
-        assert_eq!(old, "a", "whoever has it may go on");
+        assert_eq!(old, "a", "the old file stays readable");
 
-        // Overwritten, with as much, and perhaps within one tick of the file system's clock.
+        // Overwritten with content of the same length, and perhaps within one tick of the file system's clock.
         let second = file(at(1_001));
         fs::write(&path, "LONGER").unwrap();
         assert!(Arc::ptr_eq(&file(at(1_999)), &second));
         assert_eq!(content(at(2_000)).unwrap(), b"LONGER");
 
-        // Removed.
+        // The file is removed.
         fs::remove_file(&path).unwrap();
         assert_eq!(content(at(2_999)).unwrap(), b"LONGER");
         assert!(is_nothing(&at(3_000)));
-        // That nothing is there is not remembered.
+        // An absent file is not cached.
         fs::write(&path, "new").unwrap();
         assert_eq!(content(at(3_001)).unwrap(), b"new");
 
-        // Replaced by a directory.
+        // The file is replaced by a directory.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert_eq!(names(at(4_001)), [""; 0]);
         fs::remove_dir(&path).unwrap();
 
-        // What has not changed stays open once, for all.
+        // A file that has not changed stays open, with one descriptor for all peers.
         let at =
             |millis: u64| file_store.look_up_at(b"large", start + Duration::from_millis(millis));
         let first = file(at(0));
@@ -398,7 +398,7 @@ fn a_change_is_seen_after_a_second_and_until_then_the_old_file_is_whole() {
 }
 
 #[test]
-fn few_of_many_files_are_kept_open() {
+fn cache_keeps_a_limited_number_of_files_open() {
     let outside = tree();
     let root = outside.path().join("root/many");
     fs::create_dir(&root).unwrap();
@@ -412,24 +412,24 @@ fn few_of_many_files_are_kept_open() {
             let found =
                 file_store.look_up_at(path.as_bytes(), start + Duration::from_millis(millis));
             assert_eq!(content(found).unwrap(), n.to_string().as_bytes());
-            assert!(file_store.cache().len() <= REMEMBERED);
+            assert!(file_store.cache().len() <= MAX_CACHED);
         };
         let is_kept = |n: usize| {
             file_store
                 .cache()
                 .contains_key(format!("many/{n}").as_bytes())
         };
-        // All at once: the last of them stay.
+        // All files within a second: the last ones stay in the cache.
         (0..300).for_each(|n| look(n, n as u64));
-        assert_eq!(file_store.cache().len(), REMEMBERED);
-        assert!(!is_kept(299 - REMEMBERED) && is_kept(300 - REMEMBERED) && is_kept(299));
-        // One after the other: what is in use stays, or is being sent to somebody.
+        assert_eq!(file_store.cache().len(), MAX_CACHED);
+        assert!(!is_kept(299 - MAX_CACHED) && is_kept(300 - MAX_CACHED) && is_kept(299));
+        // Files at longer intervals: those that were requested in the last second or are being sent stay.
         look(290, 1_200);
         let path = b"many/280";
         let Ok(Lookup::File(sent)) =
             file_store.look_up_at(path, start + Duration::from_millis(299))
         else {
-            panic!("it was there");
+            panic!("many/280 must be in the cache");
         };
         look(7, 1_300);
         assert!(is_kept(290) && is_kept(280) && is_kept(7));
@@ -444,26 +444,26 @@ fn few_of_many_files_are_kept_open() {
 }
 
 #[test]
-fn listings_end_somewhere() {
+fn listing_of_a_large_directory_is_cut_and_says_so() {
     let outside = tree();
     let root = outside.path().join("root/many");
     fs::create_dir(&root).unwrap();
     fs::write(root.join(".hidden"), "").unwrap();
     let [file_store, _] = trees(&outside);
-    for n in 0..LISTED {
+    for n in 0..MAX_LISTED {
         File::create(root.join(format!("{n:05}"))).unwrap();
     }
     let (entries, more) = listed(file_store.look_up(b"many"));
-    assert_eq!((entries.len(), more), (LISTED, false));
+    assert_eq!((entries.len(), more), (MAX_LISTED, false));
     assert!(entries.is_sorted());
     fs::create_dir(root.join("z")).unwrap();
     let (entries, more) = listed(file_store.look_up(b"many"));
-    assert_eq!((entries.len(), more), (LISTED, true));
+    assert_eq!((entries.len(), more), (MAX_LISTED, true));
 }
 
 /// Reading a regular file must be allowed to wait for the disk, also through io_uring.
 #[test]
-fn files_are_not_left_nonblocking() {
+fn opened_file_is_blocking_and_close_on_exec() {
     let outside = tree();
     for file_store in trees(&outside) {
         let Lookup::File(file) = file_store.look_up(b"a.txt").unwrap() else {
@@ -477,21 +477,21 @@ fn files_are_not_left_nonblocking() {
 }
 
 #[test]
-fn a_root_that_cannot_be_served_is_told_why() {
+fn unusable_root_is_refused_with_the_reason() {
     let outside = tree();
-    let said = |path: &str| {
+    let error = |path: &str| {
         directory(&outside.path().join(path))
             .unwrap_err()
             .to_string()
     };
-    assert_eq!(said("none"), "there is nothing of that name");
-    assert_eq!(said("secret"), "it is not a directory");
-    assert_eq!(said("secret/x"), "it is not a directory");
+    assert_eq!(error("none"), "there is no directory of that name");
+    assert_eq!(error("secret"), "it is not a directory");
+    assert_eq!(error("secret/x"), "it is not a directory");
     assert!(directory(&outside.path().join("root/dir/..")).is_ok());
 }
 
 #[test]
-fn what_the_server_lacks_is_not_taken_for_nothing() {
+fn server_error_is_not_taken_for_not_found() {
     for lacking in [
         Errno::MFILE,
         Errno::NFILE,
@@ -499,7 +499,7 @@ fn what_the_server_lacks_is_not_taken_for_nothing() {
         Errno::IO,
         Errno::AGAIN,
     ] {
-        assert!(!super::is_nothing(lacking), "{lacking:?}");
+        assert!(!is_not_found(lacking), "{lacking:?}");
     }
     for nothing in [
         Errno::NOENT,
@@ -508,6 +508,6 @@ fn what_the_server_lacks_is_not_taken_for_nothing() {
         Errno::XDEV,
         Errno::NAMETOOLONG,
     ] {
-        assert!(super::is_nothing(nothing), "{nothing:?}");
+        assert!(is_not_found(nothing), "{nothing:?}");
     }
 }
