@@ -14,7 +14,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
-/// The server's side: nothing to remember.
+/// Server side. It has no state.
 struct Echo;
 
 impl LineHandler for Echo {
@@ -23,7 +23,7 @@ impl LineHandler for Echo {
     }
 }
 
-/// The client's side.
+/// Client side.
 struct EchoScript {
     lines: LineMaker,
     expected: Expected,

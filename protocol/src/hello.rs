@@ -17,22 +17,23 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
 
 const GREETING: &[u8] = b"Hello from server!";
 
-/// The server's side.
+/// Server side.
 struct Hello {
-    stage: HelloState,
+    state: HelloState,
     pending_work: PendingWork,
 }
 
+/// State of the server side.
 enum HelloState {
-    Listening,
-    Greeting { taken: usize },
+    Waiting,
+    Greeting { sent: usize },
     Ended,
 }
 
 impl Hello {
     fn new(options: &SessionOptions) -> Self {
         Hello {
-            stage: HelloState::Listening,
+            state: HelloState::Waiting,
             pending_work: PendingWork::of(options.work.as_ref()),
         }
     }
@@ -40,15 +41,15 @@ impl Hello {
 
 impl Session for Hello {
     fn receive(&mut self, input: &[u8]) {
-        if matches!(self.stage, HelloState::Listening) && !input.is_empty() {
-            self.stage = HelloState::Greeting { taken: 0 };
+        if matches!(self.state, HelloState::Waiting) && !input.is_empty() {
+            self.state = HelloState::Greeting { sent: 0 };
             self.pending_work.due(input);
         }
     }
 
     fn end_of_input(&mut self) {
-        if matches!(self.stage, HelloState::Listening) {
-            self.stage = HelloState::Ended;
+        if matches!(self.state, HelloState::Waiting) {
+            self.state = HelloState::Ended;
         }
     }
 
@@ -56,19 +57,19 @@ impl Session for Hello {
         if let Some(work) = self.pending_work.pending() {
             return Step::Work(work);
         }
-        match self.stage {
-            HelloState::Listening => Step::Read,
-            HelloState::Greeting { taken } if taken < GREETING.len() => {
-                Step::Write(&GREETING[taken..])
+        match self.state {
+            HelloState::Waiting => Step::Read,
+            HelloState::Greeting { sent } if sent < GREETING.len() => {
+                Step::Write(&GREETING[sent..])
             }
             HelloState::Greeting { .. } | HelloState::Ended => Step::Close(CloseReason::Done),
         }
     }
 
     fn sent(&mut self, count: usize) {
-        if let HelloState::Greeting { taken } = &mut self.stage {
-            *taken += count;
-            debug_assert!(*taken <= GREETING.len(), "more sent than offered");
+        if let HelloState::Greeting { sent } = &mut self.state {
+            *sent += count;
+            debug_assert!(*sent <= GREETING.len(), "more bytes sent than offered");
         }
     }
 
@@ -77,11 +78,11 @@ impl Session for Hello {
     }
 
     fn mid_request(&self) -> bool {
-        matches!(self.stage, HelloState::Greeting { taken } if taken < GREETING.len())
+        matches!(self.state, HelloState::Greeting { sent } if sent < GREETING.len())
     }
 }
 
-/// The client's side. It leaves when it has heard the greeting, as the original's client does.
+/// Client side. It disconnects after the greeting, as the original's client does.
 struct HelloScript {
     lines: LineMaker,
     expected: Expected,
@@ -103,10 +104,11 @@ impl Script for HelloScript {
     }
 
     fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
-        // The conversation is over at the greeting's last byte. Servers exist that repeat it for as long as the
-        // client stays (one of the originals does); what they say to a client that has left concerns nobody.
-        let owed = input.len().min(self.expected.owed());
-        match self.expected.receive(&input[..owed])? {
+        // The conversation ends with the last byte of the greeting. Some servers repeat the greeting for as long as the
+        // client stays connected (one of the originals does). The client has finished then, so later bytes are not
+        // checked.
+        let count = input.len().min(self.expected.remaining());
+        match self.expected.receive(&input[..count])? {
             ReplyStatus::Complete => Ok(ReplyStatus::Last),
             other => Ok(other),
         }

@@ -1,15 +1,20 @@
-//! What is said.
+//! Protocol logic without I/O ("sans-I/O").
 //!
-//! A protocol here is two state machines that never touch a socket, a clock or a thread:
+//! A conversation here is a state machine: it takes the bytes that arrived and returns what to do next. It contains no
+//! networking code, reads no clock and starts no thread. A driver owns the socket: it carries out each step and reports
+//! the result to the state machine.
 //!
-//! * a [`Session`] is the server's side of one conversation: bytes in, [`Step`]s out;
-//! * a [`Script`] is the client's side: it says what to send next and checks every reply, byte by byte.
+//! Read two types first:
 //!
-//! So a server is nothing but its concurrency model, and two servers that are given the same protocol say the same
-//! bytes. This crate knows no runtime and opens no file; whoever wants to do I/O with it brings the I/O. (Files that
-//! others have opened it can name: [`FileSlice`].)
+//! * [`Session`] is the server's side of one conversation: bytes in, [`Step`]s out.
+//! * [`Script`] is the client's side of one conversation: it produces the requests and checks every byte of the
+//!   replies.
 //!
-//! To add a protocol, write one file with a `PROTOCOL` constant and name it in [`PROTOCOLS`].
+//! So a server consists of its concurrency model and nothing else, and two servers with the same protocol send the same
+//! bytes. This crate depends on no async runtime and opens no file. A session can refer to a file that its server has
+//! opened: see [`FileSlice`].
+//!
+//! To add a protocol, write one file with a `PROTOCOL` constant and add the constant to [`PROTOCOLS`].
 
 mod bulk;
 mod echo;
@@ -29,44 +34,46 @@ pub use script::{ReplyStatus, Script, ScriptOptions, WrongReply};
 pub use session::{CloseReason, Session, SessionOptions, Step};
 pub use work::{Work, WorkKind, WorkPlan};
 
-/// A conversation that every server can hold and the client can ask for.
+/// Description of a protocol: its name, its traits and the constructors of both sides.
+///
+/// Every server can serve every protocol, and the client can send the requests of every protocol.
 #[derive(Debug)]
 pub struct Protocol {
-    /// What the command line calls it.
+    /// Name on the command line, such as `pair`.
     pub name: &'static str,
-    /// One line for `samewire list`: what goes in and what comes out.
+    /// Summary for `samewire list`, in one line: the input and the output.
     pub summary: &'static str,
-    /// Opens the server's side of one conversation.
+    /// Function that opens the server's side of one conversation.
     pub open: fn(&SessionOptions) -> Box<dyn Session>,
-    /// Opens the client's side of one conversation.
+    /// Function that opens the client's side of one conversation.
     pub ask: fn(&ScriptOptions) -> Box<dyn Script>,
-    /// How many requests one conversation holds at most; `None` where the client decides.
+    /// Maximum number of requests in one conversation; `None`: the client decides.
     pub requests_per_connection: Option<u64>,
-    /// Whether each request of a client has bytes of its own. Where all are the same, no share of them can be told by
-    /// their bytes: see [`WorkPlan::chooses`].
+    /// Whether the requests of a client differ in their bytes. If all requests are equal, their bytes can't select a
+    /// share of them: see [`WorkPlan::chooses`].
     pub requests_differ: bool,
-    /// The original's load: so many clients, and so many requests of each.
+    /// Load that the published original of this protocol used (docs/src/originals.md).
     pub default_load: DefaultLoad,
 }
 
-/// How a protocol is asked if nobody says otherwise.
+/// Load of a protocol if the command line sets no other load.
 #[derive(Debug, Clone, Copy)]
 pub struct DefaultLoad {
-    /// Clients that ask at the same time.
+    /// Number of clients at the same time.
     pub connections: usize,
-    /// Requests of each.
+    /// Number of requests of each client.
     pub messages: u64,
 }
 
 impl DefaultLoad {
-    /// Of the protocols with small messages.
+    /// Default load of the protocols with small messages.
     const SMALL_MESSAGES: DefaultLoad = DefaultLoad {
         connections: 100,
         messages: 10,
     };
 }
 
-/// All protocols; the first is the default.
+/// List of all protocols. The first is the default.
 pub static PROTOCOLS: &[Protocol] = &[
     pair::PROTOCOL,
     echo::PROTOCOL,
@@ -77,7 +84,7 @@ pub static PROTOCOLS: &[Protocol] = &[
 ];
 
 impl Protocol {
-    /// The protocol of that name.
+    /// Returns the protocol with this name, or `None` if there is no such protocol.
     pub fn find(name: &str) -> Option<&'static Protocol> {
         PROTOCOLS.iter().find(|protocol| protocol.name == name)
     }

@@ -1,41 +1,45 @@
-//! Conversations in lines: the framing that `pair` and `echo` share.
+//! Framing in lines, which `pair` and `echo` share.
 
 use crate::session::{CloseReason, Session, SessionOptions, Step};
 use crate::work::PendingWork;
 
-/// Replies are gathered until they are this long, so that a pipelining client costs one write for many lines.
-/// It also bounds what a session holds to be sent: at most this, and the reply that crossed it. (To be answered, it
-/// holds a line and a read at most.)
+/// Size in bytes up to which replies are gathered before they are sent, so that a pipelining client costs one write for
+/// many lines. It also bounds the output that a session holds: at most this size, and the reply that exceeded it. The
+/// input that a session holds is at most one line and one read.
 const GATHER: usize = 16 * 1024;
 
-/// Buffers that grew for an unusual peer are given back once they are empty.
+/// Capacity in bytes that an empty buffer keeps. A buffer that grew for an unusual peer is shrunk to it.
 const KEEP: usize = 4 * 1024;
 
-/// What is said to one line.
+/// Rule of a protocol in lines: the reply to one line.
 pub(crate) trait LineHandler: Send {
-    /// Appends the reply to `line`. The line has its end, unless it is the last and the peer sent none.
+    /// Appends the reply to `line` to `reply`. The line has its `\n`, except for a last line that the peer ended
+    /// with FIN.
     fn answer(&mut self, line: &[u8], reply: &mut Vec<u8>);
 }
 
-/// A session that answers line by line.
-pub(crate) struct Lines<A> {
-    answer: A,
+/// Session that answers line by line.
+pub(crate) struct Lines<H> {
+    handler: H,
+    /// Maximum length of a line in bytes, with its end.
     max_line: usize,
-    /// What arrived; the part before `answered` is done with, and before `scanned` there is no further line end.
+    /// Bytes that arrived. The lines before `answered` are answered, and between `answered` and `scanned` there is no
+    /// line end.
     input: Vec<u8>,
     answered: usize,
     scanned: usize,
-    /// What is to be sent; the part before `taken` was taken by the socket.
+    /// Bytes to send. The socket has taken the first `taken` of them.
     output: Vec<u8>,
     taken: usize,
     pending_work: PendingWork,
-    ended: Option<CloseReason>,
+    /// Reason of the close after all output is sent; `None`: the conversation continues.
+    close_reason: Option<CloseReason>,
 }
 
-impl<A: LineHandler> Lines<A> {
-    pub(crate) fn new(answer: A, options: &SessionOptions) -> Self {
+impl<H: LineHandler> Lines<H> {
+    pub(crate) fn new(handler: H, options: &SessionOptions) -> Self {
         Lines {
-            answer,
+            handler,
             max_line: options.max_line,
             input: Vec::new(),
             answered: 0,
@@ -43,11 +47,11 @@ impl<A: LineHandler> Lines<A> {
             output: Vec::new(),
             taken: 0,
             pending_work: PendingWork::of(options.work.as_ref()),
-            ended: None,
+            close_reason: None,
         }
     }
 
-    /// Answers lines until there is enough to send, or no whole line is left.
+    /// Answers lines until [`GATHER`] bytes are to be sent, or no complete line is left.
     fn answer_some(&mut self) {
         while self.output.len() < GATHER {
             let end = match memchr::memchr(b'\n', &self.input[self.scanned..]) {
@@ -58,8 +62,8 @@ impl<A: LineHandler> Lines<A> {
                     if rest > self.max_line {
                         return self.refuse();
                     }
-                    // The last line needs no end: FIN is one.
-                    if self.ended.is_none() || rest == 0 {
+                    // The last line needs no `\n`: FIN ends it.
+                    if self.close_reason.is_none() || rest == 0 {
                         return;
                     }
                     self.input.len()
@@ -69,30 +73,31 @@ impl<A: LineHandler> Lines<A> {
             if line.len() > self.max_line {
                 return self.refuse();
             }
-            // What was answered before goes out first: it need not wait for this line's work.
+            // The replies to the lines before are sent first: they need not wait for the work of this line.
             if self.pending_work.due(line).is_some() {
                 return;
             }
-            self.answer.answer(line, &mut self.output);
+            self.handler.answer(line, &mut self.output);
             self.pending_work.replied();
             self.answered = end;
             self.scanned = end;
         }
     }
 
+    /// Discards the input, appends an error reply to the output, and sets the close after it.
     fn refuse(&mut self) {
-        let complaint = format!("error: a line may have {} bytes\n", self.max_line);
-        self.output.extend_from_slice(complaint.as_bytes());
+        let error_reply = format!("error: a line may have {} bytes\n", self.max_line);
+        self.output.extend_from_slice(error_reply.as_bytes());
         self.input = Vec::new();
         self.answered = 0;
         self.scanned = 0;
-        self.ended = Some(CloseReason::Refused);
+        self.close_reason = Some(CloseReason::Refused);
     }
 }
 
-impl<A: LineHandler> Session for Lines<A> {
+impl<H: LineHandler> Session for Lines<H> {
     fn receive(&mut self, input: &[u8]) {
-        if self.ended.is_some() {
+        if self.close_reason.is_some() {
             return;
         }
         if self.answered > 0 {
@@ -104,7 +109,7 @@ impl<A: LineHandler> Session for Lines<A> {
     }
 
     fn end_of_input(&mut self) {
-        self.ended.get_or_insert(CloseReason::Done);
+        self.close_reason.get_or_insert(CloseReason::Done);
     }
 
     fn step(&mut self) -> Step<'_> {
@@ -126,15 +131,18 @@ impl<A: LineHandler> Session for Lines<A> {
             self.input.shrink_to(KEEP);
             self.output.shrink_to(KEEP);
         }
-        match self.ended {
-            Some(farewell) => Step::Close(farewell),
+        match self.close_reason {
+            Some(reason) => Step::Close(reason),
             None => Step::Read,
         }
     }
 
     fn sent(&mut self, count: usize) {
         self.taken += count;
-        debug_assert!(self.taken <= self.output.len(), "more sent than offered");
+        debug_assert!(
+            self.taken <= self.output.len(),
+            "more bytes sent than offered"
+        );
     }
 
     fn worked(&mut self) {

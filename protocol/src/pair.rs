@@ -1,5 +1,5 @@
-//! `pair`: a line in; the previous line and this one out. The smallest conversation that has a memory, so a server
-//! that mixes up two connections is found out at once.
+//! `pair`: a line in; the previous line and this one out. It is the smallest conversation with a state, so a server
+//! that mixes up two connections sends a wrong reply at once.
 
 use crate::lines::{LineHandler, Lines};
 use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
@@ -15,7 +15,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
-/// The server's side: what the previous line was.
+/// Server side. It remembers the previous line.
 #[derive(Default)]
 struct Pair {
     previous: Vec<u8>,
@@ -30,7 +30,7 @@ impl LineHandler for Pair {
     }
 }
 
-/// The client's side.
+/// Client side.
 struct PairScript {
     lines: LineMaker,
     previous: Vec<u8>,

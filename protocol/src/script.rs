@@ -1,4 +1,4 @@
-//! The client's side of a conversation.
+//! Client side of a conversation: [`Script`], and the report of a wrong reply.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,73 +6,88 @@ use std::sync::Arc;
 use crate::bulk::Bulk;
 use crate::http::Page;
 
-/// What to ask, and whether the answer was right.
+/// Client side of one conversation, as a state machine without I/O: produces requests and checks replies.
 ///
-/// The order is fixed: [`ask`](Script::ask) once, then [`receive`](Script::receive) until it says that the reply is
-/// complete, then ask again.
+/// The order of calls is fixed: [`ask`](Script::ask) once, then [`receive`](Script::receive) until the reply is
+/// [complete](ReplyStatus::Complete), then `ask` again. After [`ReplyStatus::Last`] the next request needs a new script
+/// and a new connection.
+///
+/// ```
+/// # use protocol::{Protocol, ReplyStatus, ScriptOptions};
+/// let echo = Protocol::find("echo").unwrap();
+/// let mut script = (echo.ask)(&ScriptOptions::default());
+/// let mut request = Vec::new();
+/// script.ask(&mut request);
+/// assert_eq!(request, b"Hello World!:0\n");
+/// assert_eq!(script.receive(b"Hello "), Ok(ReplyStatus::Partial));
+/// assert_eq!(script.receive(b"World!:0\n"), Ok(ReplyStatus::Complete));
+/// ```
 pub trait Script: Send {
-    /// Appends the next request.
+    /// Appends the next request to `request`.
     fn ask(&mut self, request: &mut Vec<u8>);
 
-    /// Takes what the server sent, cut anywhere, and checks every byte of it.
+    /// Checks every byte of `input`, which the server sent, and returns how much of the reply has arrived. TCP may cut
+    /// a reply anywhere.
     ///
     /// # Errors
     ///
-    /// The first byte that should not have been there. The conversation can't go on after that.
+    /// A byte of the reply is wrong; the error names the first such byte. The conversation can't continue after that.
     fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply>;
 
-    /// Appends what is to be said beside the requests (the receipts of `bulk`). To be asked after each
-    /// [`receive`](Script::receive), the one that completes a reply too, and to be sent before anything else is.
+    /// Appends bytes that are to be sent beside the requests (the receipts of `bulk`). The driver calls it after each
+    /// [`receive`](Script::receive), also after the one that completes a reply, and sends the bytes before all others.
     fn interject(&mut self, output: &mut Vec<u8>) {
         let _ = output;
     }
 }
 
-/// How far a reply has come.
+/// Progress of a reply.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub enum ReplyStatus {
-    /// All right so far, and more is owed.
+    /// All bytes so far are right, and more must follow.
     Partial,
-    /// The reply is complete and right; the next request may go out.
+    /// The reply is complete and right. The next request may be sent.
     Complete,
-    /// The reply is complete and right, and the conversation is over: the next request needs a new connection.
+    /// The reply is complete and right, and the conversation has ended. The next request needs a new connection.
     Last,
 }
 
-/// What a client must be told when it opens a conversation.
+/// Options of a script, given when it is opened.
 #[derive(Debug, Clone, Default)]
 pub struct ScriptOptions {
-    /// Bytes per request, with the line's end. `None` gives the original's lines, `Hello World!:0` and so on; client 0
-    /// says exactly them, every other adds its number. A size too small for that is not padded.
+    /// Size of a request in bytes, with the line's end. `None` gives the lines of the published original:
+    /// `Hello World!:0` and so on. Client 0 sends exactly these lines, and every other client appends its number. If
+    /// the size is too small for such a line, the line is sent without padding and is longer than the size.
     pub size: Option<usize>,
-    /// The same seed gives the same requests.
+    /// Seed of the random letters in the requests. The same seed gives the same requests.
     pub seed: u64,
-    /// Which client this is: two clients never say the same lines, so that swapped replies are seen.
+    /// Number of the client. Two clients never send the same line, so that swapped replies are detected.
     pub client: u64,
-    /// What `bulk` is to send.
+    /// Size and number of the messages that the server must send in `bulk`.
     pub bulk: Bulk,
-    /// What `http` is asked for.
+    /// Page that `http` requests.
     pub page: Arc<Page>,
 }
 
-/// A reply that is not what the protocol says.
+/// Error of a reply that differs from the reply that the protocol requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongReply {
-    /// The offset in the reply of the first wrong byte.
+    /// Offset of the first wrong byte, in bytes from the beginning of the reply.
     pub offset: usize,
-    /// What should have come from there on (at most [`WrongReply::EXCERPT`] bytes; empty: nothing more).
+    /// Expected bytes from that offset on, at most [`WrongReply::EXCERPT`]. Empty: the reply should have ended there.
     pub expected: Vec<u8>,
-    /// What came instead (at most [`WrongReply::EXCERPT`] bytes).
+    /// Received bytes from that offset on, at most [`WrongReply::EXCERPT`].
     pub got: Vec<u8>,
-    /// What is wrong in words, where bytes alone would tell nobody: "expected status 200, got 404". Then `expected` is
-    /// empty.
+    /// Description of the error where the bytes alone would explain nothing: "expected status 200, got 404". Then
+    /// `expected` is empty. `None`: `expected` and `got` describe the error.
     pub words: Option<String>,
 }
 
 impl WrongReply {
-    /// How many bytes of a wrong reply are kept to be shown.
+    /// Maximum number of bytes of a wrong reply that are kept for display.
     pub const EXCERPT: usize = 48;
 
+    /// Makes an error from the bytes from `offset` on. It keeps an excerpt of them.
     #[cold]
     pub(crate) fn new(offset: usize, expected: &[u8], got: &[u8]) -> Self {
         let excerpt = |bytes: &[u8]| bytes[..bytes.len().min(Self::EXCERPT)].to_vec();
@@ -84,7 +99,7 @@ impl WrongReply {
         }
     }
 
-    /// The bytes are no help, or not kept.
+    /// Makes an error with a description, for bytes that would explain nothing or were not kept.
     #[cold]
     pub(crate) fn in_words(offset: u64, words: String) -> Self {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -116,39 +131,52 @@ impl fmt::Display for WrongReply {
 
 impl std::error::Error for WrongReply {}
 
-/// The reply that is owed, and how much of it has come.
+/// Reply that the server owes, and the number of its bytes that have arrived.
 #[derive(Default)]
 pub(crate) struct Expected {
     reply: Vec<u8>,
-    heard: usize,
+    received: usize,
 }
 
 impl Expected {
-    /// Forgets the last reply; the caller appends the next one.
+    /// Discards the last reply and returns the empty buffer, to which the caller appends the next reply.
     pub(crate) fn begin(&mut self) -> &mut Vec<u8> {
-        debug_assert_eq!(self.owed(), 0, "asked before the last reply was complete");
+        debug_assert_eq!(
+            self.remaining(),
+            0,
+            "a request was sent before the last reply was complete"
+        );
         self.reply.clear();
-        self.heard = 0;
+        self.received = 0;
         &mut self.reply
     }
 
-    /// How many bytes are still to come.
-    pub(crate) fn owed(&self) -> usize {
-        self.reply.len() - self.heard
+    /// Returns the number of bytes of the reply that have not arrived.
+    pub(crate) fn remaining(&self) -> usize {
+        self.reply.len() - self.received
     }
 
+    /// Compares `input` with the next bytes of the reply.
+    ///
+    /// # Errors
+    ///
+    /// A byte differs, or `input` is longer than the rest of the reply.
     pub(crate) fn receive(&mut self, input: &[u8]) -> Result<ReplyStatus, WrongReply> {
-        let owed = &self.reply[self.heard..];
-        if !owed.starts_with(input) {
-            let wrong = owed.iter().zip(input).take_while(|(a, b)| a == b).count();
+        let expected = &self.reply[self.received..];
+        if !expected.starts_with(input) {
+            let equal = expected
+                .iter()
+                .zip(input)
+                .take_while(|(a, b)| a == b)
+                .count();
             return Err(WrongReply::new(
-                self.heard + wrong,
-                &owed[wrong..],
-                &input[wrong..],
+                self.received + equal,
+                &expected[equal..],
+                &input[equal..],
             ));
         }
-        self.heard += input.len();
-        Ok(if self.owed() == 0 {
+        self.received += input.len();
+        Ok(if self.remaining() == 0 {
             ReplyStatus::Complete
         } else {
             ReplyStatus::Partial
@@ -156,7 +184,8 @@ impl Expected {
     }
 }
 
-/// Makes lines that no other client and no other moment says, so that a wrong answer can't be right by accident.
+/// Generator of request lines. No two clients send the same line, and no client sends a line twice, so that a wrong
+/// reply can't be right by accident.
 pub(crate) struct LineMaker {
     size: Option<usize>,
     client: u64,
@@ -166,7 +195,7 @@ pub(crate) struct LineMaker {
 
 impl LineMaker {
     pub(crate) fn new(options: &ScriptOptions) -> Self {
-        // Clients with neighbouring numbers get seeds that have nothing in common.
+        // The multiplication gives clients with neighbouring numbers unrelated seeds.
         let seed = options
             .seed
             .wrapping_add(options.client.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -178,13 +207,14 @@ impl LineMaker {
         }
     }
 
+    /// Appends the next line to `line`.
     pub(crate) fn next_line(&mut self, line: &mut Vec<u8>) {
         let start = line.len();
         line.extend_from_slice(b"Hello World!:");
         push_decimal(line, self.count);
         self.count += 1;
-        // Short lines have no room for random letters, or for too few to be sure; the number is always there. The
-        // original's client knows of no others, and client 0 says what it says.
+        // A short line has no room for random letters, or for too few to make it unique. The client number makes it
+        // unique at any size. The original's client has no number, and client 0 sends the same lines as that client.
         if self.client > 0 {
             line.push(b' ');
             push_decimal(line, self.client);
@@ -195,7 +225,7 @@ impl LineMaker {
                 line.push(b' ');
             }
             while line.len() < body {
-                // Eight letters from `a` to `p` at a time: filling must cost the client next to nothing.
+                // Eight letters from `a` to `p` at a time: padding must cost the client almost no CPU time.
                 let letters = (self.random.u64(..) & 0x0f0f_0f0f_0f0f_0f0f) + 0x6161_6161_6161_6161;
                 let letters = letters.to_le_bytes();
                 line.extend_from_slice(&letters[..letters.len().min(body - line.len())]);
@@ -205,7 +235,7 @@ impl LineMaker {
     }
 }
 
-/// Appends a number without the machinery of `format!`, which costs more than all else that a request does here.
+/// Appends a number in decimal digits. `format!` would cost more than everything else that a request needs here.
 fn push_decimal(line: &mut Vec<u8>, number: u64) {
     if number >= 10 {
         push_decimal(line, number / 10);

@@ -1,4 +1,4 @@
-//! The server's side of a conversation.
+//! Server side of a conversation: [`Session`], and the [`Step`]s that it requests from its driver.
 
 use std::sync::Arc;
 
@@ -7,16 +7,15 @@ use crate::file::FileSlice;
 use crate::http::{EmptyFileStore, FileStore};
 use crate::work::{Work, WorkPlan};
 
-/// One connection's side of a conversation: bytes in, steps out.
+/// Server side of one conversation, as a state machine without I/O: bytes in, steps out.
 ///
-/// Whoever drives it, on whatever model, repeats one sentence: *take the next [`Step`], carry it out, report what
-/// came of it.*
+/// A driver on any concurrency model is the same loop: *take the next [`Step`], carry it out, report the result.*
 ///
 /// ```
 /// # use protocol::{CloseReason, Protocol, SessionOptions, Step};
 /// let pair = Protocol::find("pair").unwrap();
 /// let mut session = (pair.open)(&SessionOptions::default());
-/// session.receive(b"one\ntw"); // bytes arrive cut anywhere
+/// session.receive(b"one\ntw"); // one line and a part of the next
 /// assert_eq!(session.step(), Step::Write(b"one\n"));
 /// session.sent(4);
 /// assert_eq!(session.step(), Step::Read);
@@ -27,80 +26,85 @@ use crate::work::{Work, WorkPlan};
 /// assert_eq!(session.step(), Step::Close(CloseReason::Done));
 /// ```
 ///
-/// What a driver may rely on:
+/// A session gives its driver these guarantees:
 ///
-/// * **Nothing happens unasked.** `receive` only takes bytes in; requests are answered one by one as `step` comes to
-///   them. So a driver that reads only on [`Step::Read`] has backpressure, and a connection's memory is bounded.
-/// * **`step` is idempotent.** Called again with nothing reported in between, it gives the same step with the same
-///   bytes at the same address. A completion model may therefore move the whole session into the operation
-///   (a `Box<dyn Session>` does not move its bytes) and call `step` again when the kernel gives the buffer back.
-/// * **Every step makes progress**: after finitely many reports `step` comes to `Read` or to `Close`.
-/// * **`Close` is final.** Input that comes afterwards changes nothing.
+/// * **Requests are processed on demand.** `receive` only accepts bytes. `step` answers the requests one by one, when
+///   it reaches them. So a driver that reads only on [`Step::Read`] has backpressure, and the memory of a connection is
+///   bounded.
+/// * **`step` is idempotent.** If `step` is called again and nothing was reported in between, it returns the same step
+///   with the same bytes at the same address. A completion model may therefore move the whole session into the
+///   operation (moving a `Box<dyn Session>` does not move the bytes of the session) and call `step` again when the
+///   kernel returns the buffer.
+/// * **Every step makes progress.** After a finite number of reports, `step` returns `Read` or `Close`.
+/// * **`Close` is final.** Input that is reported afterwards changes nothing.
 pub trait Session: Send {
-    /// Bytes arrived, cut anywhere. They are taken whole.
+    /// Accepts bytes that arrived. TCP may cut a request anywhere. The session takes all of `input`.
     fn receive(&mut self, input: &[u8]);
 
-    /// The peer has finished sending (FIN). What it is owed is still sent, then the session closes.
+    /// Notes that the peer has finished sending (FIN). The session still sends the replies that it owes, then it
+    /// closes.
     fn end_of_input(&mut self);
 
-    /// What to do next.
+    /// Returns what the driver must do next.
     fn step(&mut self) -> Step<'_>;
 
-    /// The socket took the first `count` bytes of the last [`Step::Write`] or [`Step::SendFile`]; fewer than offered is
-    /// normal.
+    /// Notes that the socket took the first `count` bytes of the last [`Step::Write`] or [`Step::SendFile`]. The socket
+    /// often takes fewer bytes than the step offered.
     fn sent(&mut self, count: usize);
 
-    /// The last [`Step::Work`] is done. (Sessions that never ask for any need not know.)
+    /// Notes that the last [`Step::Work`] is done. The default does nothing, for sessions that never return this step.
     fn worked(&mut self) {}
 
-    /// Whether the peer has begun a request and not finished it. A server that is told to stop closes a peer between
-    /// two requests with a clear conscience, and counts one in the middle of a request as cut.
+    /// Returns whether the peer is in the middle of a request: it has begun a request, and the reply is not completely
+    /// sent. A server that stops may close a peer that is between two requests; it counts a peer in the middle of a
+    /// request as cut.
     fn mid_request(&self) -> bool;
 }
 
-/// What a [`Session`] asks of its driver.
+/// Next operation that a [`Session`] requests from its driver.
 ///
-/// The list is closed on purpose: a new kind of step makes the compiler name every server that must learn it.
+/// The enum is exhaustive on purpose: after a new kind of step is added, the compiler lists every server that must
+/// handle it.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub enum Step<'s> {
-    /// Nothing to do until more input arrives.
+    /// Wait until more input arrives, and report it by [`Session::receive`] or [`Session::end_of_input`].
     Read,
-    /// Send these bytes (never none). The socket may take fewer; report how many by [`Session::sent`].
+    /// Send these bytes (at least one). The socket may take fewer; report the number by [`Session::sent`].
     Write(&'s [u8]),
-    /// Send this range of a file (never none), in whatever way the model has. The socket may take less; report how many
-    /// bytes by [`Session::sent`].
+    /// Send this range of a file (at least one byte) in the way of the model, such as sendfile(2). The socket may take
+    /// fewer bytes; report the number by [`Session::sent`].
     SendFile(&'s FileSlice),
-    /// Do this, and report it by [`Session::worked`]. Nothing is read or sent meanwhile.
+    /// Do this work, and report its end by [`Session::worked`]. Nothing is read or sent on this connection meanwhile.
     Work(Work),
-    /// Everything is sent: say goodbye.
+    /// Close the connection: everything is sent.
     Close(CloseReason),
 }
 
-/// How a conversation ends from the session's point of view.
+/// Reason for which a session closes its connection.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub enum CloseReason {
-    /// All was said. The connection can be closed at once.
+    /// The conversation is complete. The driver may close the connection at once.
     Done,
-    /// The peer broke a limit and was told so. It may still be sending: closing on unread input would make the kernel
-    /// send RST, which can overtake the explanation, so the driver lingers (it ends its own side, then reads and
-    /// throws away for a short while).
+    /// The peer broke a limit and was sent an error reply. It may still be sending. If the driver closed the connection
+    /// with unread input, the kernel would send RST, and RST can overtake the error reply. So the driver lingers: it
+    /// ends its own side, then reads and discards input for a short time.
     Refused,
-    /// The session itself broke down (a bug, a panic): there is nothing left to say. Sessions never ask for this of
-    /// their own accord; whoever guards them against panics does.
+    /// The session failed (a bug, a panic), and nothing is left to send. No session returns this reason itself; the
+    /// wrapper that catches panics of a session returns it.
     Failed,
 }
 
-/// What every session must be told when it is opened.
+/// Options of a session, given when it is opened.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// The longest line, in bytes and with its end, that is answered; a longer one is refused. Of `bulk` the longest
-    /// message, of `http` the longest head.
+    /// Maximum length of a line, in bytes and with its end. A longer line is refused. In `bulk` it is the maximum
+    /// length of a message (without its terminator), in `http` of a head and of the body after it.
     pub max_line: usize,
-    /// What is to be done before replies.
+    /// Work before replies; `None`: no work.
     pub work: Option<WorkPlan>,
-    /// What `bulk` sends.
+    /// Size and number of the messages that `bulk` sends.
     pub bulk: Bulk,
-    /// What `http` serves.
+    /// Files that `http` serves.
     pub file_store: Arc<dyn FileStore>,
 }
 

@@ -1,5 +1,5 @@
-//! `upper`: bytes in, the same bytes out with ASCII letters in upper case. No framing at all: what arrives is
-//! answered as it arrives.
+//! `upper`: bytes in; the same bytes out, ASCII letters in upper case. There is no framing: bytes are answered as they
+//! arrive.
 
 use crate::script::{Expected, LineMaker, ReplyStatus, Script, ScriptOptions, WrongReply};
 use crate::session::{CloseReason, Session, SessionOptions, Step};
@@ -16,9 +16,11 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     default_load: DefaultLoad::SMALL_MESSAGES,
 };
 
-/// The server's side. What a driver read at once is answered at once, so `output` is never longer than its buffer.
+/// Server side. It answers the bytes of each read before the next read, so `output` is never longer than the read
+/// buffer of the driver.
 #[derive(Default)]
 struct Upper {
+    /// Bytes to send. The socket has taken the first `taken` of them.
     output: Vec<u8>,
     taken: usize,
     pending_work: PendingWork,
@@ -42,7 +44,8 @@ impl Session for Upper {
         self.output.drain(..self.taken);
         self.taken = 0;
         let start = self.output.len();
-        // There are no requests to tell apart: what came together costs work together. The client knows it as it was sent.
+        // There is no framing, so bytes that arrived together cost work together. The client knows them as it sent
+        // them.
         if start == 0 && !input.is_empty() {
             self.pending_work.due(input);
         }
@@ -69,7 +72,10 @@ impl Session for Upper {
 
     fn sent(&mut self, count: usize) {
         self.taken += count;
-        debug_assert!(self.taken <= self.output.len(), "more sent than offered");
+        debug_assert!(
+            self.taken <= self.output.len(),
+            "more bytes sent than offered"
+        );
         if self.taken == self.output.len() {
             self.pending_work.replied();
         }
@@ -84,7 +90,7 @@ impl Session for Upper {
     }
 }
 
-/// The client's side: a request is a line only so that people can read it.
+/// Client side. Its requests are lines only so that a trace of them is easy to read.
 struct UpperScript {
     lines: LineMaker,
     expected: Expected,

@@ -1,4 +1,5 @@
-//! Work before a reply: what a server does besides talking, in three kinds that differ in what they need meanwhile.
+//! Work that a server does before a reply, in three kinds: a wait needs nothing meanwhile, a blocking call keeps a
+//! thread, and a computation uses a CPU.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::RangeInclusive;
@@ -6,32 +7,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Something to be done before the conversation goes on.
+/// Work that the driver must do before the conversation continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// Something else is slow (a database, another service), and can be waited for as a socket can: nothing is needed
-    /// meanwhile, so nobody else need wait.
+    /// Waits for this time for something else that is slow (a database, another service), as for a socket. The wait
+    /// needs no thread and no CPU, so no other connection has to wait.
     Wait(Duration),
-    /// A call that does not return for so long, and keeps its thread: a library without an asynchronous interface, a
-    /// file on a slow disk.
+    /// Makes a call that returns after this time and keeps its thread meanwhile, such as a library without an
+    /// asynchronous interface, or a file on a slow disk.
     Block(Duration),
-    /// So much CPU time is used. Nothing makes that shorter; only where it is used can be chosen.
+    /// Uses this amount of CPU time. Nothing makes it shorter; a model can only choose where it is used.
     Compute(Duration),
 }
 
-/// The kinds of [`Work`].
+/// Kind of [`Work`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkKind {
-    /// See [`Work::Wait`].
+    /// The kind of [`Work::Wait`].
     Wait,
-    /// See [`Work::Block`].
+    /// The kind of [`Work::Block`].
     Block,
-    /// See [`Work::Compute`].
+    /// The kind of [`Work::Compute`].
     Compute,
 }
 
 impl WorkKind {
-    /// So much of it.
+    /// Returns work of this kind that takes `time`.
     pub fn of(self, time: Duration) -> Work {
         match self {
             WorkKind::Wait => Work::Wait(time),
@@ -41,57 +42,58 @@ impl WorkKind {
     }
 }
 
-/// Which requests cost work, and how much.
+/// Rule that decides which requests cost work, and how much.
 ///
-/// Which ones is decided by their bytes and the seed alone. So a client that has the same plan knows it too, and can tell
-/// the latency of the requests that wait for their own work from that of those that wait for somebody else's. How much,
-/// where that is a range, is drawn anew for each.
+/// The bytes of a request and the seed alone decide whether the request costs work. So a client with the same plan can
+/// decide it too, and can separate the latency of requests that wait for their own work from the latency of requests
+/// that wait for the work of others. If the time is a range, the time of each request is drawn from it at random.
 #[derive(Debug, Clone)]
 pub struct WorkPlan {
     kind: WorkKind,
     time: RangeInclusive<Duration>,
     percent: u8,
     seed: u64,
-    /// The number of the session that is opened next: each draws other times.
-    next: Arc<AtomicU64>,
+    /// Number of the next session that is opened. Each session draws different times.
+    next_session: Arc<AtomicU64>,
 }
 
 impl WorkPlan {
-    /// Work of this kind, of a time that is drawn evenly from the range, before the replies to so many percent of the
-    /// requests.
+    /// Makes a plan: work of this kind before the replies to `percent` % of the requests. The time is drawn uniformly
+    /// from the range `time`.
     pub fn new(kind: WorkKind, time: RangeInclusive<Duration>, percent: u8, seed: u64) -> WorkPlan {
         WorkPlan {
             kind,
             time,
             percent,
             seed,
-            next: Arc::default(),
+            next_session: Arc::default(),
         }
     }
 
-    /// The same, with another seed.
+    /// Returns the same plan with another seed.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> WorkPlan {
         self.seed = seed;
         self
     }
 
-    /// Its kind.
+    /// Returns the kind of the work.
     pub fn kind(&self) -> WorkKind {
         self.kind
     }
 
-    /// The shortest and the longest.
+    /// Returns the shortest and the longest time of the work.
     pub fn time(&self) -> &RangeInclusive<Duration> {
         &self.time
     }
 
-    /// Of a hundred requests, how many cost work.
+    /// Returns the share of requests that cost work, in percent.
     pub fn percent(&self) -> u8 {
         self.percent
     }
 
-    /// Whether this request costs work. Both sides of a conversation agree on it if they are of the same build.
+    /// Returns whether this request costs work. The result is the same on both sides of a conversation if both are of
+    /// the same build.
     pub fn chooses(&self, request: &[u8]) -> bool {
         if self.percent >= 100 {
             return true;
@@ -102,76 +104,85 @@ impl WorkPlan {
         hasher.finish() % 100 < u64::from(self.percent)
     }
 
-    /// Sessions that are opened from now on are numbered from there. A process that was forked has a counter of its own,
-    /// and must not draw what its siblings draw.
+    /// Sets the number of the next session that is opened; later sessions count on from it. A forked process has a
+    /// counter of its own, and without a different start its sessions would draw the same times as those of its
+    /// siblings.
     pub fn number_from(&self, number: u64) {
-        self.next.store(number, Ordering::Relaxed);
+        self.next_session.store(number, Ordering::Relaxed);
     }
 }
 
-/// One session's share of a [`WorkPlan`]: what is to be done before its next reply.
+/// State of a [`WorkPlan`] in one session: the work before the next reply of this session.
 #[derive(Debug, Default)]
 pub(crate) struct PendingWork {
+    /// Plan, and the random numbers of this session; `None`: no work.
     plan: Option<(WorkPlan, fastrand::Rng)>,
-    next: Next,
+    next: NextReply,
 }
 
-/// What is known of the next reply.
+/// State of the work before the next reply.
 #[derive(Debug, Default)]
-enum Next {
+enum NextReply {
+    /// The request was not checked yet.
     #[default]
-    NotAsked,
+    Undecided,
+    /// This work must be done first.
     Due(Work),
+    /// The work is done, or there is none.
     Done,
 }
 
 impl PendingWork {
+    /// Opens the state of one session; without a plan there is never work.
     pub(crate) fn of(plan: Option<&WorkPlan>) -> PendingWork {
         PendingWork {
             plan: plan.map(|plan| {
-                let number = plan.next.fetch_add(1, Ordering::Relaxed);
-                // Neighbouring numbers get seeds that have nothing in common.
+                let number = plan.next_session.fetch_add(1, Ordering::Relaxed);
+                // The multiplication gives neighbouring numbers unrelated seeds.
                 let seed = plan.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 (plan.clone(), fastrand::Rng::with_seed(seed))
             }),
-            next: Next::NotAsked,
+            next: NextReply::Undecided,
         }
     }
 
-    /// What is to be done before the reply to this request. Asked again, it says the same until it is
-    /// [done](Self::worked), and nothing from then on until that [reply is given](Self::replied).
+    /// Returns the work before the reply to this request. Later calls return the same work until it is
+    /// [done](Self::worked), and then `None` until the [reply is made](Self::replied).
     pub(crate) fn due(&mut self, request: &[u8]) -> Option<Work> {
         if let Some((plan, random)) = &mut self.plan
-            && matches!(self.next, Next::NotAsked)
+            && matches!(self.next, NextReply::Undecided)
         {
-            self.next = Next::Done;
+            self.next = NextReply::Done;
             if plan.chooses(request) {
-                let (least, most) = (nanos(*plan.time.start()), nanos(*plan.time.end()));
-                let time = random.u64(least..=most.max(least));
-                self.next = Next::Due(plan.kind.of(Duration::from_nanos(time)));
+                let (shortest, longest) = (nanos(*plan.time.start()), nanos(*plan.time.end()));
+                let time = random.u64(shortest..=longest.max(shortest));
+                self.next = NextReply::Due(plan.kind.of(Duration::from_nanos(time)));
             }
         }
         self.pending()
     }
 
-    /// What is to be done, if the request was asked about already.
+    /// Returns the work that is due, if [`due`](Self::due) was called for this request.
     pub(crate) fn pending(&self) -> Option<Work> {
         match self.next {
-            Next::Due(work) => Some(work),
-            Next::NotAsked | Next::Done => None,
+            NextReply::Due(work) => Some(work),
+            NextReply::Undecided | NextReply::Done => None,
         }
     }
 
+    /// Notes that the work is done.
     pub(crate) fn worked(&mut self) {
-        debug_assert!(self.pending().is_some(), "nothing was to be done");
-        self.next = Next::Done;
+        debug_assert!(self.pending().is_some(), "no work was due");
+        self.next = NextReply::Done;
     }
 
+    /// Notes that the reply is made: the next call of [`due`](Self::due) is for the next request.
     pub(crate) fn replied(&mut self) {
-        self.next = Next::NotAsked;
+        self.next = NextReply::Undecided;
     }
 }
 
+/// Returns a time in nanoseconds, at most `u64::MAX`.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -186,12 +197,17 @@ mod tests {
     }
 
     #[test]
-    fn the_share_is_kept_and_both_sides_agree() {
+    fn plan_chooses_its_share_and_both_sides_agree() {
         let (server, client) = (plan(10), plan(10));
         let requests: Vec<_> = (0..10_000).map(|n| format!("request {n}\n")).collect();
-        let chosen = requests.iter().filter(|one| server.chooses(one.as_bytes()));
+        let chosen = requests
+            .iter()
+            .filter(|request| server.chooses(request.as_bytes()));
         let count = chosen.count();
-        assert!((900..1100).contains(&count), "{count} of 10,000");
+        assert!(
+            (900..1100).contains(&count),
+            "{count} of 10,000 requests chosen"
+        );
         for request in &requests {
             let mut pending_work = PendingWork::of(Some(&server));
             assert_eq!(
@@ -200,15 +216,15 @@ mod tests {
             );
         }
         let other = plan(10).with_seed(8);
-        assert!(requests.iter().any(|one| {
-            let one = one.as_bytes();
-            other.chooses(one) != server.chooses(one)
+        assert!(requests.iter().any(|request| {
+            let request = request.as_bytes();
+            other.chooses(request) != server.chooses(request)
         }));
         assert!(plan(100).chooses(b"") && plan(100).chooses(b"x"));
     }
 
     #[test]
-    fn each_request_is_asked_about_once() {
+    fn due_work_is_returned_until_it_is_done_and_not_again_before_the_reply() {
         let plan = plan(100);
         let mut pending_work = PendingWork::of(Some(&plan));
         let first = pending_work.due(b"a").unwrap();
@@ -220,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn times_are_drawn_evenly_and_each_session_draws_others() {
+    fn times_are_uniform_and_differ_between_sessions() {
         let plan = plan(100);
         let draw = |plan: &WorkPlan| {
             let mut pending_work = PendingWork::of(Some(plan));
             (0..500)
                 .map(|_| {
                     let Some(Work::Wait(time)) = pending_work.due(b"x") else {
-                        panic!("no wait")
+                        panic!("no wait is due")
                     };
                     pending_work.worked();
                     pending_work.replied();
@@ -242,13 +258,13 @@ mod tests {
         let second = draw(&plan);
         assert_ne!(times, second);
         plan.number_from(0);
-        assert_eq!(draw(&plan), times, "seeded");
+        assert_eq!(draw(&plan), times, "the same session number and seed");
         plan.number_from(1);
         assert_eq!(draw(&plan), second);
     }
 
     #[test]
-    fn without_a_plan_nothing_is_due() {
+    fn pending_work_without_a_plan_is_never_due() {
         let mut pending_work = PendingWork::of(None);
         assert_eq!(pending_work.due(b"x"), None);
         pending_work.replied();

@@ -1,9 +1,10 @@
-//! `bulk`: messages that end with several bytes, cut anywhere, and replies that are never copied.
+//! `bulk`: messages with a terminator of several bytes, cut anywhere, and replies that are never copied.
 
 mod common;
 
 use common::{
-    BULK, MESSAGE, START, Said, TERMINATOR, all, converse, cut, find, open, oracle, same_step_again,
+    BULK, MESSAGE, Outcome, START, TERMINATOR, converse, cut, find, open, oracle, same_step_again,
+    take_all,
 };
 use protocol::{
     Bulk, CloseReason, Protocol, ReplyStatus, Script, ScriptOptions, Session, SessionOptions, Step,
@@ -13,15 +14,16 @@ fn bulk() -> &'static Protocol {
     find("bulk")
 }
 
-fn sender(bulk: Bulk) -> Box<dyn Session> {
+/// Opens a session that sends these messages.
+fn session_of(bulk: Bulk) -> Box<dyn Session> {
     (find("bulk").open)(&SessionOptions {
         bulk,
         ..SessionOptions::default()
     })
 }
 
-/// A script that has asked.
-fn receiver(bulk: Bulk) -> Box<dyn Script> {
+/// Opens a script that has sent its request.
+fn script_after_request(bulk: Bulk) -> Box<dyn Script> {
     let mut script = (find("bulk").ask)(&ScriptOptions {
         bulk,
         ..ScriptOptions::default()
@@ -30,7 +32,7 @@ fn receiver(bulk: Bulk) -> Box<dyn Script> {
     script
 }
 
-/// A message, made without a look at how a session does it.
+/// Makes a message of `size` bytes, independently of the code of the session.
 fn message(size: usize) -> Vec<u8> {
     let mut message = b"head".to_vec();
     message.resize(size - 4, b'.');
@@ -39,16 +41,17 @@ fn message(size: usize) -> Vec<u8> {
     message
 }
 
-fn said(output: Vec<u8>, farewell: CloseReason) -> Said {
-    Said { output, farewell }
+fn outcome(output: Vec<u8>, reason: CloseReason) -> Outcome {
+    Outcome { output, reason }
 }
 
-fn complaint(most: usize) -> Vec<u8> {
+/// Returns the error reply to a message of more than `most` bytes.
+fn error_reply(most: usize) -> Vec<u8> {
     format!("error: a message may have {most} bytes\r<--EOM-->\r").into_bytes()
 }
 
 #[test]
-fn no_cut_of_what_is_said_can_be_seen() {
+fn replies_do_not_depend_on_cuts() {
     let receipts = [START, b"received 1", TERMINATOR, b"received 2", TERMINATOR].concat();
     let inputs: [&[u8]; 12] = [
         START,
@@ -59,7 +62,7 @@ fn no_cut_of_what_is_said_can_be_seen() {
         &[b"received 1", TERMINATOR, START].concat(),
         TERMINATOR,
         &TERMINATOR.repeat(3),
-        // Those overlap: the end of one is not the beginning of the next.
+        // These terminators overlap: the end of a terminator is not the beginning of the next.
         b"start\r<--EOM-->\r<--EOM-->\rstart\r<--EOM-->\r",
         b"\r<--EOM-\r<--EOM-->\rstart\r<--EOM-->\r",
         b"START\r<--EOM-->\rstart \r<--EOM-->\r",
@@ -67,10 +70,10 @@ fn no_cut_of_what_is_said_can_be_seen() {
     ];
     for input in inputs {
         let expected = oracle("bulk", input, 12);
-        for take in [all, |_: usize| 1] {
+        for take in [take_all, |_: usize| 1] {
             let check = |pieces: &[&[u8]]| {
-                let said = converse(open(bulk(), 12), pieces.iter().copied(), take);
-                assert_eq!(said, expected, "{pieces:?}");
+                let outcome = converse(open(bulk(), 12), pieces.iter().copied(), take);
+                assert_eq!(outcome, expected, "{pieces:?}");
             };
             check(&cut(input, &[1]));
             for second in 0..=input.len() {
@@ -83,20 +86,20 @@ fn no_cut_of_what_is_said_can_be_seen() {
 }
 
 #[test]
-fn each_start_has_its_messages_and_a_receipt_has_none() {
-    let twice = converse(open(bulk(), 100), [&START.repeat(2)[..]], all);
-    assert_eq!(twice, said(MESSAGE.repeat(4), CloseReason::Done));
+fn start_gets_its_messages_and_a_receipt_gets_none() {
+    let twice = converse(open(bulk(), 100), [&START.repeat(2)[..]], take_all);
+    assert_eq!(twice, outcome(MESSAGE.repeat(4), CloseReason::Done));
     let receipt = [b"received 7", TERMINATOR].concat();
-    let none = converse(open(bulk(), 100), [&receipt[..]], all);
-    assert_eq!(none, said(Vec::new(), CloseReason::Done));
-    // FIN ends no message: who did not say all of it has not asked.
-    let unfinished = converse(open(bulk(), 100), [&b"start"[..]], all);
-    assert_eq!(unfinished, said(Vec::new(), CloseReason::Done));
+    let none = converse(open(bulk(), 100), [&receipt[..]], take_all);
+    assert_eq!(none, outcome(Vec::new(), CloseReason::Done));
+    // FIN ends no message: an incomplete `start` is no request.
+    let unfinished = converse(open(bulk(), 100), [&b"start"[..]], take_all);
+    assert_eq!(unfinished, outcome(Vec::new(), CloseReason::Done));
 }
 
-/// Around every size at which a message is cut into other pieces.
+/// Tries the sizes around every size at which a message is cut into pieces differently.
 #[test]
-fn messages_of_every_size_are_right() {
+fn messages_of_every_size_are_exact() {
     const DOTS: usize = 256 * 1024;
     let around = |size: usize| size - 2..=size + 2;
     let sizes = (8..40).chain(around(DOTS)).chain(around(DOTS + 4));
@@ -106,35 +109,38 @@ fn messages_of_every_size_are_right() {
             size: size as u64,
             count: 2,
         };
-        let whole = message(size);
-        assert_eq!(whole.len(), size + TERMINATOR.len());
+        let expected = message(size);
+        assert_eq!(expected.len(), size + TERMINATOR.len());
         for most in [usize::MAX, 200_001] {
-            let mut session = sender(options);
+            let mut session = session_of(options);
             session.receive(START);
             let mut offset = 0;
             while let Step::Write(bytes) = session.step() {
-                let at = offset % whole.len();
+                let at = offset % expected.len();
                 let count = bytes.len().min(most);
-                assert!(bytes[..count] == whole[at..at + count], "{size} at {at}");
+                assert!(
+                    bytes[..count] == expected[at..at + count],
+                    "size {size}, offset {at}"
+                );
                 offset += count;
                 session.sent(count);
             }
-            assert_eq!(offset, 2 * whole.len(), "{size}");
+            assert_eq!(offset, 2 * expected.len(), "size {size}");
         }
         assert_eq!(
-            receiver(options).receive(&whole.repeat(2)),
+            script_after_request(options).receive(&expected.repeat(2)),
             Ok(ReplyStatus::Complete)
         );
     }
 }
 
-/// Whatever the size and whoever asks, what is sent lies in the same few hundred KiB.
+/// For any size and any session, all bytes that are sent lie in the same few hundred KiB.
 #[test]
-fn all_messages_are_sent_from_one_place() {
-    let mut places: Option<(usize, usize)> = None;
+fn messages_of_all_sizes_are_sent_from_one_block() {
+    let mut addresses: Option<(usize, usize)> = None;
     let mut sessions = Vec::new();
     for size in [8, 9, 5000, 3 << 20, 3 << 20, 1 << 30] {
-        let mut session = sender(Bulk { size, count: 3 });
+        let mut session = session_of(Bulk { size, count: 3 });
         session.receive(START);
         let mut sent = 0_u64;
         loop {
@@ -143,8 +149,8 @@ fn all_messages_are_sent_from_one_place() {
                 break;
             };
             let range = bytes.as_ptr_range();
-            let (first, last) = places.unwrap_or((range.start.addr(), range.end.addr()));
-            places = Some((first.min(range.start.addr()), last.max(range.end.addr())));
+            let (first, last) = addresses.unwrap_or((range.start.addr(), range.end.addr()));
+            addresses = Some((first.min(range.start.addr()), last.max(range.end.addr())));
             let count = bytes.len();
             sent += count as u64;
             session.sent(count);
@@ -154,82 +160,82 @@ fn all_messages_are_sent_from_one_place() {
         }
         sessions.push(session);
     }
-    let (first, last) = places.unwrap();
+    let (first, last) = addresses.unwrap();
     assert!(last - first <= 256 * 1024 + 64, "{} bytes", last - first);
 }
 
 #[test]
-fn a_message_of_the_limit_is_heard_and_one_byte_more_is_refused() {
-    let refused = |before: &[u8]| said([before, &complaint(8)].concat(), CloseReason::Refused);
-    let heard = |output: &[u8]| said(output.to_vec(), CloseReason::Done);
+fn message_of_the_limit_is_accepted_and_one_byte_more_is_refused() {
+    let refused = |before: &[u8]| outcome([before, &error_reply(8)].concat(), CloseReason::Refused);
+    let accepted = |output: &[u8]| outcome(output.to_vec(), CloseReason::Done);
     let reply = MESSAGE.repeat(2);
     let with_end = |text: &[u8]| [text, TERMINATOR].concat();
     for (input, expected) in [
-        (with_end(b"12345678"), heard(b"")),
+        (with_end(b"12345678"), accepted(b"")),
         (with_end(b"123456789"), refused(b"")),
         ([&with_end(b"123456789")[..], START].concat(), refused(b"")),
-        // In time: they get what they asked for before that.
+        // Requests before the message that is too long are answered.
         ([START, &with_end(b"123456789")].concat(), refused(&reply)),
         (
             [START, b"12345678\r<--EOM--", START].concat(),
             refused(&reply),
         ),
-        // It may still be a terminator that comes after the eight.
-        ([START, b"12345678\r<--EOM-->"].concat(), heard(&reply)),
+        // The bytes after the eight may still become a terminator.
+        ([START, b"12345678\r<--EOM-->"].concat(), accepted(&reply)),
     ] {
         for at in 0..=input.len() {
             let pieces = [&input[..at], &input[at..]];
-            let said = converse(open(bulk(), 8), pieces, all);
-            assert_eq!(said, expected, "{pieces:?}");
+            let outcome = converse(open(bulk(), 8), pieces, take_all);
+            assert_eq!(outcome, expected, "{pieces:?}");
         }
-        let said = converse(open(bulk(), 8), cut(&input, &[1]), |_| 1);
-        assert_eq!(said, expected);
+        let outcome = converse(open(bulk(), 8), cut(&input, &[1]), |_| 1);
+        assert_eq!(outcome, expected);
     }
 }
 
 #[test]
-fn an_endless_message_is_refused_and_nothing_moves_it_afterwards() {
+fn endless_message_is_refused_and_further_input_is_ignored() {
     let mut session = open(bulk(), 100);
-    // As long as the last ten bytes may be the beginning of a terminator.
+    // The last ten bytes may be the beginning of a terminator, so they do not count yet.
     for _ in 0..110 {
         session.receive(b"x");
         assert_eq!(session.step(), Step::Read);
         assert!(session.mid_request());
     }
     session.receive(b"x");
-    assert_eq!(session.step(), Step::Write(&complaint(100)));
+    assert_eq!(session.step(), Step::Write(&error_reply(100)));
     session.receive(START);
     session.end_of_input();
-    assert_eq!(session.step(), Step::Write(&complaint(100)));
+    assert_eq!(session.step(), Step::Write(&error_reply(100)));
     session.sent(5);
     assert!(session.mid_request());
-    assert_eq!(session.step(), Step::Write(&complaint(100)[5..]));
-    session.sent(complaint(100).len() - 5);
+    assert_eq!(session.step(), Step::Write(&error_reply(100)[5..]));
+    session.sent(error_reply(100).len() - 5);
     assert!(!session.mid_request());
     session.receive(START);
     assert_eq!(session.step(), Step::Close(CloseReason::Refused));
     assert!(!session.mid_request());
 }
 
-/// Reads are asked for only when all that was asked is answered, so a peer that asks a thousand times at once has one
-/// message after the other and costs no memory.
+/// The session reads only after all requests are answered, so a peer that sends a thousand requests at once gets one
+/// message after another and costs no memory.
 #[test]
-fn a_request_is_looked_at_when_its_turn_comes() {
+fn request_is_parsed_after_the_replies_to_earlier_requests() {
     let mut session = open(bulk(), 8);
-    // The last of them is too long; the first is answered all the same.
+    // The last message is too long; the requests before it are answered nevertheless.
     session.receive(&[&START.repeat(1000)[..], b"far too long", TERMINATOR].concat());
     let expected = MESSAGE.repeat(1000 * BULK.count as usize);
     let mut sent = 0;
     while sent < expected.len() {
         let Step::Write(bytes) = session.step() else {
-            panic!("more is owed");
+            panic!("the session has not sent all messages");
         };
         assert!(expected[sent..].starts_with(bytes), "at {sent}");
         let count = bytes.len();
         sent += count;
         session.sent(count);
     }
-    assert_eq!(session.step(), Step::Write(&complaint(8)));
+    assert_eq!(session.step(), Step::Write(&error_reply(8)));
 }
 
 #[test]
@@ -242,7 +248,7 @@ fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
     session.receive(&START[3..]);
     let mut left = 2 * MESSAGE.len();
     while left > 0 {
-        assert!(session.mid_request(), "{left} bytes are owed");
+        assert!(session.mid_request(), "{left} bytes are still to be sent");
         assert!(matches!(session.step(), Step::Write(_)));
         session.sent(1);
         left -= 1;
@@ -254,7 +260,7 @@ fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
     assert!(session.mid_request(), "a receipt has begun");
     session.receive(b"OM-->\r");
     assert_eq!(session.step(), Step::Read);
-    assert!(!session.mid_request(), "and is heard");
+    assert!(!session.mid_request(), "the receipt is complete");
     session.receive(b"rec");
     session.end_of_input();
     assert_eq!(session.step(), Step::Close(CloseReason::Done));
@@ -262,57 +268,60 @@ fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
 }
 
 #[test]
-fn the_client_accepts_exactly_the_right_bytes_however_they_are_cut() {
+fn script_accepts_exactly_the_right_bytes_however_they_are_cut() {
     let right = MESSAGE.repeat(2);
     for second in 0..=right.len() {
         for first in 0..=second {
-            let mut script = receiver(BULK);
-            let mut heard = ReplyStatus::Partial;
+            let mut script = script_after_request(BULK);
+            let mut status = ReplyStatus::Partial;
             for piece in [&right[..first], &right[first..second], &right[second..]] {
                 if !piece.is_empty() {
-                    assert_eq!(heard, ReplyStatus::Partial);
-                    heard = script.receive(piece).unwrap();
+                    assert_eq!(status, ReplyStatus::Partial);
+                    status = script.receive(piece).unwrap();
                 }
             }
-            assert_eq!(heard, ReplyStatus::Complete);
+            assert_eq!(status, ReplyStatus::Complete);
         }
     }
-    // Too little is not complete, and too much is wrong, at once or afterwards.
+    // Too few bytes are not complete, and too many are wrong, in the same piece or in a later one.
     let (last, all_but_last) = right.split_last().unwrap();
-    let mut script = receiver(BULK);
+    let mut script = script_after_request(BULK);
     assert_eq!(script.receive(all_but_last), Ok(ReplyStatus::Partial));
     assert_eq!(script.receive(&[*last]), Ok(ReplyStatus::Complete));
     assert_eq!(script.receive(b"h").unwrap_err().offset, right.len());
-    let wrong = receiver(BULK).receive(&MESSAGE.repeat(3)).unwrap_err();
+    let wrong = script_after_request(BULK)
+        .receive(&MESSAGE.repeat(3))
+        .unwrap_err();
     assert_eq!(
         (wrong.offset, wrong.expected.len(), &wrong.got[..]),
         (right.len(), 0, MESSAGE)
     );
 }
 
-/// Once per message, as soon as it is whole, whatever else came in the same piece; and numbered on over the starts.
+/// The script sends one receipt per message, as soon as the message is complete, even if its last piece contains more.
+/// The numbers continue over several requests.
 #[test]
-fn receipts_come_once_per_message() {
-    let said = |script: &mut dyn Script| {
-        let mut said = b"before ".to_vec();
-        script.interject(&mut said);
-        String::from_utf8(said.split_off(7)).unwrap()
+fn receipt_is_sent_once_per_message() {
+    let receipts = |script: &mut dyn Script| {
+        let mut output = b"before ".to_vec();
+        script.interject(&mut output);
+        String::from_utf8(output.split_off(7)).unwrap()
     };
     let receipt = |number| format!("received {number}\r<--EOM-->\r");
-    let mut script = receiver(BULK);
-    assert_eq!(said(&mut *script), "");
+    let mut script = script_after_request(BULK);
+    assert_eq!(receipts(&mut *script), "");
     script.receive(&MESSAGE[..19]).unwrap();
-    assert_eq!(said(&mut *script), "", "one byte is missing");
+    assert_eq!(receipts(&mut *script), "", "one byte is missing");
     script.receive(&[&MESSAGE[19..], b"he"].concat()).unwrap();
-    assert_eq!(said(&mut *script), receipt(1));
-    assert_eq!(said(&mut *script), "", "given");
+    assert_eq!(receipts(&mut *script), receipt(1));
+    assert_eq!(receipts(&mut *script), "", "each receipt is sent once");
     assert_eq!(script.receive(&MESSAGE[2..]), Ok(ReplyStatus::Complete));
-    assert_eq!(said(&mut *script), receipt(2));
+    assert_eq!(receipts(&mut *script), receipt(2));
     script.ask(&mut Vec::new());
-    assert_eq!(said(&mut *script), "");
+    assert_eq!(receipts(&mut *script), "");
     assert_eq!(
         script.receive(&MESSAGE.repeat(2)),
         Ok(ReplyStatus::Complete)
     );
-    assert_eq!(said(&mut *script), receipt(3) + &receipt(4));
+    assert_eq!(receipts(&mut *script), receipt(3) + &receipt(4));
 }

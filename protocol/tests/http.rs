@@ -1,4 +1,4 @@
-//! `http`, the server's side: what is answered to whom, with the rules written out.
+//! Server side of `http`: the responses to requests of all kinds, with the rules written out.
 
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -17,16 +17,16 @@ const EARLIER_DATE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
 const LATER_DATE: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
 const NOW_DATE: &str = "Mon, 07 Nov 1994 08:49:37 GMT";
 
-/// A long head has to fit, and must not take long to write.
+/// Limit of heads and bodies in bytes: long heads fit, and a head over the limit is quick to write.
 const MAX_LINE: usize = 600;
 
-/// Files in one temporary file each. `big` is never held in memory, so it goes out as a file.
+/// File store with one temporary file for each file. `big` is never held in memory, so it is sent from the file.
 #[derive(Debug)]
-struct Shelf {
+struct TestStore {
     files: Vec<(&'static [u8], Arc<StoredFile>)>,
 }
 
-/// When a file of that name was changed.
+/// Returns the time of the last change of the file with this name.
 fn changed(name: &[u8]) -> SystemTime {
     match name {
         b"before" => UNIX_EPOCH - CHANGED,
@@ -35,8 +35,8 @@ fn changed(name: &[u8]) -> SystemTime {
     }
 }
 
-impl Shelf {
-    fn new() -> Shelf {
+impl TestStore {
+    fn new() -> TestStore {
         let big: Vec<u8> = (0..40_000_u32).map(|n| (n % 251) as u8).collect();
         let medium = [b'm'; 10_000];
         let files = [
@@ -53,48 +53,52 @@ impl Shelf {
             (b"before", b"", true),
             (b"after", b"", true),
         ];
-        let files = files.map(|(name, content, held)| {
+        let files = files.map(|(name, content, in_memory)| {
             let mut file = tempfile::tempfile().unwrap();
-            // What is sent must be found by its offset, not by where the file happens to stand.
+            // After the write the file position is at the end: content must be sent by its offset, not by the position.
             file.write_all(content).unwrap();
             let file = StoredFile {
                 file: Arc::new(file),
                 length: content.len() as u64,
                 modified: changed(name),
-                content: held.then(|| content.into()),
+                content: in_memory.then(|| content.into()),
             };
             (name, Arc::new(file))
         });
-        Shelf {
+        TestStore {
             files: files.into(),
         }
     }
 }
 
-impl FileStore for Shelf {
+impl FileStore for TestStore {
     fn now(&self) -> SystemTime {
         UNIX_EPOCH + CHANGED + Duration::from_secs(24 * 60 * 60)
     }
 
     fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
-        let plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
-        let kept = path.is_empty() || path.split(|byte| *byte == b'/').all(plain);
-        assert!(kept, "asked for {:?}", path.escape_ascii().to_string());
-        let listed = |name: &[u8], directory, length| DirectoryEntry {
+        let is_plain_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        let is_valid = path.is_empty() || path.split(|byte| *byte == b'/').all(is_plain_name);
+        assert!(
+            is_valid,
+            "look-up of the invalid path {:?}",
+            path.escape_ascii().to_string()
+        );
+        let entry = |name: &[u8], directory, length| DirectoryEntry {
             name: name.to_vec(),
             directory,
             length,
         };
         Ok(match path {
             b"" => Lookup::Directory {
-                entries: vec![listed(b"dir", true, 0), listed(b"hi.txt", false, 13)],
+                entries: vec![entry(b"dir", true, 0), entry(b"hi.txt", false, 13)],
                 more: false,
             },
             b"dir" => Lookup::Directory {
                 entries: vec![
-                    listed(b"<sub>", true, 0),
-                    listed(b"a b&<\xc3\xa9.css", false, 1),
-                    listed(b"\xff", false, 1),
+                    entry(b"<sub>", true, 0),
+                    entry(b"a b&<\xc3\xa9.css", false, 1),
+                    entry(b"\xff", false, 1),
                 ],
                 more: true,
             },
@@ -114,7 +118,7 @@ impl FileStore for Shelf {
 fn options() -> SessionOptions {
     SessionOptions {
         max_line: MAX_LINE,
-        file_store: Arc::new(Shelf::new()),
+        file_store: Arc::new(TestStore::new()),
         ..SessionOptions::default()
     }
 }
@@ -123,48 +127,53 @@ fn open(options: &SessionOptions) -> Box<dyn Session> {
     (Protocol::find("http").unwrap().open)(options)
 }
 
+/// Result of a complete conversation: all bytes that the session sent, and the reason of its close.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
+struct Outcome {
     output: Vec<u8>,
-    farewell: CloseReason,
+    reason: CloseReason,
 }
 
-/// Holds a conversation: pieces come in as they are asked for, then FIN, and the socket takes `take` bytes at a time.
-/// Every step is asked for twice, and every one must make progress.
+/// Drives a complete conversation: pieces arrive when the session reads, then FIN. The socket takes at most `take`
+/// bytes at a time. The driver calls `step` twice for each step, and each step must make progress.
 fn converse<'i>(
     mut session: Box<dyn Session>,
     pieces: impl IntoIterator<Item = &'i [u8]>,
     take: usize,
-) -> Said {
+) -> Outcome {
     let mut pieces = pieces.into_iter();
     let mut output = Vec::new();
     let mut fin = false;
     loop {
-        let (first, owed) = match session.step() {
+        let (first, has_output) = match session.step() {
             Step::Write(bytes) => (Some((bytes.as_ptr(), bytes.len())), true),
             Step::SendFile(_) | Step::Work(_) => (None, true),
             Step::Read | Step::Close(_) => (None, false),
         };
-        // (What was begun and has no answer yet is owed one too.)
-        assert!(!owed || session.mid_request());
+        // `mid_request` may also be true without output: a request has begun and has no response yet.
+        assert!(!has_output || session.mid_request());
         match session.step() {
             Step::Read => match pieces.next() {
                 Some(piece) => session.receive(piece),
                 None => {
-                    assert!(!fin, "a read after FIN never ends");
+                    assert!(!fin, "the session reads after FIN");
                     fin = true;
                     session.end_of_input();
                 }
             },
             Step::Write(bytes) => {
-                assert_eq!(first, Some((bytes.as_ptr(), bytes.len())), "asked again");
-                assert!(!bytes.is_empty(), "a write of nothing is no step");
+                assert_eq!(
+                    first,
+                    Some((bytes.as_ptr(), bytes.len())),
+                    "the second call"
+                );
+                assert!(!bytes.is_empty(), "the session writes no bytes");
                 let count = take.min(bytes.len());
                 output.extend_from_slice(&bytes[..count]);
                 session.sent(count);
             }
             Step::SendFile(slice) => {
-                assert!(!slice.is_empty(), "a file of nothing is no step");
+                assert!(!slice.is_empty(), "the session sends an empty range");
                 let count = (take as u64).min(slice.len()) as usize;
                 let at = output.len();
                 output.resize(at + count, 0);
@@ -175,24 +184,25 @@ fn converse<'i>(
                 session.sent(count);
             }
             Step::Work(_) => session.worked(),
-            Step::Close(farewell) => {
+            Step::Close(reason) => {
                 assert!(!session.mid_request());
-                // It is final: nothing that comes now changes anything.
+                // `Close` is final: later reports change nothing.
                 session.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
                 session.end_of_input();
-                assert_eq!(session.step(), Step::Close(farewell));
+                assert_eq!(session.step(), Step::Close(reason));
                 assert!(!session.mid_request());
-                return Said { output, farewell };
+                return Outcome { output, reason };
             }
         }
     }
 }
 
-fn say(input: &[u8]) -> Said {
+/// Returns the outcome of a conversation with this input.
+fn respond(input: &[u8]) -> Outcome {
     converse(open(&options()), [input], usize::MAX)
 }
 
-/// A response, as a client sees it.
+/// Response as a client parses it.
 #[derive(Debug)]
 struct Response {
     status: u16,
@@ -201,24 +211,29 @@ struct Response {
 }
 
 impl Response {
+    /// Returns the value of a field; `None`: the field is absent.
+    ///
+    /// # Panics
+    ///
+    /// The field is there twice.
     fn field(&self, name: &str) -> Option<&str> {
         let mut found = self.fields.iter().filter(|(other, _)| other == name);
         let value = found.next().map(|(_, value)| value.as_str());
-        assert!(found.next().is_none(), "two fields {name}");
+        assert!(found.next().is_none(), "{name} is there twice");
         value
     }
 }
 
-/// Takes the output apart with a parser that is not ours. `heads` says which responses answer HEAD, and have no body
-/// for that reason.
-fn responses(mut output: &[u8], heads: &[bool]) -> Vec<Response> {
+/// Splits the output into responses, with a parser of another crate. `is_head` states for each response whether it
+/// answers HEAD, and so has no body.
+fn responses(mut output: &[u8], is_head: &[bool]) -> Vec<Response> {
     let mut responses = Vec::new();
     while !output.is_empty() {
         let mut fields = [httparse::EMPTY_HEADER; 20];
         let mut parsed = httparse::Response::new(&mut fields);
         let head = parsed
             .parse(output)
-            .expect("a head that can be parsed")
+            .expect("the head can be parsed")
             .unwrap();
         let mut response = Response {
             status: parsed.code.unwrap(),
@@ -241,11 +256,11 @@ fn responses(mut output: &[u8], heads: &[bool]) -> Vec<Response> {
         let length = response
             .field("Content-Length")
             .map(|length| length.parse::<usize>().unwrap());
-        let head_only = heads.get(responses.len()).copied().unwrap_or(false);
+        let head_only = is_head.get(responses.len()).copied().unwrap_or(false);
         if response.status == 304 {
             assert_eq!(length, None);
         } else if !head_only {
-            let (body, rest) = output.split_at(length.expect("how long it is"));
+            let (body, rest) = output.split_at(length.expect("the response has a Content-Length"));
             response.body = body.to_vec();
             output = rest;
         }
@@ -254,65 +269,69 @@ fn responses(mut output: &[u8], heads: &[bool]) -> Vec<Response> {
     responses
 }
 
-/// The one response to one request, after which the connection is still open for others.
+/// Returns the response to one request, and checks that the connection is still open after it.
 fn ask(request: &str) -> Response {
-    let said = say(request.as_bytes());
-    let again = say(&[
-        request.as_bytes(),
-        b"GET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n",
-    ]
-    .concat());
-    assert_eq!(said.farewell, CloseReason::Done, "{request:?}");
+    let outcome = respond(request.as_bytes());
+    let with_second_request = respond(
+        &[
+            request.as_bytes(),
+            b"GET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n",
+        ]
+        .concat(),
+    );
+    assert_eq!(outcome.reason, CloseReason::Done, "{request:?}");
     assert!(
-        again.output.len() > said.output.len(),
+        with_second_request.output.len() > outcome.output.len(),
         "closed after {request:?}"
     );
-    let mut found = responses(&said.output, &[request.starts_with("HEAD ")]);
+    let mut found = responses(&outcome.output, &[request.starts_with("HEAD ")]);
     assert_eq!(found.len(), 1, "{request:?}");
     let response = found.remove(0);
     assert_eq!(response.field("Connection"), None, "{request:?}");
     response
 }
 
+/// Returns the response to GET.
 fn get(target: &str) -> Response {
     ask(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 }
 
+/// Returns the response to GET with more fields.
 fn get_with(target: &str, fields: &str) -> Response {
     ask(&format!(
         "GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"
     ))
 }
 
-/// The one response that refuses, after which nothing is heard any more.
+/// Returns the response that refuses a request, and checks that all later input is ignored.
 fn refused(input: &[u8]) -> Response {
     let mut input = input.to_vec();
     let text = input.escape_ascii().to_string();
-    let said = say(&input);
-    assert_eq!(said.farewell, CloseReason::Refused, "{text}");
-    let mut found = responses(&said.output, &[input.starts_with(b"HEAD ")]);
+    let outcome = respond(&input);
+    assert_eq!(outcome.reason, CloseReason::Refused, "{text}");
+    let mut found = responses(&outcome.output, &[input.starts_with(b"HEAD ")]);
     assert_eq!(found.len(), 1, "{text}");
     let response = found.remove(0);
     assert_eq!(response.field("Connection"), Some("close"), "{text}");
     input.extend_from_slice(b"\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!(say(&input), said, "{text}");
+    assert_eq!(respond(&input), outcome, "{text}");
     response
 }
 
 #[test]
-fn a_file_is_answered_with_all_that_is_known_of_it() {
-    let said = say(b"GET /files/hi.txt HTTP/1.1\r\nHost: localhost\r\n\r\n");
+fn file_response_has_all_fields() {
+    let outcome = respond(b"GET /files/hi.txt HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let expected = format!(
         "HTTP/1.1 200 OK\r\nDate: {NOW_DATE}\r\nServer: samewire\r\nX-Content-Type-Options: nosniff\r\n\
          Content-Type: text/plain; charset=utf-8\r\nContent-Length: 13\r\nLast-Modified: {CHANGED_DATE}\r\n\
          Accept-Ranges: bytes\r\n\r\nHello World!\n"
     );
-    assert_eq!(str::from_utf8(&said.output), Ok(expected.as_str()));
-    assert_eq!(said.farewell, CloseReason::Done);
+    assert_eq!(str::from_utf8(&outcome.output), Ok(expected.as_str()));
+    assert_eq!(outcome.reason, CloseReason::Done);
 }
 
 #[test]
-fn types_are_guessed_from_names() {
+fn content_type_is_guessed_from_the_name() {
     let kind = |target| get(target).field("Content-Type").map(str::to_string);
     assert_eq!(
         kind("/files/13b").as_deref(),
@@ -333,7 +352,7 @@ fn types_are_guessed_from_names() {
 }
 
 #[test]
-fn a_big_file_is_sent_from_the_file_and_an_empty_one_is_no_step() {
+fn big_file_is_sent_from_the_file_and_an_empty_file_needs_no_step() {
     let response = get("/files/big");
     assert_eq!(response.body.len(), 40_000);
     assert!(
@@ -356,27 +375,30 @@ fn a_big_file_is_sent_from_the_file_and_an_empty_one_is_no_step() {
         b"GET /files/big HTTP/1.1\r\nHost: x\r\n\r\nGET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n",
     );
     let Step::Write(head) = session.step() else {
-        panic!("no head")
+        panic!("the session sends no head")
     };
     assert!(head.ends_with(b"\r\n\r\n"));
     let length = head.len();
     session.sent(length);
     let Step::SendFile(slice) = session.step() else {
-        panic!("no file")
+        panic!("the session sends no file")
     };
     assert_eq!((slice.offset(), slice.len()), (0, 40_000));
     session.sent(39_999);
     let Step::SendFile(slice) = session.step() else {
-        panic!("no rest")
+        panic!("the session does not send the rest")
     };
     assert_eq!((slice.offset(), slice.len()), (39_999, 1));
     assert!(session.mid_request());
     session.sent(1);
-    assert!(matches!(session.step(), Step::Write(_)), "the next one");
+    assert!(
+        matches!(session.step(), Step::Write(_)),
+        "the next response"
+    );
 }
 
 #[test]
-fn a_time_that_is_no_date_is_the_nearest() {
+fn file_time_outside_http_dates_is_sent_as_the_nearest_date() {
     let modified = |name: &str| get(name).field("Last-Modified").map(str::to_string);
     assert_eq!(
         modified("/files/before").as_deref(),
@@ -392,7 +414,7 @@ fn a_time_that_is_no_date_is_the_nearest() {
 }
 
 #[test]
-fn head_is_get_without_the_body() {
+fn head_response_is_the_get_response_without_body() {
     for target in [
         "/",
         "/files/hi.txt",
@@ -402,10 +424,10 @@ fn head_is_get_without_the_body() {
         "/files/dir",
     ] {
         let request = |method| format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-        let whole = say(request("GET").as_bytes()).output;
-        let head = say(request("HEAD").as_bytes()).output;
+        let get = respond(request("GET").as_bytes()).output;
+        let head = respond(request("HEAD").as_bytes()).output;
         assert!(
-            head.ends_with(b"\r\n\r\n") && whole.starts_with(&head),
+            head.ends_with(b"\r\n\r\n") && get.starts_with(&head),
             "{target}"
         );
     }
@@ -418,7 +440,7 @@ fn head_is_get_without_the_body() {
 }
 
 #[test]
-fn paths_name_one_thing_below_files_or_nothing() {
+fn path_names_one_file_or_directory_or_nothing() {
     for (target, status) in [
         ("/", 200),
         ("/?x", 200),
@@ -481,7 +503,7 @@ fn paths_name_one_thing_below_files_or_nothing() {
 }
 
 #[test]
-fn listings_are_escaped_and_their_links_lead_there() {
+fn listing_is_escaped_and_its_links_work() {
     let response = get("/");
     assert_eq!(
         response.field("Content-Type"),
@@ -522,7 +544,7 @@ fn listings_are_escaped_and_their_links_lead_there() {
 }
 
 #[test]
-fn a_site_in_trouble_costs_one_answer_and_not_the_connection() {
+fn failed_look_up_gets_503_and_keeps_the_connection() {
     let response = get("/files/trouble");
     assert_eq!(
         (response.status, response.field("Retry-After")),
@@ -531,7 +553,7 @@ fn a_site_in_trouble_costs_one_answer_and_not_the_connection() {
 }
 
 #[test]
-fn one_range_is_honoured() {
+fn single_range_is_served() {
     let (all, text) = ("0123456789abc".len(), "Hello World!\n");
     for (range, from, to) in [
         ("bytes=0-4", 0, 5),
@@ -559,7 +581,7 @@ fn one_range_is_honoured() {
 }
 
 #[test]
-fn ranges_beyond_the_end_are_refused_and_strange_ones_ignored() {
+fn range_beyond_the_end_is_refused_and_unsupported_ranges_ignored() {
     for range in [
         "bytes=13-",
         "bytes=13-20",
@@ -612,27 +634,27 @@ fn ranges_beyond_the_end_are_refused_and_strange_ones_ignored() {
 }
 
 #[test]
-fn whoever_has_a_file_already_is_told_so() {
+fn unmodified_file_gets_304() {
     let status = |fields: &str| get_with("/files/hi.txt", fields).status;
     let since = |date: &str| status(&format!("If-Modified-Since: {date}\r\n"));
     assert_eq!(
         [since(EARLIER_DATE), since(CHANGED_DATE), since(LATER_DATE)],
         [200, 304, 304]
     );
-    // The two old forms of a date are understood too; what is none is ignored.
+    // The two obsolete forms of a date are accepted too; a value that is no date is ignored.
     assert_eq!(since("Sunday, 06-Nov-94 08:49:37 GMT"), 304);
     assert_eq!(since("Sun Nov  6 08:49:37 1994"), 304);
     assert_eq!(since("yesterday"), 200);
     assert_eq!(status("If-None-Match: *\r\n"), 304);
     assert_eq!(status("If-None-Match: \"x\"\r\n"), 200);
-    // Entity tags count, if there are any, and not dates.
+    // If-None-Match has precedence over If-Modified-Since.
     assert_eq!(
         status(&format!(
             "If-None-Match: \"x\"\r\nIf-Modified-Since: {LATER_DATE}\r\n"
         )),
         200
     );
-    // It is asked first whether anything is to be sent, and then how much.
+    // The condition is evaluated before the range.
     assert_eq!(status("If-None-Match: *\r\nRange: bytes=0-0\r\n"), 304);
 
     let response = get_with("/files/hi.txt", "If-None-Match: *\r\n");
@@ -647,7 +669,7 @@ fn whoever_has_a_file_already_is_told_so() {
 }
 
 #[test]
-fn the_rest_of_another_version_is_not_sent() {
+fn range_of_another_version_gets_the_whole_file() {
     let status = |date: &str| {
         get_with(
             "/files/hi.txt",
@@ -668,8 +690,8 @@ fn the_rest_of_another_version_is_not_sent() {
 }
 
 #[test]
-fn a_connection_is_kept_or_closed_as_the_peer_asks() {
-    for (version, fields, told, closes) in [
+fn connection_persists_or_closes_as_requested() {
+    for (version, fields, announced, closes) in [
         ("1.1", "", None, false),
         ("1.1", "Connection: keep-alive\r\n", None, false),
         ("1.1", "Connection: close\r\n", Some("close"), true),
@@ -703,22 +725,22 @@ fn a_connection_is_kept_or_closed_as_the_peer_asks() {
     ] {
         for target in ["/files/13b", "/files/big", "/", "/none"] {
             let request = format!("GET {target} HTTP/{version}\r\nHost: x\r\n{fields}\r\n");
-            let said = say(format!("{request}{request}").as_bytes());
-            assert_eq!(said.farewell, CloseReason::Done);
-            let found = responses(&said.output, &[]);
+            let outcome = respond(format!("{request}{request}").as_bytes());
+            assert_eq!(outcome.reason, CloseReason::Done);
+            let found = responses(&outcome.output, &[]);
             assert_eq!(found.len(), if closes { 1 } else { 2 }, "{request:?}");
-            assert_eq!(found[0].field("Connection"), told, "{request:?}");
+            assert_eq!(found[0].field("Connection"), announced, "{request:?}");
         }
     }
     assert_eq!(
-        say(b"GET / HTTP/1.0\r\n\r\n").farewell,
+        respond(b"GET / HTTP/1.0\r\n\r\n").reason,
         CloseReason::Done,
-        "needs no Host"
+        "HTTP/1.0 needs no Host"
     );
 }
 
 #[test]
-fn other_methods_are_told_which_there_are() {
+fn other_methods_get_405_with_allow() {
     for method in [
         "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "get", "GETS", "M-SEARCH", "!",
     ] {
@@ -745,7 +767,7 @@ fn other_methods_are_told_which_there_are() {
 }
 
 #[test]
-fn bodies_are_thrown_away() {
+fn request_bodies_are_skipped() {
     for body in [
         "Content-Length: 0\r\n\r\n",
         "Content-Length: 5\r\n\r\nGET /",
@@ -761,15 +783,15 @@ fn bodies_are_thrown_away() {
             "{body:?}"
         );
     }
-    // One that is not all there is waited for.
-    let whole = "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: b\r\n\r\n";
-    for end in 0..whole.len() {
-        let said = say(&whole.as_bytes()[..end]);
+    // The session waits for the rest of an incomplete body.
+    let complete = "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: b\r\n\r\n";
+    for end in 0..complete.len() {
+        let outcome = respond(&complete.as_bytes()[..end]);
         assert_eq!(
-            said,
-            Said {
+            outcome,
+            Outcome {
                 output: Vec::new(),
-                farewell: CloseReason::Done
+                reason: CloseReason::Done
             },
             "{end} bytes"
         );
@@ -777,7 +799,7 @@ fn bodies_are_thrown_away() {
 }
 
 #[test]
-fn bodies_have_the_limit_of_heads() {
+fn request_body_over_the_limit_is_refused() {
     let with = |fields: String| format!("GET /files/13b HTTP/1.1\r\nHost: x\r\n{fields}");
     let length = |length: usize| {
         with(format!(
@@ -824,20 +846,23 @@ fn bodies_have_the_limit_of_heads() {
 }
 
 #[test]
-fn whoever_waits_for_a_word_gets_the_answer() {
+fn request_with_expect_100_continue_gets_the_final_response() {
     for body in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"] {
         let request =
             format!("GET /files/13b HTTP/1.1\r\nHost: x\r\n{body}Expect: 100-Continue\r\n\r\n");
         let response = refused(request.as_bytes());
         assert_eq!((response.status, response.body.len()), (200, 13));
     }
-    // Without a body, there is nothing to wait for; and HTTP/1.0 has no such word.
+    // Without a body the client has nothing to wait for, and HTTP/1.0 has no 100 (Continue).
     assert_eq!(get_with("/", "Expect: 100-continue\r\n").status, 200);
     let old = b"GET / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
-    assert!(say(old).output.is_empty(), "waits for the body");
+    assert!(
+        respond(old).output.is_empty(),
+        "the session waits for the body"
+    );
 }
 
-/// Heads that are refused, each with its status. `|` stands for CR LF.
+/// Requests that are refused, each with its status. `|` stands for CR LF.
 const REFUSED: &[(&str, u16)] = &[
     // Request lines
     ("GET|Host: x||", 400),
@@ -1033,19 +1058,20 @@ const REFUSED: &[(&str, u16)] = &[
     ),
 ];
 
-fn in_full(text: &str) -> Vec<u8> {
+/// Replaces `|` by CR LF.
+fn with_line_ends(text: &str) -> Vec<u8> {
     text.replace('|', "\r\n").into_bytes()
 }
 
 #[test]
-fn what_could_be_understood_in_two_ways_is_not_understood() {
+fn ambiguous_or_malformed_request_is_refused() {
     for (text, status) in REFUSED {
-        assert_eq!(refused(&in_full(text)).status, *status, "{text:?}");
+        assert_eq!(refused(&with_line_ends(text)).status, *status, "{text:?}");
     }
 }
 
 #[test]
-fn what_is_strange_but_clear_is_understood() {
+fn unusual_but_unambiguous_request_is_answered() {
     for text in [
         "|||\nGET / HTTP/1.1|Host: x||",
         "GET / HTTP/1.1\nHost: x\n\n",
@@ -1063,14 +1089,14 @@ fn what_is_strange_but_clear_is_understood() {
         "GET / HTTP/1.1|Host: x|A: :b:||",
         "GET http://other/ HTTP/1.1|Host: x||",
     ] {
-        let said = say(&in_full(text));
-        assert_eq!(said.farewell, CloseReason::Done, "{text:?}");
-        assert_eq!(responses(&said.output, &[])[0].status, 200, "{text:?}");
+        let outcome = respond(&with_line_ends(text));
+        assert_eq!(outcome.reason, CloseReason::Done, "{text:?}");
+        assert_eq!(responses(&outcome.output, &[])[0].status, 200, "{text:?}");
     }
 }
 
 #[test]
-fn heads_have_limits_of_three_kinds() {
+fn head_over_one_of_three_limits_is_refused() {
     let with = |path: usize, value: usize| {
         let (path, value) = ("p".repeat(path), "v".repeat(value));
         format!("GET /{path} HTTP/1.1\r\nHost: x\r\nA: {value}\r\n\r\n")
@@ -1079,16 +1105,16 @@ fn heads_have_limits_of_three_kinds() {
     assert_eq!(ask(&with(0, MAX_LINE - rest)).status, 200);
     assert_eq!(refused(with(0, MAX_LINE - rest + 1).as_bytes()).status, 431);
     assert_eq!(refused(with(9, MAX_LINE - rest).as_bytes()).status, 431);
-    // The line itself, with its end, may be as long as all.
+    // The request line, with its end, has the same limit as the head.
     let line = "GET / HTTP/1.1\r\n".len();
     assert_eq!(refused(with(MAX_LINE - line, 0).as_bytes()).status, 431);
     assert_eq!(refused(with(MAX_LINE - line + 1, 0).as_bytes()).status, 414);
     assert_eq!(refused(&[b'x'; 10 * MAX_LINE]).status, 414);
     assert_eq!(
-        refused(&in_full(&"GET / HTTP/1.1|A:".repeat(MAX_LINE))).status,
+        refused(&with_line_ends(&"GET / HTTP/1.1|A:".repeat(MAX_LINE))).status,
         431
     );
-    // Empty lines before are no part of it.
+    // Empty lines before the head do not count.
     assert_eq!(
         ask(&format!(
             "{}{}",
@@ -1108,44 +1134,44 @@ fn heads_have_limits_of_three_kinds() {
     assert_eq!(ask(&fields(100)).status, 200);
     assert_eq!(refused(fields(101).as_bytes()).status, 431);
 
-    // A limit of nothing is strange, but it has a meaning.
+    // A limit of zero is unusual, but it has a meaning.
     let none = SessionOptions {
         max_line: 0,
         ..options()
     };
-    let said = converse(open(&none), [&b"GET / HTTP/1.1\r\n\r\n"[..]], usize::MAX);
+    let outcome = converse(open(&none), [&b"GET / HTTP/1.1\r\n\r\n"[..]], usize::MAX);
     assert_eq!(
-        (responses(&said.output, &[])[0].status, said.farewell),
+        (responses(&outcome.output, &[])[0].status, outcome.reason),
         (414, CloseReason::Refused)
     );
 }
 
 #[test]
-fn what_is_not_whole_at_the_end_is_owed_nothing() {
+fn incomplete_request_before_fin_gets_no_response() {
     let request = b"GET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n";
-    let one = say(request);
+    let one = respond(request);
     for end in 0..request.len() {
-        let said = say(&[&request[..], &request[..end]].concat());
-        assert_eq!(said, one, "{end} bytes of the second");
+        let outcome = respond(&[&request[..], &request[..end]].concat());
+        assert_eq!(outcome, one, "{end} bytes of the second");
     }
     assert_eq!(
-        say(b""),
-        Said {
+        respond(b""),
+        Outcome {
             output: Vec::new(),
-            farewell: CloseReason::Done
+            reason: CloseReason::Done
         }
     );
     assert_eq!(
-        say(b"\r\n\r\n\r"),
-        Said {
+        respond(b"\r\n\r\n\r"),
+        Outcome {
             output: Vec::new(),
-            farewell: CloseReason::Done
+            reason: CloseReason::Done
         }
     );
 }
 
 #[test]
-fn a_peer_is_in_the_middle_of_a_request_from_its_first_byte_to_the_last_of_the_answer() {
+fn mid_request_is_true_from_the_first_byte_in_to_the_last_byte_out() {
     let mut session = open(&options());
     assert!(!session.mid_request());
     session.receive(b"\r\n\n\r");
@@ -1173,9 +1199,9 @@ fn a_peer_is_in_the_middle_of_a_request_from_its_first_byte_to_the_last_of_the_a
 }
 
 #[test]
-fn answers_to_a_pipeline_go_out_together() {
+fn responses_to_a_pipeline_are_gathered() {
     let request = b"GET /files/13b HTTP/1.1\r\nHost: x\r\n\r\n";
-    let one = say(request).output.len();
+    let one = respond(request).output.len();
     let mut session = open(&options());
     session.receive(&request.repeat(200));
     let mut sent = 0;
@@ -1186,7 +1212,7 @@ fn answers_to_a_pipeline_go_out_together() {
             count == rest || count >= 16 * 1024,
             "{count} bytes of {rest}"
         );
-        assert!(count < 16 * 1024 + one, "{count} bytes held");
+        assert!(count < 16 * 1024 + one, "{count} bytes are held");
         sent += count;
         session.sent(count);
     }
@@ -1195,7 +1221,7 @@ fn answers_to_a_pipeline_go_out_together() {
 }
 
 #[test]
-fn work_is_done_before_an_answer_and_after_those_before_it() {
+fn work_is_done_before_its_response_and_after_earlier_responses() {
     let time = Duration::from_millis(3);
     let request = |name: &str| format!("GET /files/{name} HTTP/1.1\r\nHost: x\r\n\r\n");
     let plan = |percent| Some(WorkPlan::new(WorkKind::Wait, time..=time, percent, 7));
@@ -1230,9 +1256,9 @@ fn work_is_done_before_an_answer_and_after_those_before_it() {
     }
     assert_eq!(steps, "wofwowo");
 
-    // It changes nothing of what is said. And which requests cost any, the heads decide alone.
-    let said = converse(open(&working), [input.as_bytes()], 1000);
-    assert_eq!(said, say(input.as_bytes()));
+    // Work changes no response. The heads alone decide which requests cost work.
+    let outcome = converse(open(&working), [input.as_bytes()], 1000);
+    assert_eq!(outcome, respond(input.as_bytes()));
     let some = plan(50).unwrap();
     let some_options = SessionOptions {
         work: Some(some.clone()),
@@ -1251,16 +1277,16 @@ fn work_is_done_before_an_answer_and_after_those_before_it() {
 }
 
 #[test]
-fn small_files_go_out_with_their_heads() {
+fn small_file_is_sent_in_one_write_with_its_head() {
     let mut session = open(&options());
     session.receive(b"GET /files/medium HTTP/1.1\r\nHost: x\r\n\r\n");
     let Step::Write(bytes) = session.step() else {
-        panic!("nothing to send")
+        panic!("the session sends no bytes")
     };
     assert!(bytes.ends_with(&[b'm'; 10_000]));
 }
 
-/// Requests of all kinds, each whole, so that any can follow any.
+/// Returns requests of all kinds. Each is complete, so that any request can follow any other.
 fn corpus() -> Vec<Vec<u8>> {
     let mut corpus: Vec<_> = [
         "GET / HTTP/1.1|Host: x||",
@@ -1285,38 +1311,43 @@ fn corpus() -> Vec<Vec<u8>> {
         "POST / HTTP/1.1|Host: x|Content-Length: 3||abc",
     ]
     .into_iter()
-    .map(in_full)
+    .map(with_line_ends)
     .collect();
     let long = "x".repeat(MAX_LINE);
-    corpus.push(in_full(&format!("GET /{long} HTTP/1.1|Host: x||")));
-    corpus.push(in_full(&format!("GET / HTTP/1.1|Host: x|A: {long}||")));
-    corpus.push(in_full(&format!("GET / HTTP/1.1|{}|", "A:|".repeat(101))));
+    corpus.push(with_line_ends(&format!("GET /{long} HTTP/1.1|Host: x||")));
+    corpus.push(with_line_ends(&format!(
+        "GET / HTTP/1.1|Host: x|A: {long}||"
+    )));
+    corpus.push(with_line_ends(&format!(
+        "GET / HTTP/1.1|{}|",
+        "A:|".repeat(101)
+    )));
     corpus
 }
 
 #[test]
-fn no_cut_can_be_seen() {
+fn responses_do_not_depend_on_cuts() {
     let options = options();
     let check = |input: &[u8]| {
-        let whole = converse(open(&options), [input], usize::MAX);
+        let uncut = converse(open(&options), [input], usize::MAX);
         assert_eq!(
             converse(open(&options), input.chunks(1), 1_000),
-            whole,
+            uncut,
             "{}",
             input.escape_ascii()
         );
         for at in 0..=input.len() {
             let (first, second) = input.split_at(at);
-            let said = converse(open(&options), [first, second], usize::MAX);
-            assert_eq!(said, whole, "{} cut at {at}", input.escape_ascii());
+            let outcome = converse(open(&options), [first, second], usize::MAX);
+            assert_eq!(outcome, uncut, "{} cut at {at}", input.escape_ascii());
         }
     };
     let corpus = corpus();
     corpus.iter().for_each(|request| check(request));
     for (text, _) in REFUSED {
-        check(&in_full(text));
+        check(&with_line_ends(text));
     }
-    // A socket that takes one byte at a time
+    // The socket takes one byte at a time.
     let all = corpus[..12].concat();
     assert_eq!(
         converse(open(&options), [&all[..]], 1),
@@ -1325,29 +1356,29 @@ fn no_cut_can_be_seen() {
 }
 
 #[test]
-fn in_a_pipeline_of_two_each_is_answered_as_if_it_were_alone() {
+fn pipelined_requests_are_answered_as_if_alone() {
     let options = options();
     let corpus = corpus();
     for first in &corpus {
         let alone = converse(open(&options), [&first[..]], usize::MAX);
-        // Whatever ends a conversation has said so.
+        // A response that ends the conversation announces that.
         let closes = responses(&alone.output, &[first.starts_with(b"HEAD")])[0].field("Connection")
             == Some("close");
         for second in &corpus {
             let mut expected = converse(open(&options), [&second[..]], usize::MAX);
             let both = [&first[..], second].concat();
-            let said = converse(open(&options), [&both[..]], usize::MAX);
+            let outcome = converse(open(&options), [&both[..]], usize::MAX);
             if closes {
-                assert_eq!(said, alone, "{}", both.escape_ascii());
+                assert_eq!(outcome, alone, "{}", both.escape_ascii());
             } else {
                 expected.output.splice(..0, alone.output.iter().copied());
-                assert_eq!(said, expected, "{}", both.escape_ascii());
+                assert_eq!(outcome, expected, "{}", both.escape_ascii());
             }
         }
     }
 }
 
-/// Requests of the corpus, with some bytes changed, left out or put in, and garbage between them.
+/// Generates requests of the corpus with some bytes changed, removed or inserted, and garbage between them.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let corpus = corpus();
     let one = (0..corpus.len()).prop_map(move |index| corpus[index].clone());
@@ -1381,9 +1412,9 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Whatever comes, it is answered or refused, the conversation ends, and how it was cut can't be seen.
+    /// Any input is answered or refused, the conversation ends, and the cuts of the input change no response.
     #[test]
-    fn anything_is_answered_or_refused_but_ends(
+    fn mutated_requests_are_answered_or_refused_and_the_conversation_ends(
         input in mutated(),
         sizes in vec(prop_oneof![1..4_usize, 1..200_usize], 1..10),
         take in prop_oneof![50..100_usize, Just(usize::MAX)],
@@ -1399,18 +1430,21 @@ proptest! {
             pieces.push(piece);
             rest = after;
         }
-        let whole = converse(open(&options), [&input[..]], usize::MAX);
-        prop_assert_eq!(&converse(open(&options), pieces, take), &whole, "{}", input.escape_ascii());
-        // A refusal says so; and only what was said to be the last is.
-        let closed = whole.output.windows(19).any(|bytes| bytes == b"Connection: close\r\n");
-        prop_assert!(whole.farewell == CloseReason::Done || closed);
+        let uncut = converse(open(&options), [&input[..]], usize::MAX);
+        prop_assert_eq!(&converse(open(&options), pieces, take), &uncut, "{}", input.escape_ascii());
+        // A refusal announces the close.
+        let closed = uncut.output.windows(19).any(|bytes| bytes == b"Connection: close\r\n");
+        prop_assert!(uncut.reason == CloseReason::Done || closed);
     }
 
-    /// Bytes of no kind.
+    /// Random bytes are answered or refused, and the conversation ends.
     #[test]
-    fn garbage_is_answered_or_refused_but_ends(input in vec(any::<u8>(), 0..2_000), size in 1..300_usize) {
+    fn garbage_is_answered_or_refused_and_the_conversation_ends(
+        input in vec(any::<u8>(), 0..2_000),
+        size in 1..300_usize,
+    ) {
         let options = options();
-        let whole = converse(open(&options), [&input[..]], usize::MAX);
-        prop_assert_eq!(converse(open(&options), input.chunks(size), usize::MAX), whole);
+        let uncut = converse(open(&options), [&input[..]], usize::MAX);
+        prop_assert_eq!(converse(open(&options), input.chunks(size), usize::MAX), uncut);
     }
 }

@@ -1,5 +1,6 @@
-//! What the shape of [`Session`] leaves room for, proved with drivers and a session that this crate does not have:
-//! replies that are never copied into a queue, and drivers that own the session for as long as the kernel does.
+//! Designs that the interface of [`Session`] allows, shown with drivers and sessions that this crate does not have:
+//! replies that are never copied into a queue, and drivers that give the session away for as long as the kernel needs
+//! it.
 
 mod common;
 
@@ -10,27 +11,28 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{Said, converse, find, generic, open, oracle};
+use common::{Outcome, converse, find, open, oracle, with_oracle};
 use protocol::{
     CloseReason, FileSlice, Protocol, Session, SessionOptions, Step, Work, WorkKind, WorkPlan,
 };
 
+/// Size of the shared body in bytes.
 const BODY: usize = 3 * 1024 * 1024;
 
-/// Answers each line with a short head of its own and a body that all sessions share.
-struct Shared {
+/// Session that answers each line with a short head of its own and a body that all sessions share.
+struct SharedBody {
     body: Arc<[u8]>,
     head: Vec<u8>,
-    /// Lines that are still to be answered; the bytes of a line do not matter here.
+    /// Number of lines that are still to be answered; the bytes of a line do not matter here.
     lines: usize,
-    /// How much of the head and the body the socket has taken.
+    /// Number of bytes of the head and the body that the socket has taken.
     taken: usize,
     ended: bool,
 }
 
-impl Shared {
+impl SharedBody {
     fn open(body: &Arc<[u8]>) -> Box<dyn Session> {
-        Box::new(Shared {
+        Box::new(SharedBody {
             body: Arc::clone(body),
             head: format!("{}\n", body.len()).into_bytes(),
             lines: 0,
@@ -40,7 +42,7 @@ impl Shared {
     }
 }
 
-impl Session for Shared {
+impl Session for SharedBody {
     fn receive(&mut self, input: &[u8]) {
         self.lines += input.iter().filter(|byte| **byte == b'\n').count();
     }
@@ -79,28 +81,34 @@ fn body() -> Arc<[u8]> {
     (0..BODY).map(|index| (index % 251) as u8).collect()
 }
 
-/// Every slice of the body that a driver is offered lies in the shared memory itself, at the right place.
+/// Every slice of the body that a session offers lies in the shared memory itself, at the right address.
 #[test]
-fn a_large_reply_is_sent_from_where_it_lies() {
+fn large_reply_is_sent_from_shared_memory_without_a_copy() {
     let body = body();
     let memory = body.as_ptr_range();
-    let mut sessions: Vec<_> = (0..10).map(|_| Shared::open(&body)).collect();
+    let mut sessions: Vec<_> = (0..10).map(|_| SharedBody::open(&body)).collect();
     assert_eq!(Arc::strong_count(&body), 11);
 
     for session in &mut sessions {
         session.receive(b"please\n");
         let Step::Write(head) = session.step() else {
-            panic!("the head comes first");
+            panic!("the session does not send the head first");
         };
         assert_eq!(head, b"3145728\n");
         let head = head.len();
         session.sent(head);
 
         let mut sent = 0;
-        // What a socket buffer takes at a time, roughly; it does not divide the body.
+        // A socket buffer takes about this number of bytes at a time; it does not divide the size of the body.
         while let Step::Write(rest) = session.step() {
-            assert!(rest.as_ptr() == body[sent..].as_ptr(), "at {sent}: a copy");
-            assert!(rest.as_ptr_range().end == memory.end, "at {sent}: in parts");
+            assert!(
+                rest.as_ptr() == body[sent..].as_ptr(),
+                "offset {sent}: a copy"
+            );
+            assert!(
+                rest.as_ptr_range().end == memory.end,
+                "offset {sent}: not the whole rest"
+            );
             let count = rest.len().min(212_992);
             sent += count;
             session.sent(count);
@@ -110,34 +118,34 @@ fn a_large_reply_is_sent_from_where_it_lies() {
     }
 }
 
-/// The bytes are right, too, with the steps asked for again and the box moved in between.
+/// The bytes are also right if the driver repeats `step` and moves the box in between.
 #[test]
-fn a_large_reply_arrives_whole() {
+fn large_reply_arrives_complete_with_repeated_steps() {
     let body = body();
-    let said = converse(Shared::open(&body), [&b"one\nmore\n"[..]], |offered| {
+    let outcome = converse(SharedBody::open(&body), [&b"one\nmore\n"[..]], |offered| {
         offered.min(1_000_000)
     });
     let reply = [b"3145728\n", &body[..]].concat();
-    assert!(said.output == reply.repeat(2), "not what was shared");
-    assert_eq!(said.farewell, CloseReason::Done);
+    assert!(outcome.output == reply.repeat(2), "wrong bytes");
+    assert_eq!(outcome.reason, CloseReason::Done);
 }
 
-/// What a completion model gives to the kernel: everything that the operation needs, owned until it is given back.
+/// Operation that a completion model gives to the kernel. It owns everything that it needs until it completes.
 enum Operation {
-    /// A receive into an owned buffer.
+    /// Receives into an owned buffer.
     Receive {
         session: Box<dyn Session>,
         buffer: Vec<u8>,
     },
-    /// A send of what the session offered; it lies inside the session.
+    /// Sends the bytes that the session offered; they lie inside the session.
     Send { session: Box<dyn Session> },
-    /// The same, of a file; the range lies inside the session, too.
+    /// Sends the range of a file that the session offered; the range lies inside the session, too.
     SendFile { session: Box<dyn Session> },
-    /// A timer, or work that another thread does. Nobody else has the session meanwhile.
+    /// Waits for a timer, or for work on another thread. No other part has the session meanwhile.
     Work { session: Box<dyn Session> },
 }
 
-/// What the kernel gives back.
+/// Result of an [`Operation`], returned by the kernel.
 enum Completion {
     Received {
         session: Box<dyn Session>,
@@ -153,20 +161,20 @@ enum Completion {
     },
 }
 
-/// One connection as the simulated kernel sees it.
-struct Wire {
+/// Connection in the simulated kernel.
+struct KernelSocket {
     to_server: VecDeque<u8>,
     from_server: Vec<u8>,
-    /// Whether the server has been told that no more will come.
+    /// Whether the end of the input was reported to the server.
     fin: bool,
-    /// Where the bytes of the send in flight lay when it was submitted.
+    /// Address of the bytes of the send in flight when it was submitted.
     submitted: usize,
-    /// How often something was done for this connection.
+    /// Number of times that work was done for this connection.
     worked: usize,
 }
 
-impl Wire {
-    /// Carries out an operation, by value, as far as the dice say.
+impl KernelSocket {
+    /// Carries out an operation, by value. The number of bytes is random.
     fn complete(&mut self, operation: Operation, random: &mut fastrand::Rng) -> Completion {
         match operation {
             Operation::Receive {
@@ -188,32 +196,44 @@ impl Wire {
             }
             Operation::Send { mut session } => {
                 let Step::Write(bytes) = session.step() else {
-                    panic!("a send in flight has nothing to send");
+                    panic!("the session of a send in flight has no bytes to send");
                 };
                 let address = bytes.as_ptr().addr();
-                assert_eq!(address, self.submitted, "the bytes moved in flight");
+                assert_eq!(
+                    address, self.submitted,
+                    "the bytes moved during the operation"
+                );
                 let count = random.usize(1..=bytes.len());
                 self.from_server.extend_from_slice(&bytes[..count]);
-                assert!(self.from_server.len() < 10_000, "the sends do not end");
+                assert!(
+                    self.from_server.len() < 10_000,
+                    "the session sends without end"
+                );
                 Completion::Sent { session, count }
             }
             Operation::SendFile { mut session } => {
                 let Step::SendFile(slice) = session.step() else {
-                    panic!("a send in flight has nothing to send");
+                    panic!("the session of a send in flight has no bytes to send");
                 };
                 let address = std::ptr::from_ref(slice).addr();
-                assert_eq!(address, self.submitted, "the range moved in flight");
+                assert_eq!(
+                    address, self.submitted,
+                    "the range moved during the operation"
+                );
                 let count = random.usize(1..=slice.len() as usize);
                 let start = self.from_server.len();
                 self.from_server.resize(start + count, 0);
                 let read = slice
                     .file()
                     .read_exact_at(&mut self.from_server[start..], slice.offset());
-                read.expect("the file is as long as it is said to be");
+                read.expect("the file has all bytes of the range");
                 Completion::Sent { session, count }
             }
             Operation::Work { mut session } => {
-                assert!(matches!(session.step(), Step::Work(_)), "changed in flight");
+                assert!(
+                    matches!(session.step(), Step::Work(_)),
+                    "the step changed during the operation"
+                );
                 self.worked += 1;
                 Completion::Worked { session }
             }
@@ -221,57 +241,59 @@ impl Wire {
     }
 }
 
-/// The driver's half: what to submit next, or how it ended. Nothing of the session stays behind with the driver.
+/// Driver side: returns the next operation to submit, or the reason of the close. The driver keeps no part of the
+/// session.
 fn submit(
     mut session: Box<dyn Session>,
-    spare: &mut Option<Vec<u8>>,
-    wire: &mut Wire,
+    free_buffer: &mut Option<Vec<u8>>,
+    socket: &mut KernelSocket,
 ) -> Result<Operation, CloseReason> {
     match session.step() {
         Step::Read => {
-            let buffer = spare.take().unwrap_or_else(|| vec![0; 64]);
+            let buffer = free_buffer.take().unwrap_or_else(|| vec![0; 64]);
             Ok(Operation::Receive { session, buffer })
         }
         Step::Write(bytes) => {
-            wire.submitted = bytes.as_ptr().addr();
+            socket.submitted = bytes.as_ptr().addr();
             Ok(Operation::Send { session })
         }
         Step::SendFile(slice) => {
-            wire.submitted = std::ptr::from_ref(slice).addr();
+            socket.submitted = std::ptr::from_ref(slice).addr();
             Ok(Operation::SendFile { session })
         }
         Step::Work(_) => Ok(Operation::Work { session }),
-        Step::Close(farewell) => Err(farewell),
+        Step::Close(reason) => Err(reason),
     }
 }
 
-/// Drives many connections, completed in any order: what was said to each, and how often something was done for it.
-fn hold_all(
+/// Drives one connection for each input; their operations complete in random order. Returns the outcome of each
+/// connection and the number of times that work was done for it.
+fn drive_all(
     inputs: &[Vec<u8>],
     open: impl Fn() -> Box<dyn Session>,
     random: &mut fastrand::Rng,
-) -> Vec<(Said, usize)> {
-    let mut wires = Vec::new();
-    let mut spares = vec![None; inputs.len()];
+) -> Vec<(Outcome, usize)> {
+    let mut sockets = Vec::new();
+    let mut free_buffers = vec![None; inputs.len()];
     let mut in_flight = Vec::new();
     for (number, input) in inputs.iter().enumerate() {
-        let mut wire = Wire {
+        let mut socket = KernelSocket {
             to_server: input.iter().copied().collect(),
             from_server: Vec::new(),
             fin: false,
             submitted: 0,
             worked: 0,
         };
-        let operation = submit(open(), &mut spares[number], &mut wire);
+        let operation = submit(open(), &mut free_buffers[number], &mut socket);
         in_flight.push((number, operation.expect("a session begins with a read")));
-        wires.push(wire);
+        sockets.push(socket);
     }
 
-    let mut said: Vec<_> = inputs.iter().map(|_| None).collect();
+    let mut outcomes: Vec<_> = inputs.iter().map(|_| None).collect();
     while !in_flight.is_empty() {
         let (number, operation) = in_flight.swap_remove(random.usize(..in_flight.len()));
-        let wire = &mut wires[number];
-        let session = match wire.complete(operation, random) {
+        let socket = &mut sockets[number];
+        let session = match socket.complete(operation, random) {
             Completion::Received {
                 mut session,
                 buffer,
@@ -281,7 +303,7 @@ fn hold_all(
                     0 => session.end_of_input(),
                     count => session.receive(&buffer[..count]),
                 }
-                spares[number] = Some(buffer);
+                free_buffers[number] = Some(buffer);
                 session
             }
             Completion::Sent { mut session, count } => {
@@ -293,20 +315,21 @@ fn hold_all(
                 session
             }
         };
-        match submit(session, &mut spares[number], wire) {
+        match submit(session, &mut free_buffers[number], socket) {
             Ok(operation) => in_flight.push((number, operation)),
-            Err(farewell) => {
-                let output = std::mem::take(&mut wire.from_server);
-                said[number] = Some((Said { output, farewell }, wire.worked));
+            Err(reason) => {
+                let output = std::mem::take(&mut socket.from_server);
+                outcomes[number] = Some((Outcome { output, reason }, socket.worked));
             }
         }
     }
-    let said = said.into_iter();
-    said.map(|said| said.expect("all came to their end"))
+    let outcomes = outcomes.into_iter();
+    outcomes
+        .map(|outcome| outcome.expect("each conversation ended"))
         .collect()
 }
 
-/// What so many clients say: the first nothing.
+/// Returns the inputs of 20 clients. The first client sends nothing.
 fn inputs() -> Vec<Vec<u8>> {
     (0..20)
         .map(|number| {
@@ -317,16 +340,21 @@ fn inputs() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Many connections: their sessions travel from hand to hand and every reply is right.
+/// Drives many connections: their sessions are moved into each operation and back, and every reply is right.
 #[test]
-fn a_session_can_be_owned_by_the_operation_in_flight() {
+fn session_owned_by_the_operation_in_flight_replies_correctly() {
     let mut random = fastrand::Rng::with_seed(12);
-    for protocol in generic() {
+    for protocol in with_oracle() {
         let inputs = inputs();
-        let held = hold_all(&inputs, || open(protocol, 100), &mut random);
-        for ((said, worked), input) in held.into_iter().zip(&inputs) {
+        let outcomes = drive_all(&inputs, || open(protocol, 100), &mut random);
+        for ((outcome, worked), input) in outcomes.into_iter().zip(&inputs) {
             assert_eq!(worked, 0);
-            assert_eq!(said, oracle(protocol.name, input, 100), "{}", protocol.name);
+            assert_eq!(
+                outcome,
+                oracle(protocol.name, input, 100),
+                "{}",
+                protocol.name
+            );
         }
     }
 }
@@ -339,42 +367,42 @@ fn open_with_work(protocol: &Protocol) -> Box<dyn Session> {
     })
 }
 
-/// A timer or another thread has the session, and gives it back.
+/// A timer or another thread owns the session, and returns it.
 #[test]
-fn a_session_can_be_owned_by_the_work_that_is_done() {
+fn session_owned_by_the_work_in_progress_replies_correctly() {
     let mut random = fastrand::Rng::with_seed(13);
     for name in ["pair", "echo"] {
         let inputs = inputs();
-        let held = hold_all(&inputs, || open_with_work(find(name)), &mut random);
-        for ((said, worked), input) in held.into_iter().zip(&inputs) {
-            assert_eq!(said, oracle(name, input, 100), "{name}");
+        let outcomes = drive_all(&inputs, || open_with_work(find(name)), &mut random);
+        for ((outcome, worked), input) in outcomes.into_iter().zip(&inputs) {
+            assert_eq!(outcome, oracle(name, input, 100), "{name}");
             let lines = input.iter().filter(|byte| **byte == b'\n').count();
             assert_eq!(worked, lines, "{name}");
         }
     }
     let mut session = open_with_work(find("echo"));
     session.receive(b"one\n");
-    let there = thread::spawn(move || {
+    let other_thread = thread::spawn(move || {
         let work = Work::Block(Duration::from_secs(1));
         assert_eq!(session.step(), Step::Work(work));
         session.worked();
         session
     });
-    let mut session = there.join().expect("the other thread ended well");
+    let mut session = other_thread.join().expect("the other thread did not panic");
     assert_eq!(session.step(), Step::Write(b"one\n"));
 }
 
-/// Answers each line with a range of a file.
-struct FromFile {
+/// Session that answers each line with a range of a file.
+struct FileSession {
     all: FileSlice,
     left: FileSlice,
     lines: usize,
     ended: bool,
 }
 
-impl FromFile {
+impl FileSession {
     fn open(all: &FileSlice) -> Box<dyn Session> {
-        Box::new(FromFile {
+        Box::new(FileSession {
             all: all.clone(),
             left: all.clone(),
             lines: 0,
@@ -383,7 +411,7 @@ impl FromFile {
     }
 }
 
-impl Session for FromFile {
+impl Session for FileSession {
     fn receive(&mut self, input: &[u8]) {
         self.lines += input.iter().filter(|byte| **byte == b'\n').count();
     }
@@ -415,44 +443,50 @@ impl Session for FromFile {
     }
 }
 
-/// A session that names a range of a file may be anywhere while the range is sent: it holds none of the bytes, and the
-/// file stays open for as long as anybody needs it.
+/// A session that offers a range of a file may be moved anywhere while the range is sent: it holds none of the bytes,
+/// and the file stays open as long as a session needs it.
 #[test]
-fn a_file_is_sent_by_the_operation_that_owns_the_session() {
+fn file_range_is_sent_by_the_operation_that_owns_the_session() {
     let path = std::env::temp_dir().join(format!("ownership-{}", std::process::id()));
-    std::fs::write(&path, "not this, but 0123456789 and no more").expect("a file");
-    let file = Arc::new(File::open(&path).expect("is there"));
-    std::fs::remove_file(&path).expect("is ours");
+    std::fs::write(&path, "not this, but 0123456789 and no more").expect("the file can be written");
+    let file = Arc::new(File::open(&path).expect("the file exists"));
+    std::fs::remove_file(&path).expect("the file can be removed");
     let slice = FileSlice::new(file, 14, 10);
     let inputs = inputs();
     let mut random = fastrand::Rng::with_seed(14);
-    let held = hold_all(&inputs, || FromFile::open(&slice), &mut random);
-    for (number, (said, _)) in held.into_iter().enumerate() {
-        let expected = Said {
+    let outcomes = drive_all(&inputs, || FileSession::open(&slice), &mut random);
+    for (number, (outcome, _)) in outcomes.into_iter().enumerate() {
+        let expected = Outcome {
             output: b"0123456789".repeat(2 * number),
-            farewell: CloseReason::Done,
+            reason: CloseReason::Done,
         };
-        assert_eq!(said, expected);
+        assert_eq!(outcome, expected);
     }
-    assert_eq!(Arc::strong_count(slice.file()), 1, "all have let go of it");
+    assert_eq!(
+        Arc::strong_count(slice.file()),
+        1,
+        "every session has dropped the file"
+    );
 }
 
-/// A pool of threads may pick up a session in the middle of a write and find the same bytes at the same place.
+/// Another thread of a pool may continue a session in the middle of a write. It gets the same bytes at the same
+/// address.
 #[test]
-fn a_session_can_change_threads_in_the_middle_of_a_write() {
+fn session_moved_to_another_thread_during_a_write_offers_the_same_bytes() {
     let mut session = open(find("pair"), 100);
     session.receive(b"one\ntwo\n");
-    let here = common::Seen::from(session.step());
-    let there = thread::spawn(move || {
-        let common::Seen::Write(address, bytes) = common::Seen::from(session.step()) else {
-            panic!("the write is gone");
+    let step_here = common::StepCopy::from(session.step());
+    let other_thread = thread::spawn(move || {
+        let common::StepCopy::Write(address, bytes) = common::StepCopy::from(session.step()) else {
+            panic!("the session does not offer the write again");
         };
         session.sent(bytes.len());
         (address.addr(), bytes, session)
     });
-    let (address, bytes, mut session) = there.join().expect("the other thread ended well");
-    let common::Seen::Write(first, expected) = here else {
-        panic!("there is something to write");
+    let (address, bytes, mut session) =
+        other_thread.join().expect("the other thread did not panic");
+    let common::StepCopy::Write(first, expected) = step_here else {
+        panic!("the session has no reply to write");
     };
     assert_eq!((address, bytes), (first.addr(), expected));
     assert_eq!(session.step(), Step::Read);

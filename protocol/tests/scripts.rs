@@ -1,10 +1,10 @@
-//! Scripts: what the client asks, that it accepts what its session answers, and that it lets nothing else pass.
+//! Scripts: the requests of the client, and that a script accepts the replies of its session and no others.
 
 mod common;
 
 use std::collections::HashSet;
 
-use common::{BULK, GREETING, START, find, generic, open, oracle};
+use common::{BULK, GREETING, START, find, open, oracle, with_oracle};
 use protocol::{Protocol, ReplyStatus, Script, ScriptOptions, Session, Step, WrongReply};
 
 const MAX_LINE: usize = 64 * 1024;
@@ -19,41 +19,46 @@ fn options(size: Option<usize>, client: u64) -> ScriptOptions {
     }
 }
 
-/// The protocols whose requests are lines, each one different.
-fn in_lines() -> impl Iterator<Item = &'static Protocol> {
-    generic().filter(|protocol| protocol.name != "bulk")
+/// Returns the protocols whose requests are lines, each one different.
+fn with_request_lines() -> impl Iterator<Item = &'static Protocol> {
+    with_oracle().filter(|protocol| protocol.name != "bulk")
 }
 
+/// Returns the next request of the script.
 fn ask(script: &mut dyn Script) -> Vec<u8> {
     let mut request = Vec::new();
     script.ask(&mut request);
     request
 }
 
-/// A script that has asked and heard `before` times and has just asked once more, and the reply it must now accept.
-/// The replies come from the oracle, not from a session.
-fn waiting(
+/// Opens a script that has completed `before` requests and has sent one more. Returns it with the reply that it must
+/// accept now. The replies are those of the oracle, not of a session.
+fn script_and_reply(
     protocol: &Protocol,
     options: &ScriptOptions,
     before: usize,
 ) -> (Box<dyn Script>, Vec<u8>) {
     let mut script = (protocol.ask)(options);
-    let mut asked = Vec::new();
-    let mut heard = 0;
+    let mut requests = Vec::new();
+    let mut received = 0;
     for _ in 0..before {
-        script.ask(&mut asked);
-        let replies = oracle(protocol.name, &asked, MAX_LINE).output;
-        assert_eq!(script.receive(&replies[heard..]), Ok(ReplyStatus::Complete));
-        heard = replies.len();
+        script.ask(&mut requests);
+        let replies = oracle(protocol.name, &requests, MAX_LINE).output;
+        assert_eq!(
+            script.receive(&replies[received..]),
+            Ok(ReplyStatus::Complete)
+        );
+        received = replies.len();
     }
-    script.ask(&mut asked);
-    let reply = oracle(protocol.name, &asked, MAX_LINE)
+    script.ask(&mut requests);
+    let reply = oracle(protocol.name, &requests, MAX_LINE)
         .output
-        .split_off(heard);
+        .split_off(received);
     (script, reply)
 }
 
-/// How many requests a wrong reply is tried after: the first has no memory behind it, the third has.
+/// Returns the numbers of completed requests after which a wrong reply is tried. After none the script has no state,
+/// after two it has.
 fn rounds(protocol: &Protocol) -> &'static [usize] {
     match protocol.requests_per_connection {
         Some(1) => &[0],
@@ -61,16 +66,16 @@ fn rounds(protocol: &Protocol) -> &'static [usize] {
     }
 }
 
-/// What a script says in the end to a reply that comes in these pieces.
+/// Returns the last result of a script that receives a reply in these pieces.
 fn receive(script: &mut dyn Script, pieces: &[&[u8]]) -> Result<ReplyStatus, WrongReply> {
-    let mut heard = ReplyStatus::Partial;
+    let mut status = ReplyStatus::Partial;
     for piece in pieces {
-        heard = script.receive(piece)?;
+        status = script.receive(piece)?;
     }
-    Ok(heard)
+    Ok(status)
 }
 
-/// A connection without sockets: requests and replies are cut anywhere on their way, and may wait on it.
+/// Connection without sockets. Requests and replies are cut anywhere, and their delivery may be delayed.
 struct Connection<'r> {
     session: Box<dyn Session>,
     script: Box<dyn Script>,
@@ -78,14 +83,15 @@ struct Connection<'r> {
 }
 
 impl Connection<'_> {
-    /// One request and its reply. The script must accept every byte, and be content at the last one and not before.
+    /// Exchanges one request and its reply. The script must accept every byte, and must report the reply as complete at
+    /// the last byte and not before.
     fn exchange(&mut self) -> ReplyStatus {
         let request = ask(&mut *self.script);
         let mut to_server = request;
         let mut to_client = Vec::new();
-        let mut heard = ReplyStatus::Partial;
+        let mut status = ReplyStatus::Partial;
         loop {
-            let said_all = match self.session.step() {
+            let session_is_done = match self.session.step() {
                 Step::Read if to_server.is_empty() => true,
                 Step::Read => {
                     let count = self.random.usize(1..=to_server.len());
@@ -99,32 +105,38 @@ impl Connection<'_> {
                     self.session.sent(count);
                     false
                 }
-                Step::SendFile(_) | Step::Work(_) => panic!("there are no files and no work here"),
+                Step::SendFile(_) | Step::Work(_) => {
+                    panic!("this protocol has no files and no work")
+                }
                 Step::Close(_) => {
-                    // Nobody is there to hear the rest.
+                    // The session has closed, so the rest is not delivered.
                     to_server.clear();
                     true
                 }
             };
-            while !to_client.is_empty() && (said_all || self.random.bool()) {
-                assert_eq!(heard, ReplyStatus::Partial, "content before the last byte");
+            while !to_client.is_empty() && (session_is_done || self.random.bool()) {
+                assert_eq!(
+                    status,
+                    ReplyStatus::Partial,
+                    "complete before the last byte"
+                );
                 let count = self.random.usize(1..=to_client.len());
-                let hear = self.script.receive(&to_client[..count]);
-                heard = hear.expect("the session's reply is right");
+                let result = self.script.receive(&to_client[..count]);
+                status = result.expect("the session's reply is right");
                 to_client.drain(..count);
                 self.script.interject(&mut to_server);
             }
-            if said_all && to_server.is_empty() {
-                return heard;
+            if session_is_done && to_server.is_empty() {
+                return status;
             }
         }
     }
 }
 
 #[test]
-fn every_script_accepts_its_session_however_the_bytes_are_cut() {
+fn script_accepts_the_replies_of_its_session_however_they_are_cut() {
     let mut random = fastrand::Rng::with_seed(1);
-    for protocol in generic() {
+    for protocol in with_oracle() {
         let requests = 200;
         let per_connection = protocol.requests_per_connection.unwrap_or(requests);
         for size in [None, Some(1), Some(64), Some(3000)] {
@@ -148,8 +160,8 @@ fn every_script_accepts_its_session_however_the_bytes_are_cut() {
 }
 
 #[test]
-fn without_a_size_the_first_client_says_the_originals_lines() {
-    for protocol in in_lines() {
+fn client_0_without_a_size_sends_the_lines_of_the_original() {
+    for protocol in with_request_lines() {
         let mut script = (protocol.ask)(&options(None, 0));
         assert_eq!(ask(&mut *script), b"Hello World!:0\n", "{}", protocol.name);
     }
@@ -162,10 +174,10 @@ fn without_a_size_the_first_client_says_the_originals_lines() {
     }
 }
 
-/// A request is appended: a driver may have put something before it.
+/// A request is appended, because the buffer of the driver may already contain other bytes.
 #[test]
-fn asking_leaves_alone_what_is_there() {
-    for protocol in generic() {
+fn ask_appends_to_the_buffer() {
+    for protocol in with_oracle() {
         for size in [None, Some(40)] {
             let alone = ask(&mut *(protocol.ask)(&options(size, 5)));
             let mut buffer = b"before".to_vec();
@@ -178,7 +190,7 @@ fn asking_leaves_alone_what_is_there() {
     }
 }
 
-/// The line of request `number`, with all before it answered.
+/// Returns the first `count` request lines of a client.
 fn lines(size: Option<usize>, client: u64, seed: u64, count: usize) -> Vec<Vec<u8>> {
     let mut script = (find("echo").ask)(&ScriptOptions {
         size,
@@ -195,9 +207,9 @@ fn lines(size: Option<usize>, client: u64, seed: u64, count: usize) -> Vec<Vec<u
         .collect()
 }
 
-/// At every size, also where no room is left for random letters.
+/// The lines are unique at every size, also if there is no room for random letters.
 #[test]
-fn no_two_clients_and_no_two_moments_say_the_same_line() {
+fn request_lines_are_unique_over_clients_and_requests() {
     for size in [
         None,
         Some(1),
@@ -218,19 +230,19 @@ fn no_two_clients_and_no_two_moments_say_the_same_line() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_requests_and_another_gives_others() {
-    for protocol in in_lines() {
+fn requests_are_equal_for_equal_seeds_only() {
+    for protocol in with_request_lines() {
         let requests = |seed| {
             let size = Some(64);
-            let (client, mut asked) = (3, Vec::new());
+            let (client, mut request) = (3, Vec::new());
             let mut script = (protocol.ask)(&ScriptOptions {
                 size,
                 seed,
                 client,
                 ..ScriptOptions::default()
             });
-            script.ask(&mut asked);
-            asked
+            script.ask(&mut request);
+            request
         };
         assert_eq!(requests(1), requests(1), "{}", protocol.name);
         assert_ne!(requests(1), requests(2), "{}", protocol.name);
@@ -239,30 +251,29 @@ fn the_same_seed_gives_the_same_requests_and_another_gives_others() {
     assert_ne!(lines(Some(64), 3, 1, 100), lines(Some(64), 3, 2, 100));
 }
 
-/// A size is the length in bytes, the line's end included; where the line can't be as short as that, it is as short
-/// as it can be.
+/// A size is the length in bytes, with the line's end. If the line can't be that short, it is as short as possible.
 #[test]
-fn sizes_are_exact() {
-    for protocol in in_lines() {
+fn request_has_exactly_the_size() {
+    for protocol in with_request_lines() {
         for client in [0, 9, 1234] {
             let shortest = ask(&mut *(protocol.ask)(&options(None, client)));
             for size in (0..200).chain([1024, 16 * 1024, MAX_LINE]) {
                 let line = ask(&mut *(protocol.ask)(&options(Some(size), client)));
-                let who = format!("{}, client {client}, size {size}", protocol.name);
-                assert_eq!(line.len(), size.max(shortest.len()), "{who}");
+                let case = format!("{}, client {client}, size {size}", protocol.name);
+                assert_eq!(line.len(), size.max(shortest.len()), "{case}");
                 let ends = line.iter().filter(|byte| **byte == b'\n').count();
-                assert!(ends == 1 && line.ends_with(b"\n"), "{who}: {ends} ends");
+                assert!(ends == 1 && line.ends_with(b"\n"), "{case}: {ends} ends");
                 let body = &line[..line.len() - 1];
-                // What was added stands apart, for people who read a trace.
-                let (start, added) = body.split_at(shortest.len() - 1);
-                assert_eq!(start, &shortest[..shortest.len() - 1], "{who}");
-                assert!(added.is_empty() || added[0] == b' ', "{who}");
+                // A space separates the padding, so that a trace is easy to read.
+                let (start, padding) = body.split_at(shortest.len() - 1);
+                assert_eq!(start, &shortest[..shortest.len() - 1], "{case}");
+                assert!(padding.is_empty() || padding[0] == b' ', "{case}");
                 let printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
-                assert!(body.iter().all(printable), "{who}: not text");
+                assert!(body.iter().all(printable), "{case}: not text");
             }
         }
     }
-    // Later lines have longer numbers, and the same size.
+    // Later lines have longer numbers and the same size.
     assert!(
         lines(Some(40), 1, 7, 1200)
             .iter()
@@ -271,18 +282,20 @@ fn sizes_are_exact() {
 }
 
 #[test]
-fn a_flipped_byte_is_found_where_it_is() {
-    for protocol in generic() {
+fn flipped_byte_is_reported_at_its_offset() {
+    for protocol in with_oracle() {
         for &before in rounds(protocol) {
-            let (_, right) = waiting(protocol, &options(Some(40), 2), before);
+            let (_, right) = script_and_reply(protocol, &options(Some(40), 2), before);
             for at in 0..right.len() {
                 for flip in 1..=255 {
-                    let (mut script, mut wrong) = waiting(protocol, &options(Some(40), 2), before);
+                    let (mut script, mut wrong) =
+                        script_and_reply(protocol, &options(Some(40), 2), before);
                     wrong[at] ^= flip;
-                    // Cut in the middle, at the wrong byte, or one byte before the end of the whole.
+                    // Cut in the middle, at the wrong byte, or one byte before the end.
                     let cut = [0, at, wrong.len() - 1][flip as usize % 3];
                     let (first, second) = wrong.split_at(cut);
-                    let error = receive(&mut *script, &[first, second]).expect_err("wrong");
+                    let error =
+                        receive(&mut *script, &[first, second]).expect_err("the reply is wrong");
                     assert_eq!(error.offset, at, "{} ^ {flip}", protocol.name);
                     assert_eq!(error.expected[0], right[at]);
                     assert_eq!(error.got[0], wrong[at]);
@@ -293,19 +306,20 @@ fn a_flipped_byte_is_found_where_it_is() {
 }
 
 #[test]
-fn a_dropped_byte_never_makes_a_complete_reply() {
-    for protocol in generic() {
+fn reply_without_one_byte_is_never_complete() {
+    for protocol in with_oracle() {
         for &before in rounds(protocol) {
-            let (_, right) = waiting(protocol, &options(Some(40), 2), before);
+            let (_, right) = script_and_reply(protocol, &options(Some(40), 2), before);
             for at in 0..right.len() {
                 for cut in 0..right.len() {
-                    let (mut script, mut wrong) = waiting(protocol, &options(Some(40), 2), before);
+                    let (mut script, mut wrong) =
+                        script_and_reply(protocol, &options(Some(40), 2), before);
                     wrong.remove(at);
                     let (first, second) = wrong.split_at(cut);
                     match receive(&mut *script, &[first, second]) {
                         Err(error) => assert!(error.offset >= at, "{error}"),
-                        // Only the end can be missing without being missed yet.
-                        Ok(heard) => assert_eq!((heard, at), (ReplyStatus::Partial, wrong.len())),
+                        // Only a missing last byte is not yet an error.
+                        Ok(status) => assert_eq!((status, at), (ReplyStatus::Partial, wrong.len())),
                     }
                 }
             }
@@ -314,22 +328,23 @@ fn a_dropped_byte_never_makes_a_complete_reply() {
 }
 
 #[test]
-fn a_doubled_byte_is_refused_wherever_the_reply_is_cut() {
-    for protocol in generic() {
+fn doubled_byte_is_refused_however_the_reply_is_cut() {
+    for protocol in with_oracle() {
         for &before in rounds(protocol) {
-            let (_, right) = waiting(protocol, &options(Some(40), 2), before);
+            let (_, right) = script_and_reply(protocol, &options(Some(40), 2), before);
             for at in 0..right.len() {
                 for cut in 0..=right.len() {
-                    let (mut script, mut wrong) = waiting(protocol, &options(Some(40), 2), before);
+                    let (mut script, mut wrong) =
+                        script_and_reply(protocol, &options(Some(40), 2), before);
                     wrong.insert(at, wrong[at]);
                     let (first, second) = wrong.split_at(cut);
-                    let heard = receive(&mut *script, &[first, second]);
+                    let status = receive(&mut *script, &[first, second]);
                     if protocol.name == "hello" && at == right.len() - 1 {
-                        // The greeting is whole; what follows it concerns nobody.
-                        assert_eq!(heard, Ok(ReplyStatus::Last));
+                        // The greeting is complete, and later bytes are not checked.
+                        assert_eq!(status, Ok(ReplyStatus::Last));
                         continue;
                     }
-                    let error = heard.expect_err("one byte too many");
+                    let error = status.expect_err("one byte too many");
                     assert!(error.offset > at, "{}: {error}", protocol.name);
                 }
             }
@@ -338,22 +353,22 @@ fn a_doubled_byte_is_refused_wherever_the_reply_is_cut() {
 }
 
 #[test]
-fn a_second_answer_is_refused_and_a_second_greeting_ignored() {
-    for protocol in generic() {
+fn second_reply_is_refused_and_a_second_greeting_ignored() {
+    for protocol in with_oracle() {
         for &before in rounds(protocol) {
             for at_once in [true, false] {
-                let (mut script, reply) = waiting(protocol, &options(None, 2), before);
+                let (mut script, reply) = script_and_reply(protocol, &options(None, 2), before);
                 let twice = reply.repeat(2);
-                let heard = match at_once {
+                let status = match at_once {
                     true => script.receive(&twice),
                     false => receive(&mut *script, &[&reply, &reply]),
                 };
                 match protocol.name {
-                    "hello" => assert_eq!(heard, Ok(ReplyStatus::Last)),
+                    "hello" => assert_eq!(status, Ok(ReplyStatus::Last)),
                     name => {
-                        let error = heard.expect_err("answered twice");
+                        let error = status.expect_err("the second reply is wrong");
                         assert_eq!(error.offset, reply.len(), "{name}");
-                        assert_eq!(error.expected, b"", "{name}: nothing more was owed");
+                        assert_eq!(error.expected, b"", "{name}: no more bytes are expected");
                         assert_eq!(error.got, &reply[..error.got.len()], "{name}");
                     }
                 }
@@ -362,27 +377,27 @@ fn a_second_answer_is_refused_and_a_second_greeting_ignored() {
     }
 }
 
-/// Mixed-up connections are what a concurrent server gets wrong first. With lines of any size, another client's reply
-/// is a wrong reply, and so is this client's last one.
+/// Mixing up connections is the first error that a concurrent server makes. With lines of any size, the reply to
+/// another client is wrong, and so is the last reply to the same client.
 #[test]
-fn a_swapped_or_stale_reply_is_wrong() {
+fn reply_of_another_client_or_request_is_wrong() {
     for name in ["pair", "echo", "upper"] {
         for size in [None, Some(16), Some(64)] {
             for before in 0..3 {
-                let (mut mine, _) = waiting(find(name), &options(size, 1), before);
-                let (_, theirs) = waiting(find(name), &options(size, 2), before);
-                let heard = mine.receive(&theirs);
+                let (mut mine, _) = script_and_reply(find(name), &options(size, 1), before);
+                let (_, theirs) = script_and_reply(find(name), &options(size, 2), before);
+                let status = mine.receive(&theirs);
                 assert!(
-                    heard.is_err(),
-                    "{name}, {size:?}: {heard:?} to a neighbour's"
+                    status.is_err(),
+                    "{name}, {size:?}: {status:?} for the reply to another client"
                 );
 
-                let (mut now, _) = waiting(find(name), &options(size, 1), before + 1);
-                let (_, stale) = waiting(find(name), &options(size, 1), before);
-                // `pair` says its last line again: its first reply begins its second, but does not complete it.
-                let heard = now.receive(&stale);
+                let (mut now, _) = script_and_reply(find(name), &options(size, 1), before + 1);
+                let (_, stale) = script_and_reply(find(name), &options(size, 1), before);
+                // `pair` repeats the previous line: its first reply is the beginning of its second, but not all of it.
+                let status = now.receive(&stale);
                 assert_ne!(
-                    heard,
+                    status,
                     Ok(ReplyStatus::Complete),
                     "{name}, {size:?}: an old reply"
                 );
@@ -391,26 +406,26 @@ fn a_swapped_or_stale_reply_is_wrong() {
     }
 }
 
-/// A reply that belongs to no request: an answer nobody asked for.
+/// A reply without a request is wrong.
 #[test]
-fn an_unasked_reply_is_wrong_between_two_requests() {
+fn reply_without_a_request_is_wrong() {
     for name in ["pair", "echo", "upper"] {
-        let (mut script, reply) = waiting(find(name), &options(None, 0), 1);
+        let (mut script, reply) = script_and_reply(find(name), &options(None, 0), 1);
         assert_eq!(script.receive(&reply), Ok(ReplyStatus::Complete), "{name}");
         assert_eq!(
             script.receive(b""),
             Ok(ReplyStatus::Complete),
-            "nothing is no byte"
+            "an empty piece is no error"
         );
         assert_eq!(script.receive(b"x").expect_err(name).offset, reply.len());
     }
 }
 
-/// Two slices of at most this much are shown, never a reply of megabytes; and bytes that are no text do not reach a
-/// terminal.
+/// The error shows two excerpts of at most [`WrongReply::EXCERPT`] bytes, never a reply of megabytes. Bytes that are
+/// not printable are escaped, so that they do not reach a terminal.
 #[test]
-fn a_wrong_reply_is_shown_short_and_readable() {
-    let (mut script, mut reply) = waiting(find("echo"), &options(Some(5000), 1), 0);
+fn wrong_reply_is_displayed_short_and_printable() {
+    let (mut script, mut reply) = script_and_reply(find("echo"), &options(Some(5000), 1), 0);
     reply[100] = 0x1b;
     let error = script.receive(&reply).expect_err("one byte is wrong");
     assert_eq!(error.expected.len(), WrongReply::EXCERPT);
@@ -423,10 +438,10 @@ fn a_wrong_reply_is_shown_short_and_readable() {
     assert!(shown.contains("got \"\\x1b"), "{shown}");
     assert!(shown.is_ascii() && !shown.contains('\x1b'), "{shown}");
 
-    let (mut script, _) = waiting(find("echo"), &options(None, 0), 0);
+    let (mut script, _) = script_and_reply(find("echo"), &options(None, 0), 0);
     let error = script
         .receive(b"Hello World!:0\nmore")
-        .expect_err("surplus");
+        .expect_err("there are too many bytes");
     assert_eq!(
         error.to_string(),
         "wrong reply at byte 15: expected nothing more, got \"more\""
@@ -434,8 +449,8 @@ fn a_wrong_reply_is_shown_short_and_readable() {
 }
 
 #[test]
-fn the_greeting_is_the_one_of_the_original() {
-    let (mut script, reply) = waiting(find("hello"), &options(None, 0), 0);
+fn greeting_equals_that_of_the_original() {
+    let (mut script, reply) = script_and_reply(find("hello"), &options(None, 0), 0);
     assert_eq!(reply, GREETING);
     for byte in &GREETING[..GREETING.len() - 1] {
         assert_eq!(script.receive(&[*byte]), Ok(ReplyStatus::Partial));

@@ -1,24 +1,24 @@
-//! Messages with a terminator of several bytes.
+//! Input of the server side of `bulk`: messages with a terminator of several bytes.
 #![no_main]
 
 mod common;
 
-use common::{cut, cuts_change_nothing};
+use common::{assert_cuts_change_nothing, split_cut_size};
 use libfuzzer_sys::fuzz_target;
 use protocol::{Bulk, Protocol, SessionOptions};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((input, size)) = cut(data) else {
+    let Some((input, size)) = split_cut_size(data) else {
         return;
     };
-    let bulk = Protocol::find("bulk").expect("it is there");
+    let bulk = Protocol::find("bulk").expect("the protocol exists");
     let options = SessionOptions {
         max_line: 40,
         bulk: Bulk { size: 20, count: 2 },
         ..SessionOptions::default()
     };
-    let said = cuts_change_nothing(|| (bulk.open)(&options), input, size);
-    // Found in another way: at each place, without state.
+    let output = assert_cuts_change_nothing(|| (bulk.open)(&options), input, size);
+    // Count the requests in a different way than the session: search at each offset, without state.
     let terminator = b"\r<--EOM-->\r";
     let mut rest = input;
     let mut starts = 0;
@@ -32,6 +32,10 @@ fuzz_target!(|data: &[u8]| {
         starts += usize::from(&rest[..at] == b"start");
         rest = &rest[at + terminator.len()..];
     }
-    let heads = said.windows(4).filter(|window| window == b"head").count();
-    assert_eq!(heads, 2 * starts, "another number of messages");
+    let heads = output.windows(4).filter(|window| window == b"head").count();
+    assert_eq!(
+        heads,
+        2 * starts,
+        "the session sends a wrong number of messages"
+    );
 });

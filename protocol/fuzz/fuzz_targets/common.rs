@@ -1,24 +1,27 @@
-//! What the targets share: a driver without sockets, and cuts that the fuzzer chooses.
+//! Shared parts of the targets: a driver without sockets, and cuts that the fuzzer chooses.
 
 use std::os::unix::fs::FileExt;
 
 use protocol::{CloseReason, Session, Step};
 
-/// The first byte says how the rest is cut: into pieces of so many bytes, or not at all.
-pub fn cut(data: &[u8]) -> Option<(&[u8], usize)> {
+/// Splits the data into the input and the size of its pieces. The first byte is the size in bytes; 0: the input is not
+/// cut.
+pub fn split_cut_size(data: &[u8]) -> Option<(&[u8], usize)> {
     let (&size, input) = data.split_first()?;
     Some((input, usize::from(size)))
 }
 
-/// The pieces; all of it in one for a size of 0.
+/// Cuts the input into pieces of `size` bytes. A size of 0 gives one piece.
 #[allow(dead_code, reason = "each target uses a part of this")]
 pub fn pieces(input: &[u8], size: usize) -> impl Iterator<Item = &[u8]> {
     input.chunks(if size == 0 { input.len().max(1) } else { size })
 }
 
-/// A conversation from its beginning to its end: what was said, and how it closed.
+/// Drives a complete conversation. Returns the bytes that the session sent, and the reason of its close.
 ///
-/// It panics if a conversation does not end: each step uses up a piece of input, a byte of output or work that is due.
+/// # Panics
+///
+/// The conversation does not end: each step must consume a piece of input, a byte of output or work that is due.
 #[allow(dead_code, reason = "each target uses a part of this")]
 pub fn converse(
     mut session: Box<dyn Session>,
@@ -28,22 +31,22 @@ pub fn converse(
     let mut pieces = pieces(input, size);
     let mut output = Vec::new();
     let mut fin = false;
-    // An answer may be long, but not without end: a listing or a refusal for each byte that came.
-    let most = 4096 * (input.len() + 4);
+    // A reply may be long, but not endless: at most a listing or a refusal for each byte of input.
+    let max_output = 4096 * (input.len() + 4);
     loop {
-        assert!(output.len() <= most, "says more and more");
+        assert!(output.len() <= max_output, "sends without end");
         match session.step() {
             Step::Read => match pieces.next() {
                 Some(piece) => session.receive(piece),
                 None => {
-                    assert!(!fin, "reads after the end");
+                    assert!(!fin, "reads after FIN");
                     fin = true;
                     session.end_of_input();
                 }
             },
             Step::Write(bytes) => {
-                assert!(!bytes.is_empty(), "writes nothing");
-                // As a socket does that has little room.
+                assert!(!bytes.is_empty(), "writes no bytes");
+                // An odd size simulates a socket with little space, which takes half of the bytes.
                 let count = if size % 2 == 1 {
                     bytes.len().div_ceil(2)
                 } else {
@@ -57,39 +60,39 @@ pub fn converse(
                 slice
                     .file()
                     .read_exact_at(&mut bytes, slice.offset())
-                    .expect("a range of the file");
+                    .expect("the file has all bytes of the range");
                 output.extend_from_slice(&bytes);
                 session.sent(bytes.len());
             }
             Step::Work(_) => session.worked(),
-            Step::Close(farewell) => {
-                assert!(!session.mid_request(), "closes in mid-request");
+            Step::Close(reason) => {
+                assert!(!session.mid_request(), "closes in the middle of a request");
                 session.receive(b"GET / HTTP/1.1\r\n\r\n");
                 assert_eq!(
                     session.step(),
-                    Step::Close(farewell),
-                    "goes on after its end"
+                    Step::Close(reason),
+                    "continues after its close"
                 );
-                return (output, farewell);
+                return (output, reason);
             }
         }
     }
 }
 
-/// However it is cut, the answer is the same.
+/// Asserts that the outcome for the cut input is the same as for the input in one piece, and returns the output.
 #[allow(dead_code, reason = "each target uses a part of this")]
-pub fn cuts_change_nothing(
+pub fn assert_cuts_change_nothing(
     open: impl Fn() -> Box<dyn Session>,
     input: &[u8],
     size: usize,
 ) -> Vec<u8> {
-    let whole = converse(open(), input, 0);
+    let uncut = converse(open(), input, 0);
     let cut = converse(open(), input, size);
-    assert_eq!(whole.1, cut.1, "another end");
+    assert_eq!(uncut.1, cut.1, "another reason of the close");
     assert_eq!(
-        whole.0.escape_ascii().to_string(),
+        uncut.0.escape_ascii().to_string(),
         cut.0.escape_ascii().to_string(),
-        "another answer"
+        "another output"
     );
-    whole.0
+    uncut.0
 }

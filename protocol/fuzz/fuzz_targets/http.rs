@@ -1,4 +1,4 @@
-//! HTTP requests: whatever arrives, an exact answer or a close, and the same however it is cut.
+//! Input of the server side of `http`: any input gets valid responses or a close, and the same for any cuts.
 #![no_main]
 
 mod common;
@@ -7,20 +7,20 @@ use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use common::{cut, cuts_change_nothing};
+use common::{assert_cuts_change_nothing, split_cut_size};
 use libfuzzer_sys::fuzz_target;
 use protocol::http::{DirectoryEntry, FileStore, Lookup, StoredFile};
 use protocol::{Protocol, SessionOptions};
 
-/// A few files, and a directory.
+/// File store with two files and a directory.
 #[derive(Debug)]
-struct Few {
+struct FuzzStore {
     small: Arc<StoredFile>,
     large: Arc<StoredFile>,
 }
 
-impl Few {
-    fn new() -> io::Result<Few> {
+impl FuzzStore {
+    fn new() -> io::Result<FuzzStore> {
         let file = tempfile::tempfile()?;
         file.set_len(300)?;
         let file = Arc::new(file);
@@ -32,26 +32,29 @@ impl Few {
                 content,
             })
         };
-        Ok(Few {
+        Ok(FuzzStore {
             small: entry(2, Some(Box::from(&b"ab"[..]))),
             large: entry(300, None),
         })
     }
 }
 
-impl FileStore for Few {
+impl FileStore for FuzzStore {
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
 
     fn look_up(&self, path: &[u8]) -> io::Result<Lookup> {
-        // What every site may rely on.
-        assert!(!path.contains(&0), "a NUL");
+        // Every file store relies on these properties of a path.
+        assert!(!path.contains(&0), "the path contains NUL");
         for name in path
             .split(|byte| *byte == b'/')
             .filter(|_| !path.is_empty())
         {
-            assert!(!matches!(name, b"" | b"." | b".."), "leaves the root");
+            assert!(
+                !matches!(name, b"" | b"." | b".."),
+                "the path has an empty name or leaves the root"
+            );
         }
         match path {
             b"" | b"d" => Ok(Lookup::Directory {
@@ -70,21 +73,22 @@ impl FileStore for Few {
     }
 }
 
-static SITE: LazyLock<Arc<Few>> = LazyLock::new(|| Arc::new(Few::new().expect("a file")));
+static STORE: LazyLock<Arc<FuzzStore>> =
+    LazyLock::new(|| Arc::new(FuzzStore::new().expect("a temporary file can be made")));
 
 fuzz_target!(|data: &[u8]| {
-    let Some((input, size)) = cut(data) else {
+    let Some((input, size)) = split_cut_size(data) else {
         return;
     };
-    let http = Protocol::find("http").expect("it is there");
+    let http = Protocol::find("http").expect("the protocol exists");
     let options = SessionOptions {
         max_line: 400,
-        file_store: Arc::clone(&*SITE) as Arc<dyn FileStore>,
+        file_store: Arc::clone(&*STORE) as Arc<dyn FileStore>,
         ..SessionOptions::default()
     };
-    let said = cuts_change_nothing(|| (http.open)(&options), input, size);
+    let output = assert_cuts_change_nothing(|| (http.open)(&options), input, size);
     assert!(
-        said.is_empty() || said.starts_with(b"HTTP/1.1 "),
-        "no response"
+        output.is_empty() || output.starts_with(b"HTTP/1.1 "),
+        "the output is no response"
     );
 });

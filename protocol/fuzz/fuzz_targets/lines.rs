@@ -1,22 +1,22 @@
-//! Lines (`pair`, `echo`), and the two that have no framing.
+//! Input of the server side of the protocols in lines (`pair`, `echo`) and of those without framing (`upper`, `hello`).
 #![no_main]
 
 mod common;
 
-use common::{cut, cuts_change_nothing};
+use common::{assert_cuts_change_nothing, split_cut_size};
 use libfuzzer_sys::fuzz_target;
 use protocol::{Protocol, SessionOptions};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((input, size)) = cut(data) else {
+    let Some((input, size)) = split_cut_size(data) else {
         return;
     };
     for name in ["pair", "echo", "upper", "hello"] {
-        let protocol = Protocol::find(name).expect("it is there");
+        let protocol = Protocol::find(name).expect("the protocol exists");
         let options = SessionOptions {
             max_line: 40,
             ..SessionOptions::default()
         };
-        cuts_change_nothing(|| (protocol.open)(&options), input, size);
+        assert_cuts_change_nothing(|| (protocol.open)(&options), input, size);
     }
 });

@@ -1,40 +1,46 @@
-//! What comes behind a head. Nobody wants it here, but where it ends the next request begins.
+//! Bodies of requests. The server does not use them, but it must find their end, because the next request begins there.
 
 use super::response::Status;
 
-/// The longest line with a chunk's size, in bytes and with its end; extensions make it long, and nobody uses them.
+/// Maximum length of the line with a chunk's size, in bytes and with its end. Only extensions make such a line long,
+/// and clients do not use them.
 const SIZE_LINE: usize = 256;
 
-/// All that may come behind the last chunk, in bytes.
+/// Maximum size of the fields after the last chunk, in bytes.
 const TRAILERS: usize = 4 * 1024;
 
-/// What is still to come of a request's body.
+/// Rest of a request's body that has not been skipped.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Body {
-    /// So many bytes.
+    /// This number of bytes.
     Length(u64),
-    /// A chunk's size; all chunks so far had `taken` bytes (RFC 9112, 7.1).
-    Size { taken: u64 },
-    /// So many bytes of a chunk, then CR LF.
-    Chunk { left: u64, taken: u64 },
-    /// Fields, up to an empty line.
-    Trailers { taken: usize },
+    /// Line with a chunk's size. All chunks so far have `total` bytes (RFC 9112, 7.1).
+    Size { total: u64 },
+    /// `left` bytes of a chunk, then CR LF. All chunks so far, this one included, have `total` bytes.
+    Chunk { left: u64, total: u64 },
+    /// Fields, up to an empty line. `skipped` bytes of them were skipped.
+    Trailers { skipped: usize },
 }
 
 impl Body {
     pub(super) const NONE: Body = Body::Length(0);
-    pub(super) const CHUNKED: Body = Body::Size { taken: 0 };
+    pub(super) const CHUNKED: Body = Body::Size { total: 0 };
 
+    /// Returns whether all of the body was skipped.
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Body::Length(0))
     }
 
-    /// Whether that is known, without looking at it.
+    /// Returns whether the body is known to be longer than `most` bytes before any of it has arrived.
     pub(super) fn is_longer_than(&self, most: usize) -> bool {
         matches!(self, Body::Length(length) if *length > most as u64)
     }
 
-    /// Goes through as much of it as is there, and says how many bytes that were.
+    /// Skips as much of the body as `input` has, and returns the number of bytes skipped.
+    ///
+    /// # Errors
+    ///
+    /// The body is malformed or longer than `most` bytes; the status is that of the response.
     pub(super) fn skip(&mut self, input: &[u8], most: usize) -> Result<usize, Status> {
         let mut rest = input;
         while !self.is_over() {
@@ -47,6 +53,7 @@ impl Body {
         Ok(input.len() - rest.len())
     }
 
+    /// Skips one part of the body and returns its length: 0 if more input is needed. See [`skip`](Self::skip).
     fn skip_part(&mut self, input: &[u8], most: usize) -> Result<usize, Status> {
         match self {
             Body::Length(left) => {
@@ -54,25 +61,25 @@ impl Body {
                 *left -= count as u64;
                 Ok(count)
             }
-            Body::Size { taken } => {
+            Body::Size { total } => {
                 let window = &input[..input.len().min(SIZE_LINE)];
-                // The parser takes no digits for a zero, and such a zero would end the body.
+                // The parser accepts a size without digits as zero, and a zero would end the body.
                 if window.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
                     return Err(Status::BadRequest);
                 }
                 match httparse::parse_chunk_size(window) {
                     Ok(httparse::Status::Complete((end, size))) => {
-                        // It also takes a line end inside of an extension, where another server may see two lines.
+                        // The parser accepts a line end inside an extension, where another server may see two lines.
                         if memchr::memchr(b'\n', &window[..end - 1]).is_some() {
                             return Err(Status::BadRequest);
                         }
-                        let taken = taken.saturating_add(size);
-                        if taken > most as u64 {
+                        let total = total.saturating_add(size);
+                        if total > most as u64 {
                             return Err(Status::ContentTooLarge);
                         }
                         *self = match size {
-                            0 => Body::Trailers { taken: 0 },
-                            left => Body::Chunk { left, taken },
+                            0 => Body::Trailers { skipped: 0 },
+                            left => Body::Chunk { left, total },
                         };
                         Ok(end)
                     }
@@ -80,9 +87,9 @@ impl Body {
                     _ => Err(Status::BadRequest),
                 }
             }
-            Body::Chunk { left: 0, taken } => match input {
+            Body::Chunk { left: 0, total } => match input {
                 [b'\r', b'\n', ..] => {
-                    *self = Body::Size { taken: *taken };
+                    *self = Body::Size { total: *total };
                     Ok(2)
                 }
                 [] | [b'\r'] => Ok(0),
@@ -93,16 +100,16 @@ impl Body {
                 *left -= count as u64;
                 Ok(count)
             }
-            Body::Trailers { taken } => {
+            Body::Trailers { skipped } => {
                 let line = memchr::memchr(b'\n', input).map(|end| &input[..=end]);
-                if *taken + line.unwrap_or(input).len() > TRAILERS {
+                if *skipped + line.unwrap_or(input).len() > TRAILERS {
                     return Err(Status::FieldsTooLarge);
                 }
                 match line {
                     None => Ok(0),
                     Some(line) if !is_plain(line) => Err(Status::BadRequest),
                     Some(line) => {
-                        *taken += line.len();
+                        *skipped += line.len();
                         if matches!(line, b"\n" | b"\r\n") {
                             *self = Body::NONE;
                         }
@@ -114,13 +121,15 @@ impl Body {
     }
 }
 
-/// Whether nobody can see another line's end in it: behind that, another server might see a request.
+/// Returns whether the line contains no CR and no NUL before its end. Another server might take such a byte as the end
+/// of the line and parse a request after it.
 fn is_plain(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     memchr::memchr2(b'\r', 0, line).is_none()
 }
 
+/// Returns the smaller of the two numbers.
 fn at_most(left: u64, available: usize) -> usize {
     usize::try_from(left).map_or(available, |left| left.min(available))
 }

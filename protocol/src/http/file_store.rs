@@ -1,4 +1,4 @@
-//! What an HTTP server has to offer, seen from a conversation.
+//! Interface to the files that an HTTP server serves.
 
 use std::fmt;
 use std::fs::File;
@@ -6,65 +6,66 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Where files come from, and what time it is: what a conversation can't know by itself.
+/// Source of the files and of the time, which a session can't get by itself because it does no I/O.
 ///
-/// A look-up may have to ask the file system, and it does so then and there, as most web servers do: opening a file is
-/// short beside sending it, and hardly any system can be asked to open a file and to tell later.
+/// A look-up may call the file system, and it does so synchronously, as in most web servers: opening a file takes
+/// little time compared with sending it, and hardly any operating system can open a file asynchronously.
 pub trait FileStore: fmt::Debug + Send + Sync {
-    /// The time, for `Date`.
+    /// Returns the current time, for the `Date` field.
     fn now(&self) -> SystemTime;
 
-    /// What is there under that path: names of files and directories with `/` between them, decoded; nothing for the
-    /// root. No name in it is empty, `.` or `..`, and none has a `/` or a NUL.
+    /// Looks up the file or directory at `path`: decoded names with `/` between them, or empty for the root. No name in
+    /// it is empty, `.` or `..`, and none contains `/` or NUL.
     ///
     /// # Errors
     ///
-    /// It could not be looked up, for want of descriptors perhaps: that is the server's trouble, and not the client's.
-    /// (What is not there, or may not be seen, is [`Lookup::Nothing`].)
+    /// The look-up failed, for example because no descriptor was free. This is a failure of the server and not of the
+    /// client. A file that does not exist, or is not served, is no error but [`Lookup::Nothing`].
     fn look_up(&self, path: &[u8]) -> io::Result<Lookup>;
 }
 
-/// What a look-up finds.
+/// Result of a look-up.
 #[derive(Debug, Clone)]
 pub enum Lookup {
-    /// A file.
+    /// The path names a file.
     File(Arc<StoredFile>),
-    /// A directory, and what is in it.
+    /// The path names a directory.
     Directory {
-        /// In the order in which they are to be listed.
+        /// Entries of the directory, in the order of the listing.
         entries: Vec<DirectoryEntry>,
-        /// There are more, which were left out: nobody reads a hundred thousand lines.
+        /// True if further entries were left out: a page of a hundred thousand lines is of no use to readers.
         more: bool,
     },
-    /// Nothing that is served.
+    /// The path names nothing that is served.
     Nothing,
 }
 
-/// A file, open.
+/// Open file that is served.
 #[derive(Debug)]
 pub struct StoredFile {
-    /// The file.
+    /// Open file.
     pub file: Arc<File>,
-    /// Its length in bytes, when it was opened.
+    /// Length in bytes at the time when the file was opened.
     pub length: u64,
-    /// When it was last changed.
+    /// Time of the last change.
     pub modified: SystemTime,
-    /// All of it, if it is small: a short body then goes out together with its head, and needs no way of its own.
+    /// Complete content of a small file; `None`: the content is sent from the file. A short body is sent in one write
+    /// with its head and needs no operation of its own.
     pub content: Option<Box<[u8]>>,
 }
 
-/// A line of a directory's listing.
+/// Entry of a directory's listing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DirectoryEntry {
-    /// Any bytes but `/` and NUL.
+    /// Name of the entry: any bytes except `/` and NUL.
     pub name: Vec<u8>,
-    /// It can be listed itself.
+    /// Whether the entry is a directory.
     pub directory: bool,
-    /// Bytes; of a file.
+    /// Length in bytes, if the entry is a file.
     pub length: u64,
 }
 
-/// Nothing to offer, and no clock.
+/// Store without files and without a clock: the time is always the Unix epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct EmptyFileStore;
 

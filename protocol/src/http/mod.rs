@@ -1,7 +1,7 @@
-//! `http`: HTTP/1.1, as far as files need it: GET and HEAD, keep-alive and pipelining, one byte range.
+//! `http`: the part of HTTP/1.1 that serving files needs: GET and HEAD, keep-alive and pipelining, one byte range.
 //!
-//! `/` lists the files, `/files/NAME` is one. The heads are made and understood here; where the files come from, and
-//! what time it is, whoever serves them says by a [`FileStore`].
+//! `/` lists the files, and `/files/NAME` is a file. This module parses requests and writes responses. The server
+//! supplies the files and the time by a [`FileStore`].
 
 mod body;
 mod file_store;
@@ -17,9 +17,9 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "http",
-    summary: "HTTP/1.1: `/` lists files, `/files/NAME` is one (without --root: 13b, 13k and 13m)",
-    open: |options| Box::new(session::Responder::new(options)),
-    ask: |options| Box::new(script::Getter::new(options)),
+    summary: "HTTP/1.1: `/` lists files, `/files/NAME` is a file (without --root: 13b, 13k and 13m)",
+    open: |options| Box::new(session::HttpSession::new(options)),
+    ask: |options| Box::new(script::HttpScript::new(options)),
     requests_per_connection: None,
     requests_differ: false,
     default_load: DefaultLoad::SMALL_MESSAGES,

@@ -1,4 +1,4 @@
-//! What is asked: a head, understood or refused. Sections are RFC 9112's, and RFC 9110's where they have its name.
+//! Parsing of request heads. Section numbers refer to RFC 9112, or to RFC 9110 where a comment names it.
 
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
@@ -11,24 +11,27 @@ use percent_encoding::percent_decode;
 use super::body::Body;
 use super::response::Status;
 
-/// The most fields that a head may have.
+/// Maximum number of fields in a head.
 const FIELDS: usize = 100;
 
-/// A head, as far as it matters for the answer. It holds no bytes of it, only where they are.
+/// Parsed head of a request: the parts on which the response depends. It holds no bytes of the head, only their
+/// position.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestHead {
     pub(super) method: Method,
-    /// Of the target, where its path is in the head; begins with `/`, or is empty.
+    /// Start and end of the target's path in the head. The path begins with `/`, or is empty.
     path: (usize, usize),
-    /// What is to be thrown away before the answer.
+    /// Body that must be skipped before the response.
     pub(super) body: Body,
-    /// There is a body that nobody waits for: after the answer nothing can be understood any more.
-    pub(super) leaves_body: bool,
-    pub(super) connection: Persistence,
+    /// Whether the request has a body that is not read. The bytes after the head may then be that body and not a
+    /// request, so nothing is parsed after the response.
+    pub(super) unread_body: bool,
+    pub(super) persistence: Persistence,
     pub(super) conditions: Conditions,
     pub(super) range: Option<ByteRange>,
 }
 
+/// Method of a request. Methods other than GET and HEAD are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Get,
@@ -36,38 +39,46 @@ pub(super) enum Method {
     Other,
 }
 
-/// What becomes of the connection after the answer.
+/// Whether the connection stays open after the response (9.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Persistence {
-    /// It stays, as goes without saying.
-    Stays,
-    /// It stays, and is told so: HTTP/1.0 would not expect it.
-    StaysForOnce,
-    Closes,
+    /// The connection stays open. This is the default of HTTP/1.1, so the response does not announce it.
+    KeepAlive,
+    /// The connection stays open, and the response announces it, because this is not the default of HTTP/1.0.
+    KeepAliveAnnounced,
+    /// The connection is closed after the response.
+    Close,
 }
 
-/// What the peer knows already (RFC 9110, 13.1). There are no entity tags here, so none that is named ever matches.
+/// Conditions of a request, by which the client states which version it has (RFC 9110, 13.1). The server has no entity
+/// tags, so no entity tag in a condition ever matches.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Conditions {
-    /// If-None-Match is there; and whether it is `*`, which everything that exists matches.
+    /// Whether If-None-Match is `*`, which every existing file matches; `None`: the field is absent.
     pub(super) none_match: Option<bool>,
+    /// Date of If-Modified-Since; `None`: the field is absent or its value is no date.
     pub(super) modified_since: Option<SystemTime>,
-    /// If-Range is there; and its date, if it is one.
-    pub(super) range_if: Option<Option<SystemTime>>,
+    /// Date of If-Range; `None`: the field is absent, `Some(None)`: its value is no date.
+    pub(super) if_range: Option<Option<SystemTime>>,
 }
 
-/// One range of bytes (RFC 9110, 14.1.2).
+/// Range of bytes (RFC 9110, 14.1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteRange {
-    /// From this offset to that, both included.
+    /// Bytes from the first to the last offset, both included.
     Between(u64, u64),
-    /// So many at the end.
+    /// This number of bytes at the end.
     Last(u64),
 }
 
 impl RequestHead {
-    /// Understands a head, which is whole: from the request line to the empty line.
-    pub(super) fn understand(head: &[u8], max_body: usize) -> Result<RequestHead, Status> {
+    /// Parses a complete head, from the request line to the empty line.
+    ///
+    /// # Errors
+    ///
+    /// The head is malformed, ambiguous or not supported, or it announces a body of more than `max_body` bytes. The
+    /// status is that of the response.
+    pub(super) fn parse(head: &[u8], max_body: usize) -> Result<RequestHead, Status> {
         let mut fields = [const { MaybeUninit::<Header>::uninit() }; FIELDS];
         let mut request = Request::new(&mut []);
         match request.parse_with_uninit_headers(head, &mut fields) {
@@ -94,36 +105,38 @@ impl RequestHead {
         };
         let body = fields.body(minor)?;
         let path = match method {
-            // Targets of other methods may have other forms (3.2). They are not looked at.
+            // Targets of other methods may have other forms (3.2). They are not parsed.
             Method::Other => 0..0,
             Method::Get | Method::Head => path(target)?,
         };
-        // Other methods are refused, and whoever expects a word before sending the body gets the last one.
-        let expects = fields.expects && minor > 0;
-        let leaves_body = !body.is_over() && (method == Method::Other || expects);
+        // The body is not read if the method is refused. It is not read either if the client waits for 100 (Continue)
+        // before it sends the body: such a client gets the final response instead.
+        let expects_continue = fields.expects_continue && minor > 0;
+        let unread_body = !body.is_over() && (method == Method::Other || expects_continue);
         if method != Method::Other && body.is_longer_than(max_body) {
             return Err(Status::ContentTooLarge);
         }
-        // The target is a part of the head, and so is its path.
-        let at = target.as_ptr().addr() - head.as_ptr().addr();
+        // The target is a part of the head, so the position of its path in the head is known.
+        let target_start = target.as_ptr().addr() - head.as_ptr().addr();
         Ok(RequestHead {
             method,
-            path: (at + path.start, at + path.end),
-            body: if leaves_body { Body::NONE } else { body },
-            leaves_body,
-            connection: match (minor, fields.close || leaves_body, fields.keep_alive) {
-                (_, true, _) | (0, false, false) => Persistence::Closes,
-                (0, false, true) => Persistence::StaysForOnce,
-                _ => Persistence::Stays,
+            path: (target_start + path.start, target_start + path.end),
+            body: if unread_body { Body::NONE } else { body },
+            unread_body,
+            persistence: match (minor, fields.close || unread_body, fields.keep_alive) {
+                (_, true, _) | (0, false, false) => Persistence::Close,
+                (0, false, true) => Persistence::KeepAliveAnnounced,
+                _ => Persistence::KeepAlive,
             },
             conditions: fields.conditions,
             range: fields.range.filter(|_| method == Method::Get).flatten(),
         })
     }
 
-    /// Decodes the path that is asked for, and says what kind of place it names. Nothing that is not one plain name
-    /// after the other names any.
-    pub(super) fn place(&self, head: &[u8], names: &mut Vec<u8>) -> RequestPath {
+    /// Decodes the requested path into `names`, relative to `/files`, and returns what the path can name. A path is
+    /// served only if each segment is a plain name: not empty, not `.` or `..`, and without `/` and NUL. Only the last
+    /// segment may be empty.
+    pub(super) fn decode_path(&self, head: &[u8], names: &mut Vec<u8>) -> RequestPath {
         names.clear();
         let path = &head[self.path.0..self.path.1];
         let mut segments = path
@@ -133,86 +146,92 @@ impl RequestHead {
         match segments.next() {
             None | Some(b"") if segments.next().is_none() => return RequestPath::Directory,
             Some(first) if percent_decode(first).eq(b"files".iter().copied()) => {}
-            _ => return RequestPath::Nowhere,
+            _ => return RequestPath::NotServed,
         }
-        let mut place = RequestPath::Directory;
+        let mut kind = RequestPath::Directory;
         while let Some(segment) = segments.next() {
-            place = RequestPath::Anything;
+            kind = RequestPath::FileOrDirectory;
             if segment.is_empty() {
-                // Only behind the last name.
+                // An empty segment is allowed only after the last name.
                 return match segments.next() {
                     None => RequestPath::Directory,
-                    Some(_) => RequestPath::Nowhere,
+                    Some(_) => RequestPath::NotServed,
                 };
             }
             if !names.is_empty() {
                 names.push(b'/');
             }
-            let at = names.len();
+            let name_start = names.len();
             names.extend(percent_decode(segment));
-            let name = &names[at..];
+            let name = &names[name_start..];
             if name == b"." || name == b".." || memchr::memchr2(b'/', 0, name).is_some() {
-                return RequestPath::Nowhere;
+                return RequestPath::NotServed;
             }
         }
-        place
+        kind
     }
 }
 
-/// What a path can name.
+/// Kind of thing that a requested path can name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestPath {
     /// A file or a directory.
-    Anything,
-    /// A directory only: it ends with a slash.
+    FileOrDirectory,
+    /// Only a directory: the path is empty or `/files`, or it ends with a slash.
     Directory,
-    Nowhere,
+    /// Nothing that is served.
+    NotServed,
 }
 
-/// The fields that matter.
+/// Fields of a head that the server uses.
 #[derive(Default)]
 struct Fields<'h> {
     host: Option<&'h [u8]>,
     length: Option<u64>,
-    /// Transfer codings: how many, how many of them are `chunked`, and whether the last is.
+    /// Transfer codings: their number, the number of `chunked` among them, and whether the last is `chunked`.
     codings: Option<(usize, usize, bool)>,
     close: bool,
     keep_alive: bool,
-    expects: bool,
+    expects_continue: bool,
     conditions: Conditions,
-    /// Range is there; and what it says, if that can be given.
+    /// Range; `None`: the field is absent, `Some(None)`: it can't be served and is ignored.
     range: Option<Option<ByteRange>>,
 }
 
 impl<'h> Fields<'h> {
+    /// Collects the fields.
+    ///
+    /// # Errors
+    ///
+    /// A field is invalid, or is there twice where that is ambiguous.
     fn collect(headers: &[Header<'h>]) -> Result<Fields<'h>, Status> {
         let mut fields = Fields::default();
         for Header { name, value } in headers {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             if is("host") {
-                // More than one, or an invalid one, could make two servers see two different hosts (3.2).
+                // With two Host fields, or an invalid one, two servers could see different hosts (3.2).
                 if fields.host.replace(value).is_some() || !is_host(value) {
                     return Err(Status::BadRequest);
                 }
             } else if is("content-length") {
-                // Also of two equal ones a proxy may have looked at another than we do (6.3, 5).
-                if fields.length.replace(length(value)?).is_some() {
+                // Two equal fields are refused too: a proxy may have used the other one (6.3, 5).
+                if fields.length.replace(content_length(value)?).is_some() {
                     return Err(Status::BadRequest);
                 }
             } else if is("transfer-encoding") {
                 let (count, chunked, last) = fields.codings.get_or_insert_default();
-                for coding in tokens(value) {
+                for coding in list_members(value) {
                     *last = coding.eq_ignore_ascii_case(b"chunked");
                     *count += 1;
                     *chunked += usize::from(*last);
                 }
             } else if is("connection") {
-                for token in tokens(value) {
-                    fields.close |= token.eq_ignore_ascii_case(b"close");
-                    fields.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                for option in list_members(value) {
+                    fields.close |= option.eq_ignore_ascii_case(b"close");
+                    fields.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             } else if is("expect") {
-                fields.expects |= value.eq_ignore_ascii_case(b"100-continue");
+                fields.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
             } else if is("range") {
                 fields.range = match fields.range {
                     None => Some(byte_range(value)),
@@ -223,14 +242,18 @@ impl<'h> Fields<'h> {
             } else if is("if-modified-since") {
                 fields.conditions.modified_since = date(value);
             } else if is("if-range") {
-                fields.conditions.range_if = Some(date(value));
+                fields.conditions.if_range = Some(date(value));
             }
         }
         Ok(fields)
     }
 
-    /// How long the body is (6.3). Whatever two servers could understand in two ways is refused: behind a proxy, one
-    /// peer's body would be another's request.
+    /// Returns the body with its length or its coding (6.3).
+    ///
+    /// # Errors
+    ///
+    /// Two servers could determine different lengths: behind a proxy, the body of one client could then become the
+    /// request of another.
     fn body(&self, minor: u8) -> Result<Body, Status> {
         match (self.codings, self.length) {
             (None, length) => Ok(Body::Length(length.unwrap_or(0))),
@@ -243,18 +266,23 @@ impl<'h> Fields<'h> {
     }
 }
 
-/// Whether a head that httparse refuses for its version names one that exists in form.
+/// Returns whether a head that httparse refuses for its version has a well-formed version.
 fn is_other_version(head: &[u8]) -> bool {
     let line = head.split(|byte| *byte == b'\n').next().unwrap_or(head);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or(line);
-    // Method and target are right, or httparse had not come to the version; so what follows the second space is it.
+    // httparse parses the version after the method and the target, so these are valid here, and the version is what
+    // follows the second space.
     line.iter().filter(|byte| **byte == b' ').count() == 2
         && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// Where the path of a target is, which is to be an absolute path or a whole address (3.2.1, 3.2.2).
+/// Returns the position of the path in a target. The target must be in origin form or in absolute form (3.2.1, 3.2.2).
+///
+/// # Errors
+///
+/// The target has another form, or contains a byte or an escape that is not allowed.
 fn path(target: &str) -> Result<Range<usize>, Status> {
     let mut start = 0;
     if !target.starts_with('/') {
@@ -268,25 +296,25 @@ fn path(target: &str) -> Result<Range<usize>, Status> {
     }
     let end = target.find('?').unwrap_or(target.len());
     let mut rest = &target.as_bytes()[start..end];
-    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    let allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
     while let Some((&byte, after)) = rest.split_first() {
         rest = match (byte, after) {
             (b'%', [a, b, after @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => after,
             (b'%', _) => return Err(Status::BadRequest),
-            _ if plain(byte) => after,
+            _ if allowed(byte) => after,
             _ => return Err(Status::BadRequest),
         };
     }
-    match target[end..].bytes().all(plain) {
+    match target[end..].bytes().all(allowed) {
         true => Ok(start..end),
         false => Err(Status::BadRequest),
     }
 }
 
-/// Whether that can be the value of Host: a name or an address, perhaps a port; or nothing (RFC 9110, 7.2).
+/// Returns whether the value is valid for Host: a name or an address, optionally with a port, or empty (RFC 9110, 7.2).
 fn is_host(value: &[u8]) -> bool {
     let name = match value.iter().rposition(|byte| *byte == b':') {
-        // A colon inside of brackets is a part of the address.
+        // A colon inside the brackets is a part of the address.
         Some(colon) if !value.ends_with(b"]") => {
             if !value[colon + 1..].iter().all(u8::is_ascii_digit) {
                 return false;
@@ -305,16 +333,20 @@ fn is_host(value: &[u8]) -> bool {
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte))
 }
 
-/// The value of Content-Length: digits, and nothing else.
-fn length(value: &[u8]) -> Result<u64, Status> {
-    match digits(value) {
+/// Parses the value of Content-Length, which is a sequence of digits.
+///
+/// # Errors
+///
+/// The value is anything else.
+fn content_length(value: &[u8]) -> Result<u64, Status> {
+    match parse_digits(value) {
         Some(length) => Ok(length),
         None => Err(Status::BadRequest),
     }
 }
 
-/// A number; one that is too large for us is as large as can be.
-fn digits(text: &[u8]) -> Option<u64> {
+/// Parses a decimal number; a number that is too large becomes `u64::MAX`. Returns `None` if `text` is no number.
+fn parse_digits(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -322,19 +354,21 @@ fn digits(text: &[u8]) -> Option<u64> {
     Some(number.unwrap_or(u64::MAX))
 }
 
-/// The members of a list (RFC 9110, 5.6.1).
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Returns the members of a list, without empty ones (RFC 9110, 5.6.1).
+fn list_members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     let members = value.split(|byte| *byte == b',');
     members
         .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())
 }
 
+/// Parses an HTTP date, in any of its three forms. Returns `None` if the value is no date.
 fn date(value: &[u8]) -> Option<SystemTime> {
     httpdate::parse_http_date(str::from_utf8(value).ok()?).ok()
 }
 
-/// The value of Range, if it is one range of bytes. (Whatever else it is may be ignored, RFC 9110, 14.2.)
+/// Parses the value of Range. Returns `None` if it is not one range of bytes: such a field may be ignored (RFC 9110,
+/// 14.2).
 fn byte_range(value: &[u8]) -> Option<ByteRange> {
     let equals = memchr::memchr(b'=', value)?;
     let (unit, range) = (&value[..equals], value[equals + 1..].trim_ascii());
@@ -343,18 +377,18 @@ fn byte_range(value: &[u8]) -> Option<ByteRange> {
     }
     let dash = memchr::memchr(b'-', range)?;
     match (&range[..dash], &range[dash + 1..]) {
-        (b"", count) => Some(ByteRange::Last(digits(count)?)),
-        (first, b"") => Some(ByteRange::Between(digits(first)?, u64::MAX)),
+        (b"", count) => Some(ByteRange::Last(parse_digits(count)?)),
+        (first, b"") => Some(ByteRange::Between(parse_digits(first)?, u64::MAX)),
         (first, last) => {
-            let (first, last) = (digits(first)?, digits(last)?);
+            let (first, last) = (parse_digits(first)?, parse_digits(last)?);
             (first <= last).then_some(ByteRange::Between(first, last))
         }
     }
 }
 
 impl ByteRange {
-    /// Which bytes that are of so many. None of them: it can't be satisfied.
-    pub(super) fn of(self, length: u64) -> Option<Range<u64>> {
+    /// Returns the offsets of the range in a file of `length` bytes; `None`: the range can't be satisfied.
+    pub(super) fn within(self, length: u64) -> Option<Range<u64>> {
         match self {
             ByteRange::Between(first, last) if first < length => {
                 Some(first..last.saturating_add(1).min(length))

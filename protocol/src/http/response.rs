@@ -1,4 +1,4 @@
-//! What is answered: heads, short bodies and listings, made right behind what is to be sent already.
+//! Responses: heads, short bodies and listings. They are appended to the output buffer.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use super::file_store::{DirectoryEntry, StoredFile};
 use super::request::{Method, Persistence, RequestHead};
 use crate::file::FileSlice;
 
-/// How it went.
+/// Status of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Ok,
@@ -38,7 +38,7 @@ impl fmt::Display for Status {
             Status::PartialContent => "206 Partial Content",
             Status::NotModified => "304 Not Modified",
             Status::BadRequest => "400 Bad Request",
-            Status::NotFound => "404 Not Lookup",
+            Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::ContentTooLarge => "413 Content Too Large",
             Status::UriTooLong => "414 URI Too Long",
@@ -51,61 +51,66 @@ impl fmt::Display for Status {
     }
 }
 
-/// One answer in the making.
+/// Builder of one response.
 pub(super) struct Response<'o> {
     output: &'o mut Vec<u8>,
     now: SystemTime,
-    /// HEAD: whatever the head guarantees, nothing follows it.
+    /// Whether the request was HEAD: the head is the same as for GET, and no body follows it.
     head_only: bool,
-    connection: Persistence,
+    persistence: Persistence,
 }
 
 impl<'o> Response<'o> {
-    /// To a request that was understood.
-    pub(super) fn to(
-        asked: &RequestHead,
+    /// Begins the response to a parsed request.
+    pub(super) fn to_request(
+        request: &RequestHead,
         output: &'o mut Vec<u8>,
         now: SystemTime,
     ) -> Response<'o> {
         Response {
             output,
             now,
-            head_only: asked.method == Method::Head,
-            connection: asked.connection,
+            head_only: request.method == Method::Head,
+            persistence: request.persistence,
         }
     }
 
-    /// To one that was not.
-    pub(super) fn last(head_only: bool, output: &'o mut Vec<u8>, now: SystemTime) -> Response<'o> {
+    /// Begins the response to a request that could not be parsed. The connection is closed after it.
+    pub(super) fn to_invalid(
+        head_only: bool,
+        output: &'o mut Vec<u8>,
+        now: SystemTime,
+    ) -> Response<'o> {
         Response {
             output,
             now,
             head_only,
-            connection: Persistence::Closes,
+            persistence: Persistence::Close,
         }
     }
 
-    /// That it did not go well.
+    /// Writes a response that reports an error.
     pub(super) fn status(mut self, status: Status) {
         self.begin(status);
         match status {
             Status::MethodNotAllowed => self.put(format_args!("Allow: GET, HEAD\r\n")),
-            // It is a want of descriptors, most likely, and others will give theirs back.
+            // Most likely no descriptor was free, and other connections will release theirs.
             Status::Unavailable => self.put(format_args!("Retry-After: 1\r\n")),
             _ => {}
         }
-        self.explain(status);
+        self.finish_with_status(status);
     }
 
-    /// With a file, or what is wanted of it. What it gives is to be sent after the head.
+    /// Writes a response with a file, or with the requested range of it. Returns the slice of the file that must be
+    /// sent after the output; `None`: the output is the complete response.
     pub(super) fn file(
         mut self,
-        asked: &RequestHead,
+        request: &RequestHead,
         name: &[u8],
         file: &StoredFile,
     ) -> Option<FileSlice> {
         let modified = in_range(file.modified);
-        if asked.conditions.is_known(Some(modified)) {
+        if request.conditions.not_modified(Some(modified)) {
             self.begin(Status::NotModified);
             self.put(format_args!(
                 "Last-Modified: {}\r\n\r\n",
@@ -113,16 +118,17 @@ impl<'o> Response<'o> {
             ));
             return None;
         }
-        // A peer that has the beginning of another version gets all of this one.
-        let same = match asked.conditions.range_if {
+        // A client that has the beginning of another version gets all of this version.
+        let same_version = match request.conditions.if_range {
             None => true,
             Some(date) => date.is_some_and(|date| HttpDate::from(date) == HttpDate::from(modified)),
         };
-        let wanted = asked.range.filter(|_| same);
-        let (status, range) = match wanted.map(|range| range.of(file.length)) {
-            Some(None) => return self.beyond(file.length),
+        let requested = request.range.filter(|_| same_version);
+        let (status, range) = match requested.map(|range| range.within(file.length)) {
+            Some(None) => return self.range_not_satisfiable(file.length),
             Some(Some(range)) if !range.is_empty() => (Status::PartialContent, range),
-            // The end of an empty file is all of it, and not to be called a range.
+            // The last bytes of an empty file are an empty range, which Content-Range can't express: send the whole
+            // file.
             _ => (Status::Ok, 0..file.length),
         };
         self.begin(status);
@@ -143,29 +149,30 @@ impl<'o> Response<'o> {
         if self.head_only || length == 0 {
             return None;
         }
-        if let Some(content) = within(file.content.as_deref(), &range) {
+        if let Some(content) = held_content(file.content.as_deref(), &range) {
             self.output.extend_from_slice(content);
             return None;
         }
         Some(FileSlice::new(Arc::clone(&file.file), range.start, length))
     }
 
-    fn beyond(mut self, length: u64) -> Option<FileSlice> {
+    /// Writes a response to a range that can't be satisfied in a file of `length` bytes.
+    fn range_not_satisfiable(mut self, length: u64) -> Option<FileSlice> {
         self.begin(Status::RangeNotSatisfiable);
         self.put(format_args!("Content-Range: bytes */{length}\r\n"));
-        self.explain(Status::RangeNotSatisfiable);
+        self.finish_with_status(Status::RangeNotSatisfiable);
         None
     }
 
-    /// With a directory's listing; `names` is where it is, nothing for the root.
+    /// Writes a response with the listing of a directory. `names` is the path of the directory, empty for the root.
     pub(super) fn listing(
         mut self,
-        asked: &RequestHead,
+        request: &RequestHead,
         names: &[u8],
         entries: &[DirectoryEntry],
         more: bool,
     ) {
-        if asked.conditions.is_known(None) {
+        if request.conditions.not_modified(None) {
             self.begin(Status::NotModified);
             self.output.extend_from_slice(b"\r\n");
             return;
@@ -175,24 +182,26 @@ impl<'o> Response<'o> {
         self.finish("text/html; charset=utf-8", page.as_bytes());
     }
 
-    /// The status line, and what every head has.
+    /// Writes the status line and the fields that every head has.
     fn begin(&mut self, status: Status) {
         let date = HttpDate::from(in_range(self.now));
         self.put(format_args!(
             "HTTP/1.1 {status}\r\nDate: {date}\r\nServer: samewire\r\nX-Content-Type-Options: nosniff\r\n"
         ));
-        match self.connection {
-            Persistence::Stays => {}
-            Persistence::StaysForOnce => self.put(format_args!("Persistence: keep-alive\r\n")),
-            Persistence::Closes => self.put(format_args!("Persistence: close\r\n")),
+        match self.persistence {
+            Persistence::KeepAlive => {}
+            Persistence::KeepAliveAnnounced => self.put(format_args!("Connection: keep-alive\r\n")),
+            Persistence::Close => self.put(format_args!("Connection: close\r\n")),
         }
     }
 
-    fn explain(self, status: Status) {
+    /// Ends the response with the status as its body.
+    fn finish_with_status(self, status: Status) {
         let text = format!("{status}\n");
         self.finish("text/plain; charset=utf-8", text.as_bytes());
     }
 
+    /// Ends the response with a body of the media type `kind`.
     fn finish(mut self, kind: &str, body: &[u8]) {
         let length = body.len();
         self.put(format_args!(
@@ -203,18 +212,20 @@ impl<'o> Response<'o> {
         }
     }
 
+    /// Appends text to the output.
     fn put(&mut self, text: fmt::Arguments<'_>) {
-        // There is no error: a Vec takes everything.
+        // Writing to a Vec does not fail.
         let _ = self.output.write_fmt(text);
     }
 }
 
 impl super::request::Conditions {
-    /// Whether the peer has what it asks for already (RFC 9110, 13.2.2). What was never changed has no date.
-    fn is_known(&self, modified: Option<SystemTime>) -> bool {
+    /// Returns whether the client already has the current version (RFC 9110, 13.2.2). `modified` is `None` for a
+    /// listing, which has no date.
+    fn not_modified(&self, modified: Option<SystemTime>) -> bool {
         match (self.none_match, self.modified_since, modified) {
             (Some(any), _, _) => any,
-            // Dates are in whole seconds.
+            // HTTP dates are in whole seconds.
             (None, Some(since), Some(modified)) => {
                 HttpDate::from(modified) <= HttpDate::from(since)
             }
@@ -223,21 +234,23 @@ impl super::request::Conditions {
     }
 }
 
-/// A time that can be written as a date of HTTP's. A file's can be any; and the crate panics at others.
+/// Returns the nearest time that can be written as an HTTP date. The time of a file can be any time, and httpdate
+/// panics at times outside this range.
 fn in_range(time: SystemTime) -> SystemTime {
     /// The last second of the year 9999.
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     time.clamp(UNIX_EPOCH, UNIX_EPOCH + LAST)
 }
 
-fn within<'c>(content: Option<&'c [u8]>, range: &Range<u64>) -> Option<&'c [u8]> {
+/// Returns the bytes of `range`, if the content is held in memory.
+fn held_content<'c>(content: Option<&'c [u8]>, range: &Range<u64>) -> Option<&'c [u8]> {
     let start = usize::try_from(range.start).ok()?;
     let end = usize::try_from(range.end).ok()?;
     content?.get(start..end)
 }
 
-/// What a file of that name has in it, as far as a name can tell; and in which encoding, if it is text (no other than
-/// UTF-8 is likely).
+/// Guesses the media type of a file from its name. Returns the type and its charset parameter: UTF-8 for text, because
+/// another encoding is unlikely.
 fn content_type(names: &[u8]) -> (&'static str, &'static str) {
     let guessed = str::from_utf8(names)
         .ok()
@@ -250,10 +263,11 @@ fn content_type(names: &[u8]) -> (&'static str, &'static str) {
     (kind, charset)
 }
 
-/// A directory as a page. Links are absolute: a relative one would need a slash behind what was asked for.
+/// Makes the page that lists a directory. Its links are absolute: relative links work only if the requested path ends
+/// with a slash.
 fn page(names: &[u8], entries: &[DirectoryEntry], more: bool) -> String {
-    /// All but what RFC 3986 calls unreserved, and the slashes between names.
-    const KEPT: &AsciiSet = &NON_ALPHANUMERIC
+    /// Bytes that are escaped in links: all except the unreserved characters of RFC 3986 and the slashes between names.
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')
         .remove(b'_')
@@ -261,7 +275,7 @@ fn page(names: &[u8], entries: &[DirectoryEntry], more: bool) -> String {
         .remove(b'/');
     let mut page = String::new();
     let text = |bytes| html_escape::encode_text(&String::from_utf8_lossy(bytes)).into_owned();
-    // There are no errors: a String takes everything.
+    // Writing to a String does not fail.
     let _ = write!(
         page,
         "<!DOCTYPE html>\n<html lang=\"en\">\n\
@@ -274,11 +288,11 @@ fn page(names: &[u8], entries: &[DirectoryEntry], more: bool) -> String {
             .iter()
             .rposition(|byte| *byte == b'/')
             .map_or(0, |slash| slash + 1);
-        let parent = percent_encode(&names[..end], KEPT);
+        let parent = percent_encode(&names[..end], ESCAPED);
         let _ = writeln!(page, "<li><a href=\"/files/{parent}\">..</a></li>");
     }
-    let (at, slash) = (
-        percent_encode(names, KEPT),
+    let (directory_path, slash) = (
+        percent_encode(names, ESCAPED),
         if names.is_empty() { "" } else { "/" },
     );
     for DirectoryEntry {
@@ -287,15 +301,15 @@ fn page(names: &[u8], entries: &[DirectoryEntry], more: bool) -> String {
         length,
     } in entries
     {
-        let (link, name) = (percent_encode(name, KEPT), text(name));
+        let (link, name) = (percent_encode(name, ESCAPED), text(name));
         let _ = match directory {
             true => writeln!(
                 page,
-                "<li><a href=\"/files/{at}{slash}{link}/\">{name}/</a></li>"
+                "<li><a href=\"/files/{directory_path}{slash}{link}/\">{name}/</a></li>"
             ),
             false => writeln!(
                 page,
-                "<li><a href=\"/files/{at}{slash}{link}\">{name}</a> ({length} bytes)</li>"
+                "<li><a href=\"/files/{directory_path}{slash}{link}\">{name}</a> ({length} bytes)</li>"
             ),
         };
     }

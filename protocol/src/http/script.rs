@@ -1,4 +1,4 @@
-//! The client's side: asks for one page, again and again, and checks every reply to it.
+//! Client side of `http`: requests one page again and again, and checks every reply.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -9,14 +9,14 @@ use twox_hash::XxHash3_64;
 
 use crate::script::{ReplyStatus, Script, ScriptOptions, WrongReply};
 
-/// What is asked for, and what must come. Shared by all clients of a load.
+/// Page that clients request, and its expected content. All clients of a load share it.
 #[derive(Debug)]
 pub struct Page {
-    /// The request's target, such as `/files/13b`.
+    /// Target of the request, such as `/files/13b`.
     pub path: String,
-    /// The `Host` field.
+    /// Value of the `Host` field.
     pub host: String,
-    /// What the body must be. If nobody knows it beforehand, the first reply tells, and every other must be the same.
+    /// Expected body. If it is not set beforehand, the first reply sets it, and every other reply must be the same.
     pub content: OnceLock<Content>,
 }
 
@@ -30,17 +30,17 @@ impl Default for Page {
     }
 }
 
-/// A body, by what can be kept of it.
+/// Length and hash of a body, for comparison with other bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Content {
-    /// In bytes.
+    /// Length in bytes.
     pub length: u64,
-    /// XXH3, 64 bits, seed 0.
+    /// XXH3 hash of 64 bits, with seed 0.
     pub hash: u64,
 }
 
 impl Content {
-    /// What is to be kept of these bytes. Those that come in pieces take a [`Hashing`].
+    /// Returns the content of these bytes. For bytes that arrive in pieces, use [`Hashing`].
     pub fn of(bytes: &[u8]) -> Content {
         let mut hashing = Hashing::default();
         hashing.add(bytes);
@@ -54,7 +54,7 @@ impl fmt::Display for Content {
     }
 }
 
-/// Makes a [`Content`] of bytes that come in pieces, and keeps none of them.
+/// Computation of a [`Content`] from bytes that arrive in pieces. It stores none of the bytes.
 #[derive(Default)]
 pub struct Hashing {
     length: u64,
@@ -68,13 +68,13 @@ impl fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// The next piece.
+    /// Adds the next piece.
     pub fn add(&mut self, piece: &[u8]) {
         self.length += piece.len() as u64;
         self.hash.write(piece);
     }
 
-    /// What came so far.
+    /// Returns the content of the pieces so far.
     pub fn content(&self) -> Content {
         Content {
             length: self.length,
@@ -83,114 +83,128 @@ impl Hashing {
     }
 }
 
-/// The longest head, or line between chunks, that is taken, in bytes. No server needs as much.
+/// Maximum length of a head, or of a line between chunks, in bytes. No server needs this much.
 const LONGEST_HEAD: usize = 64 * 1024;
 
-/// The most fields of a head.
+/// Maximum number of fields in a head.
 const FIELDS: usize = 128;
 
-pub(super) struct Getter {
+/// Client side.
+pub(super) struct HttpScript {
     page: Arc<Page>,
-    stage: GetterState,
-    /// What came of something that is understood only when it is whole: a head, the line before a chunk.
-    begun: Vec<u8>,
-    /// Of the reply.
-    heard: u64,
+    state: ReplyState,
+    /// Bytes so far of an item that can be parsed only when it is complete: a head, or the line before a chunk.
+    partial_item: Vec<u8>,
+    /// Number of bytes of the reply that have arrived.
+    received: u64,
     body: Hashing,
-    /// The server means to close the connection after this reply.
+    /// Whether the server closes the connection after this reply.
     last: bool,
 }
 
-/// What comes next.
+/// Part of the reply that is expected next.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum GetterState {
-    /// Nothing: nothing was asked, or all has come.
+enum ReplyState {
+    /// Nothing: no request was sent, or the reply is complete.
     Nothing,
+    /// A head.
     Head,
-    /// So many bytes, and then nothing.
+    /// This number of bytes, which end the reply.
     Body(u64),
     /// The line with a chunk's size.
     ChunkSize,
-    /// So many bytes of a chunk.
+    /// This number of bytes of a chunk.
     Chunk(u64),
+    /// CR LF after a chunk.
     ChunkEnd,
-    /// Fields after the last chunk. Nobody here asks for any.
+    /// Fields after the last chunk. They are skipped: this client requests none.
     Trailer,
 }
 
-/// What a head says, as far as it matters here.
+/// Parsed head of a reply: the parts that this client uses.
 struct Head {
     status: u16,
+    /// Whether the server closes the connection after this reply.
     last: bool,
-    body: GetterState,
+    /// Expected part after the head.
+    body: ReplyState,
 }
 
-impl Getter {
+impl HttpScript {
     pub(super) fn new(options: &ScriptOptions) -> Self {
-        Getter {
+        HttpScript {
             page: Arc::clone(&options.page),
-            stage: GetterState::Nothing,
-            begun: Vec::new(),
-            heard: 0,
+            state: ReplyState::Nothing,
+            partial_item: Vec::new(),
+            received: 0,
             body: Hashing::default(),
             last: false,
         }
     }
 
-    /// Takes what belongs to the thing that has begun, and gives how much of `input` that was; with it what `parse` made
-    /// of the thing, once it is whole. `parse` gives its length, too.
-    fn whole<T>(
+    /// Takes the bytes of the current item from `input`. Returns their number, and the parsed item once it is complete.
+    /// `parse` returns the length of a complete item and the item, or `None` for an incomplete item.
+    ///
+    /// # Errors
+    ///
+    /// The item is malformed, or longer than [`LONGEST_HEAD`].
+    fn parse_item<T>(
         &mut self,
         input: &[u8],
         parse: impl Fn(&[u8]) -> Result<Option<(usize, T)>, String>,
     ) -> Result<(usize, Option<T>), WrongReply> {
-        let before = self.begun.len();
+        let before = self.partial_item.len();
         let room = LONGEST_HEAD - before;
         let taken = &input[..input.len().min(room)];
-        // Hardly any is cut, so hardly any is copied.
-        let found = match before {
+        // Few items arrive in pieces, so few are copied.
+        let parsed = match before {
             0 => parse(taken),
             _ => {
-                self.begun.extend_from_slice(taken);
-                parse(&self.begun)
+                self.partial_item.extend_from_slice(taken);
+                parse(&self.partial_item)
             }
         };
-        let wrong = |words| WrongReply::in_words(self.heard - before as u64, words);
-        match found.map_err(wrong)? {
-            Some((length, thing)) => {
-                self.begun = Vec::new();
+        let wrong = |words| WrongReply::in_words(self.received - before as u64, words);
+        match parsed.map_err(wrong)? {
+            Some((length, item)) => {
+                self.partial_item = Vec::new();
                 let count = length.saturating_sub(before);
-                self.heard += count as u64;
-                Ok((count, Some(thing)))
+                self.received += count as u64;
+                Ok((count, Some(item)))
             }
             None if taken.len() == room => Err(wrong(format!(
-                "expected a head, or the size of a chunk, of less than {LONGEST_HEAD} bytes, and this one does not end"
+                "expected a head, or the size of a chunk, of less than {LONGEST_HEAD} bytes, got {LONGEST_HEAD} bytes \
+                 without an end"
             ))),
             None => {
                 if before == 0 {
-                    self.begun.extend_from_slice(taken);
+                    self.partial_item.extend_from_slice(taken);
                 }
-                self.heard += taken.len() as u64;
+                self.received += taken.len() as u64;
                 Ok((taken.len(), None))
             }
         }
     }
 
-    /// The body's next bytes, `left` of which are still to come; gives how many of `input` they were.
-    fn hear_body(&mut self, input: &[u8], left: u64) -> usize {
+    /// Takes bytes of the body from `input`, at most `left`, and returns their number.
+    fn receive_body(&mut self, input: &[u8], left: u64) -> usize {
         let most = usize::try_from(left).unwrap_or(usize::MAX);
         let count = input.len().min(most);
         self.body.add(&input[..count]);
-        self.heard += count as u64;
+        self.received += count as u64;
         count
     }
 
-    /// A head is whole.
+    /// Handles a complete head.
+    ///
+    /// # Errors
+    ///
+    /// The announced length differs from the length of the expected body, or an empty body is wrong.
     fn begin_body(&mut self, head: &Head) -> Result<(), WrongReply> {
-        self.stage = match (head.status, head.body) {
-            // "Wait", or "it will be so": the reply comes after it.
-            (100 | 102..200, _) => GetterState::Head,
-            (_, GetterState::Body(length)) => {
+        self.state = match (head.status, head.body) {
+            // An interim response: another head follows.
+            (100 | 102..200, _) => ReplyState::Head,
+            (_, ReplyState::Body(length)) => {
                 if let Some(content) = self.page.content.get()
                     && content.length != length
                 {
@@ -198,39 +212,44 @@ impl Getter {
                         "expected a body of {} bytes, got Content-Length: {length}",
                         content.length
                     );
-                    return Err(WrongReply::in_words(self.heard, words));
+                    return Err(WrongReply::in_words(self.received, words));
                 }
-                GetterState::Body(length)
+                ReplyState::Body(length)
             }
             (_, body) => body,
         };
         self.last = head.last;
-        if self.stage == GetterState::Body(0) {
+        if self.state == ReplyState::Body(0) {
             self.end_body()?;
         }
         Ok(())
     }
 
+    /// Handles the end of the body.
+    ///
+    /// # Errors
+    ///
+    /// The body differs from the expected body.
     fn end_body(&mut self) -> Result<(), WrongReply> {
-        self.stage = GetterState::Nothing;
+        self.state = ReplyState::Nothing;
         let content = self.body.content();
         let expected = self.page.content.get_or_init(|| content);
         if *expected != content {
             let words = format!("expected a body of {expected}, got {content}");
-            return Err(WrongReply::in_words(self.heard, words));
+            return Err(WrongReply::in_words(self.received, words));
         }
         Ok(())
     }
 }
 
-impl Script for Getter {
+impl Script for HttpScript {
     fn ask(&mut self, request: &mut Vec<u8>) {
         debug_assert!(
-            self.stage == GetterState::Nothing,
-            "asked before the last reply was complete"
+            self.state == ReplyState::Nothing,
+            "a request was sent before the last reply was complete"
         );
-        self.stage = GetterState::Head;
-        self.heard = 0;
+        self.state = ReplyState::Head;
+        self.received = 0;
         self.body = Hashing::default();
         for part in [
             "GET ",
@@ -245,52 +264,52 @@ impl Script for Getter {
 
     fn receive(&mut self, mut input: &[u8]) -> Result<ReplyStatus, WrongReply> {
         while !input.is_empty() {
-            let count = match self.stage {
-                GetterState::Nothing => {
-                    let offset = usize::try_from(self.heard).unwrap_or(usize::MAX);
+            let count = match self.state {
+                ReplyState::Nothing => {
+                    let offset = usize::try_from(self.received).unwrap_or(usize::MAX);
                     return Err(WrongReply::new(offset, b"", input));
                 }
-                GetterState::Head => {
-                    let (count, head) = self.whole(input, parse_head)?;
+                ReplyState::Head => {
+                    let (count, head) = self.parse_item(input, parse_head)?;
                     if let Some(head) = head {
                         self.begin_body(&head)?;
                     }
                     count
                 }
-                GetterState::Body(left) => {
-                    let count = self.hear_body(input, left);
-                    self.stage = GetterState::Body(left - count as u64);
-                    if self.stage == GetterState::Body(0) {
+                ReplyState::Body(left) => {
+                    let count = self.receive_body(input, left);
+                    self.state = ReplyState::Body(left - count as u64);
+                    if self.state == ReplyState::Body(0) {
                         self.end_body()?;
                     }
                     count
                 }
-                GetterState::ChunkSize => {
-                    let (count, size) = self.whole(input, parse_chunk_size)?;
-                    self.stage = match size {
-                        None => GetterState::ChunkSize,
-                        Some(0) => GetterState::Trailer,
-                        Some(size) => GetterState::Chunk(size),
+                ReplyState::ChunkSize => {
+                    let (count, size) = self.parse_item(input, parse_chunk_size)?;
+                    self.state = match size {
+                        None => ReplyState::ChunkSize,
+                        Some(0) => ReplyState::Trailer,
+                        Some(size) => ReplyState::Chunk(size),
                     };
                     count
                 }
-                GetterState::Chunk(left) => {
-                    let count = self.hear_body(input, left);
-                    self.stage = match left - count as u64 {
-                        0 => GetterState::ChunkEnd,
-                        left => GetterState::Chunk(left),
+                ReplyState::Chunk(left) => {
+                    let count = self.receive_body(input, left);
+                    self.state = match left - count as u64 {
+                        0 => ReplyState::ChunkEnd,
+                        left => ReplyState::Chunk(left),
                     };
                     count
                 }
-                GetterState::ChunkEnd => {
-                    let (count, end) = self.whole(input, parse_chunk_end)?;
+                ReplyState::ChunkEnd => {
+                    let (count, end) = self.parse_item(input, parse_chunk_end)?;
                     if end.is_some() {
-                        self.stage = GetterState::ChunkSize;
+                        self.state = ReplyState::ChunkSize;
                     }
                     count
                 }
-                GetterState::Trailer => {
-                    let (count, end) = self.whole(input, parse_trailer)?;
+                ReplyState::Trailer => {
+                    let (count, end) = self.parse_item(input, parse_trailer)?;
                     if end.is_some() {
                         self.end_body()?;
                     }
@@ -299,24 +318,29 @@ impl Script for Getter {
             };
             input = &input[count..];
         }
-        Ok(match self.stage {
-            GetterState::Nothing if self.last => ReplyStatus::Last,
-            GetterState::Nothing => ReplyStatus::Complete,
+        Ok(match self.state {
+            ReplyState::Nothing if self.last => ReplyStatus::Last,
+            ReplyState::Nothing => ReplyStatus::Complete,
             _ => ReplyStatus::Partial,
         })
     }
 }
 
+/// Parses a head. Returns its length with it; `None`: it is incomplete.
+///
+/// # Errors
+///
+/// The bytes are no head, the status is not 200, or the end of the body can't be determined.
 fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, String> {
     let mut fields = [EMPTY_HEADER; FIELDS];
     let mut response = Response::new(&mut fields);
     let length = match response.parse(bytes) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
-        Err(why) => {
-            let came = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
+        Err(error) => {
+            let got = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
             return Err(format!(
-                "expected the head of an HTTP reply, got \"{came}\" ({why})"
+                "expected the head of an HTTP reply, got \"{got}\" ({error})"
             ));
         }
     };
@@ -333,20 +357,25 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, String> {
         ));
     }
     let fields = response.headers;
-    let says = |word| options(fields, "connection").any(|option| option.eq_ignore_ascii_case(word));
+    let announces =
+        |option| options(fields, "connection").any(|other| other.eq_ignore_ascii_case(option));
     let head = Head {
         status,
-        last: says("close") || (version == 0 && !says("keep-alive")),
+        last: announces("close") || (version == 0 && !announces("keep-alive")),
         body: match interim {
-            true => GetterState::Nothing,
+            true => ReplyState::Nothing,
             false => framing(fields)?,
         },
     };
     Ok(Some((length, head)))
 }
 
-/// How the end of the body is known.
-fn framing(fields: &[Header<'_>]) -> Result<GetterState, String> {
+/// Returns how the body is framed: by its length or in chunks.
+///
+/// # Errors
+///
+/// The fields contradict each other, or the framing is not supported.
+fn framing(fields: &[Header<'_>]) -> Result<ReplyState, String> {
     let mut lengths = options(fields, "content-length");
     let mut codings = options(fields, "transfer-encoding");
     match (lengths.next(), codings.next()) {
@@ -358,12 +387,12 @@ fn framing(fields: &[Header<'_>]) -> Result<GetterState, String> {
             }
             let digits = length.bytes().all(|byte| byte.is_ascii_digit());
             let number = length.parse().ok().filter(|_| digits);
-            number.map(GetterState::Body).ok_or_else(|| {
+            number.map(ReplyState::Body).ok_or_else(|| {
                 format!("expected a number of bytes as Content-Length, got {length:?}")
             })
         }
         (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => match codings.next() {
-            None => Ok(GetterState::ChunkSize),
+            None => Ok(ReplyState::ChunkSize),
             Some(other) => Err(format!(
                 "expected Transfer-Encoding: chunked and nothing more, got {other:?} too"
             )),
@@ -374,7 +403,7 @@ fn framing(fields: &[Header<'_>]) -> Result<GetterState, String> {
         (Some(_), Some(_)) => {
             Err("expected Content-Length or Transfer-Encoding, got both".to_string())
         }
-        // One that is cut off would look whole.
+        // A body that was cut off would look complete.
         (None, None) => Err(
             "expected Content-Length or Transfer-Encoding: chunked, got neither (bodies that end with the connection \
              are not supported)"
@@ -383,7 +412,8 @@ fn framing(fields: &[Header<'_>]) -> Result<GetterState, String> {
     }
 }
 
-/// What a field lists, in all its lines. One that is no text has U+FFFD in it, and so is nothing that is known here.
+/// Returns the members of a list field, from all its lines. A member that is not UTF-8 contains U+FFFD, so it equals no
+/// option that this client knows.
 fn options<'h>(fields: &'h [Header<'_>], name: &'static str) -> impl Iterator<Item = String> + 'h {
     fields
         .iter()
@@ -392,17 +422,19 @@ fn options<'h>(fields: &'h [Header<'_>], name: &'static str) -> impl Iterator<It
         .map(|option| String::from_utf8_lossy(option.trim_ascii()).into_owned())
 }
 
+/// Parses the line with a chunk's size. Returns its length and the size; `None`: it is incomplete.
 fn parse_chunk_size(bytes: &[u8]) -> Result<Option<(usize, u64)>, String> {
     match httparse::parse_chunk_size(bytes) {
-        Ok(Status::Complete(found)) => Ok(Some(found)),
+        Ok(Status::Complete(parsed)) => Ok(Some(parsed)),
         Ok(Status::Partial) => Ok(None),
         Err(_) => {
-            let came = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
-            Err(format!("expected the size of a chunk, got \"{came}\""))
+            let got = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
+            Err(format!("expected the size of a chunk, got \"{got}\""))
         }
     }
 }
 
+/// Parses the CR LF after a chunk. Returns its length; `None`: it is incomplete.
 fn parse_chunk_end(bytes: &[u8]) -> Result<Option<(usize, ())>, String> {
     const END: &[u8] = b"\r\n";
     if bytes.starts_with(END) {
@@ -411,17 +443,18 @@ fn parse_chunk_end(bytes: &[u8]) -> Result<Option<(usize, ())>, String> {
     if END.starts_with(bytes) {
         return Ok(None);
     }
-    let came = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
-    Err(format!("expected the end of a chunk, got \"{came}\""))
+    let got = bytes[..bytes.len().min(WrongReply::EXCERPT)].escape_ascii();
+    Err(format!("expected the end of a chunk, got \"{got}\""))
 }
 
+/// Parses the fields after the last chunk, up to an empty line. Returns their length; `None`: they are incomplete.
 fn parse_trailer(bytes: &[u8]) -> Result<Option<(usize, ())>, String> {
     let mut fields = [EMPTY_HEADER; FIELDS];
     match httparse::parse_headers(bytes, &mut fields) {
         Ok(Status::Complete((length, _))) => Ok(Some((length, ()))),
         Ok(Status::Partial) => Ok(None),
-        Err(why) => Err(format!(
-            "expected the end of a chunked body, or fields after it ({why})"
+        Err(error) => Err(format!(
+            "expected the end of a chunked body, or fields after it ({error})"
         )),
     }
 }

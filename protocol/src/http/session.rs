@@ -1,4 +1,4 @@
-//! The server's side.
+//! Server side of `http`.
 
 use std::sync::Arc;
 
@@ -9,129 +9,143 @@ use crate::file::FileSlice;
 use crate::session::{CloseReason, Session, SessionOptions, Step};
 use crate::work::PendingWork;
 
-/// Answers are gathered until they are this long, so that a pipelining client costs one write for many. What a file
-/// has is not counted: it is sent from there.
+/// Size in bytes up to which responses are gathered before they are sent, so that a pipelining client costs one write
+/// for many responses. The content of a file that is sent from the file does not count.
 const GATHER: usize = 16 * 1024;
 
-/// Buffers that grew for an unusual peer are given back once they are empty. Unusual are long heads, and listings: a
-/// small file goes out through the buffer with its head.
+/// Capacity in bytes that the empty input buffer keeps. A buffer that grew for an unusually long head is shrunk to it.
 const KEEP_INPUT: usize = 4 * 1024;
+
+/// Capacity in bytes that the empty output buffer keeps. Only a listing needs more: a small file is sent through the
+/// buffer with its head, and fits.
 const KEEP_OUTPUT: usize = GATHER + 4 * 1024;
 
-pub(super) struct Responder {
+/// Server side.
+pub(super) struct HttpSession {
     file_store: Arc<dyn FileStore>,
-    /// The longest head, and the longest body behind it.
+    /// Maximum length of a head in bytes, and of the body after it.
     max_head: usize,
-    /// What arrived; the part before `answered` is done with. Before `scanned` no head ends.
+    /// Bytes that arrived. The requests before `answered` are answered, and no head ends between `answered` and
+    /// `scanned`.
     input: Vec<u8>,
     answered: usize,
     scanned: usize,
-    /// The request at `answered`, when its head is understood.
-    heard: Option<CurrentRequest>,
-    /// Where the last path was decoded.
+    /// Request at `answered`; `None`: its head is not parsed yet.
+    current: Option<CurrentRequest>,
+    /// Buffer in which paths are decoded.
     names: Vec<u8>,
-    /// What is to be sent: bytes, of which the part before `taken` was taken by the socket, and then a file.
+    /// Bytes to send. The socket has taken the first `taken` of them.
     output: Vec<u8>,
     taken: usize,
+    /// Range of a file to send after them.
     file: Option<FileSlice>,
     pending_work: PendingWork,
-    ended: Option<CloseReason>,
+    /// Reason of the close after all output is sent; `None`: the conversation continues.
+    close_reason: Option<CloseReason>,
 }
 
-/// A request whose head is here.
+/// Request whose head has arrived.
 #[derive(Clone, Copy)]
 struct CurrentRequest {
-    asked: RequestHead,
-    /// Its length in bytes.
-    head: usize,
+    head: RequestHead,
+    /// Length of the head in bytes.
+    head_length: usize,
 }
 
-impl Responder {
+impl HttpSession {
     pub(super) fn new(options: &SessionOptions) -> Self {
-        Responder {
+        HttpSession {
             file_store: Arc::clone(&options.file_store),
             max_head: options.max_line,
             input: Vec::new(),
             answered: 0,
             scanned: 0,
-            heard: None,
+            current: None,
             names: Vec::new(),
             output: Vec::new(),
             taken: 0,
             file: None,
             pending_work: PendingWork::of(options.work.as_ref()),
-            ended: None,
+            close_reason: None,
         }
     }
 
-    /// Answers requests until there is enough to send, or no whole request is left.
+    /// Answers requests until [`GATHER`] bytes or a file are to be sent, or no complete request is left.
     fn answer_some(&mut self) {
         while self.output.len() < GATHER && self.file.is_none() {
-            let heard = match self.receive() {
-                Ok(Some(heard)) => heard,
+            let request = match self.next_request() {
+                Ok(Some(request)) => request,
                 Ok(None) => return,
                 Err(status) => {
                     let head_only = self.input[self.answered..].starts_with(b"HEAD ");
-                    Response::last(head_only, &mut self.output, self.file_store.now())
+                    Response::to_invalid(head_only, &mut self.output, self.file_store.now())
                         .status(status);
                     return self.end(CloseReason::Refused);
                 }
             };
-            // What was answered before goes out first: it need not wait for this request's work.
-            let head = &self.input[self.answered..][..heard.head];
+            // The responses to earlier requests are sent first: they need not wait for the work of this request.
+            let head = &self.input[self.answered..][..request.head_length];
             if self.pending_work.due(head).is_some() {
                 return;
             }
-            self.answer(heard);
+            self.answer(request);
             self.pending_work.replied();
-            self.answered += heard.head;
+            self.answered += request.head_length;
             self.scanned = self.answered;
-            self.heard = None;
-            if heard.asked.leaves_body {
+            self.current = None;
+            if request.head.unread_body {
                 return self.end(CloseReason::Refused);
             }
-            if heard.asked.connection == Persistence::Closes {
+            if request.head.persistence == Persistence::Close {
                 return self.end(CloseReason::Done);
             }
         }
     }
 
-    /// The next request, when all of it is here. Of its body nothing is left then.
-    fn receive(&mut self) -> Result<Option<CurrentRequest>, Status> {
-        let mut heard = match self.heard {
-            Some(heard) => heard,
+    /// Returns the next request if all of it has arrived; its body is skipped then. `None`: more input is needed.
+    ///
+    /// # Errors
+    ///
+    /// The request is refused; the status is that of the response.
+    fn next_request(&mut self) -> Result<Option<CurrentRequest>, Status> {
+        let mut request = match self.current {
+            Some(request) => request,
             None => match self.find_head()? {
                 None => return Ok(None),
-                Some(head) => CurrentRequest {
-                    asked: RequestHead::understand(
-                        &self.input[self.answered..][..head],
+                Some(head_length) => CurrentRequest {
+                    head: RequestHead::parse(
+                        &self.input[self.answered..][..head_length],
                         self.max_head,
                     )?,
-                    head,
+                    head_length,
                 },
             },
         };
-        let body = &mut heard.asked.body;
+        let body = &mut request.head.body;
         if !body.is_over() {
-            let start = self.answered + heard.head;
+            let start = self.answered + request.head_length;
             let skipped = body.skip(&self.input[start..], self.max_head)?;
             self.input.drain(start..start + skipped);
         }
-        let whole = body.is_over();
-        self.heard = Some(heard);
-        Ok(whole.then_some(heard))
+        let complete = body.is_over();
+        self.current = Some(request);
+        Ok(complete.then_some(request))
     }
 
-    /// The length of the head that comes next, when all of it is here.
+    /// Returns the length in bytes of the next head if all of it has arrived. `None`: more input is needed.
+    ///
+    /// # Errors
+    ///
+    /// The head is too long, or its first byte can't begin a request.
     fn find_head(&mut self) -> Result<Option<usize>, Status> {
         if self.scanned == self.answered {
-            self.answered += blank(&self.input[self.answered..]);
+            self.answered += empty_lines(&self.input[self.answered..]);
             self.scanned = self.answered;
         }
         let input = &self.input[self.answered..];
         match input {
             [] | [b'\r'] => return Ok(None),
-            // Nothing begins like this, in HTTP. TLS does, and would wait for an answer.
+            // No HTTP request begins with such a byte. A TLS handshake does, and its client would wait for a reply.
             [first, ..] if !first.is_ascii_graphic() => return Err(Status::BadRequest),
             _ => {}
         }
@@ -145,7 +159,7 @@ impl Responder {
             match &self.input[line_end + 1..] {
                 [b'\n', ..] => break Some(line_end + 2),
                 [b'\r', b'\n', ..] => break Some(line_end + 3),
-                // What comes next will tell: this line's end is looked at once more.
+                // The next bytes decide whether the head ends here, so this line end is checked again later.
                 [] | [b'\r'] => {
                     self.scanned = line_end;
                     break None;
@@ -163,46 +177,51 @@ impl Responder {
         Ok(length)
     }
 
-    fn answer(&mut self, heard: CurrentRequest) {
-        let asked = &heard.asked;
-        let head = &self.input[self.answered..][..heard.head];
-        let answer = Response::to(asked, &mut self.output, self.file_store.now());
-        if asked.method == Method::Other {
-            return answer.status(Status::MethodNotAllowed);
+    /// Appends the response to a request.
+    fn answer(&mut self, current: CurrentRequest) {
+        let request = &current.head;
+        let head = &self.input[self.answered..][..current.head_length];
+        let response = Response::to_request(request, &mut self.output, self.file_store.now());
+        if request.method == Method::Other {
+            return response.status(Status::MethodNotAllowed);
         }
-        let place = asked.place(head, &mut self.names);
-        let found = match place {
-            RequestPath::Nowhere => Ok(Lookup::Nothing),
-            RequestPath::Anything | RequestPath::Directory => self.file_store.look_up(&self.names),
+        let kind = request.decode_path(head, &mut self.names);
+        let lookup = match kind {
+            RequestPath::NotServed => Ok(Lookup::Nothing),
+            RequestPath::FileOrDirectory | RequestPath::Directory => {
+                self.file_store.look_up(&self.names)
+            }
         };
-        match found {
-            Ok(Lookup::File(file)) if place == RequestPath::Anything => {
-                self.file = answer.file(asked, &self.names, &file);
+        match lookup {
+            Ok(Lookup::File(file)) if kind == RequestPath::FileOrDirectory => {
+                self.file = response.file(request, &self.names, &file);
             }
             Ok(Lookup::Directory { entries, more }) => {
-                answer.listing(asked, &self.names, &entries, more);
+                response.listing(request, &self.names, &entries, more);
             }
-            Ok(Lookup::File(_) | Lookup::Nothing) => answer.status(Status::NotFound),
-            Err(_) => answer.status(Status::Unavailable),
+            Ok(Lookup::File(_) | Lookup::Nothing) => response.status(Status::NotFound),
+            Err(_) => response.status(Status::Unavailable),
         }
     }
 
-    /// Whatever else the peer says, it was the last answer.
-    fn end(&mut self, farewell: CloseReason) {
-        self.forget();
-        self.ended = Some(farewell);
+    /// Makes the last response the end of the conversation: all further input is ignored.
+    fn end(&mut self, reason: CloseReason) {
+        self.clear_input();
+        self.close_reason = Some(reason);
     }
 
-    fn forget(&mut self) {
+    /// Discards the input and frees its buffer.
+    fn clear_input(&mut self) {
         self.input = Vec::new();
         self.answered = 0;
         self.scanned = 0;
-        self.heard = None;
+        self.current = None;
     }
 }
 
-/// How many bytes of empty lines come first. They may stand before a request (RFC 9112, 2.2), and belong to none.
-fn blank(input: &[u8]) -> usize {
+/// Returns the length in bytes of the empty lines at the beginning of `input`. A client may send empty lines before a
+/// request (RFC 9112, 2.2), and they belong to no request.
+fn empty_lines(input: &[u8]) -> usize {
     let mut rest = input;
     while let [b'\n', after @ ..] | [b'\r', b'\n', after @ ..] = rest {
         rest = after;
@@ -210,9 +229,9 @@ fn blank(input: &[u8]) -> usize {
     input.len() - rest.len()
 }
 
-impl Session for Responder {
+impl Session for HttpSession {
     fn receive(&mut self, input: &[u8]) {
-        if self.ended.is_some() {
+        if self.close_reason.is_some() {
             return;
         }
         if self.answered > 0 {
@@ -224,7 +243,7 @@ impl Session for Responder {
     }
 
     fn end_of_input(&mut self) {
-        self.ended.get_or_insert(CloseReason::Done);
+        self.close_reason.get_or_insert(CloseReason::Done);
     }
 
     fn step(&mut self) -> Step<'_> {
@@ -251,11 +270,11 @@ impl Session for Responder {
             self.names.clear();
             self.names.shrink_to(KEEP_INPUT);
         }
-        match self.ended {
-            Some(farewell) => {
-                // What is left is the beginning of a request that will never be whole.
-                self.forget();
-                Step::Close(farewell)
+        match self.close_reason {
+            Some(reason) => {
+                // The rest of the input is the beginning of a request that will never be complete.
+                self.clear_input();
+                Step::Close(reason)
             }
             None => Step::Read,
         }
@@ -264,7 +283,10 @@ impl Session for Responder {
     fn sent(&mut self, count: usize) {
         if self.taken < self.output.len() {
             self.taken += count;
-            debug_assert!(self.taken <= self.output.len(), "more sent than offered");
+            debug_assert!(
+                self.taken <= self.output.len(),
+                "more bytes sent than offered"
+            );
         } else if let Some(file) = &mut self.file {
             file.advance(count as u64);
             if file.is_empty() {
@@ -279,7 +301,7 @@ impl Session for Responder {
 
     fn mid_request(&self) -> bool {
         let input = &self.input[self.answered..];
-        let begun = !matches!(&input[blank(input)..], [] | [b'\r']);
-        begun || self.taken < self.output.len() || self.file.is_some()
+        let request_begun = !matches!(&input[empty_lines(input)..], [] | [b'\r']);
+        request_begun || self.taken < self.output.len() || self.file.is_some()
     }
 }

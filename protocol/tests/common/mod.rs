@@ -1,101 +1,103 @@
-//! What the test files share: an oracle that knows what each protocol ought to say, and a driver without sockets.
+//! Shared parts of the tests: an oracle, which predicts the replies of each protocol, and a driver without sockets.
 
 #![allow(
     dead_code,
-    reason = "every test file is a crate of its own and uses a part of this"
+    reason = "each test file is a crate of its own and uses a part of this file"
 )]
 
 use protocol::{
     Bulk, CloseReason, FileSlice, PROTOCOLS, Protocol, Session, SessionOptions, Step, Work,
 };
 
+/// Reply of `hello`.
 pub(crate) const GREETING: &[u8] = b"Hello from server!";
 
-/// What the sessions of [`open`] send, if they are of `bulk`: small, so that every cut of it can be tried.
+/// Size and number of the messages in the `bulk` sessions of [`open`]. They are small, so that every cut can be tried.
 pub(crate) const BULK: Bulk = Bulk { size: 9, count: 2 };
 
-/// One of those messages.
+/// One message of [`BULK`].
 pub(crate) const MESSAGE: &[u8] = b"head.tail\r<--EOM-->\r";
 
+/// Terminator of the messages of `bulk`.
 pub(crate) const TERMINATOR: &[u8] = b"\r<--EOM-->\r";
 
-/// What `bulk` is asked.
+/// Request of `bulk`.
 pub(crate) const START: &[u8] = b"start\r<--EOM-->\r";
 
-/// The protocols whose replies [`oracle`] knows: all but one, which has tests of its own. (What it replies depends on
-/// files and on the time.)
-pub(crate) fn generic() -> impl Iterator<Item = &'static Protocol> {
+/// Returns the protocols whose replies [`oracle`] predicts: all except `http`, whose replies depend on files and on the
+/// time. `http` has tests of its own.
+pub(crate) fn with_oracle() -> impl Iterator<Item = &'static Protocol> {
     PROTOCOLS.iter().filter(|protocol| protocol.name != "http")
 }
 
-/// What came out of a conversation, from its beginning to its end.
+/// Result of a complete conversation: all bytes that the session sent, and the reason of its close.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct Outcome {
     pub(crate) output: Vec<u8>,
-    pub(crate) farewell: CloseReason,
+    pub(crate) reason: CloseReason,
 }
 
-/// What the protocol ought to say to a peer that sends `input` and then FIN. It sees the input whole, keeps no state
-/// and is told of no cuts, so it can't share a mistake with a session.
-pub(crate) fn oracle(protocol: &str, input: &[u8], max_line: usize) -> Said {
-    let done = |output: Vec<u8>| Said {
+/// Predicts the outcome for a peer that sends `input` and then FIN. The oracle gets the complete input at once, without
+/// its cuts, and keeps no state, so it can't share a mistake with a session.
+pub(crate) fn oracle(protocol: &str, input: &[u8], max_line: usize) -> Outcome {
+    let done = |output: Vec<u8>| Outcome {
         output,
-        farewell: CloseReason::Done,
+        reason: CloseReason::Done,
     };
     match protocol {
-        "pair" => in_lines(input, max_line, |previous| previous),
-        "echo" => in_lines(input, max_line, |_| b""),
+        "pair" => answer_lines(input, max_line, |previous| previous),
+        "echo" => answer_lines(input, max_line, |_| b""),
         "upper" => done(input.to_ascii_uppercase()),
         "hello" if input.is_empty() => done(Vec::new()),
         "hello" => done(GREETING.to_vec()),
-        "bulk" => in_messages(input, max_line),
-        other => panic!("{other} has no oracle: a new protocol needs its few lines here"),
+        "bulk" => answer_messages(input, max_line),
+        other => panic!("{other} has no oracle: add the lines for the new protocol here"),
     }
 }
 
-/// Every line comes back, after what is `remembered` of the one before it.
-fn in_lines(input: &[u8], max_line: usize, remembered: fn(&[u8]) -> &[u8]) -> Said {
+/// Predicts the outcome of a protocol in lines: the reply to a line is `remembered(previous line)` and the line.
+fn answer_lines(input: &[u8], max_line: usize, remembered: fn(&[u8]) -> &[u8]) -> Outcome {
     let mut output = Vec::new();
     let mut previous: &[u8] = b"";
     for line in input.split_inclusive(|byte| *byte == b'\n') {
         if line.len() > max_line {
-            output.extend_from_slice(&complaint(max_line));
-            return Said {
+            output.extend_from_slice(&error_reply(max_line));
+            return Outcome {
                 output,
-                farewell: CloseReason::Refused,
+                reason: CloseReason::Refused,
             };
         }
         output.extend_from_slice(remembered(previous));
         output.extend_from_slice(line);
         previous = line;
     }
-    Said {
+    Outcome {
         output,
-        farewell: CloseReason::Done,
+        reason: CloseReason::Done,
     }
 }
 
-/// Each `start` gets its messages, everything else nothing.
-fn in_messages(input: &[u8], max_message: usize) -> Said {
+/// Predicts the outcome of `bulk`: each `start` gets the messages of [`BULK`], and other messages get no reply.
+fn answer_messages(input: &[u8], max_message: usize) -> Outcome {
     let mut output = Vec::new();
     let mut rest = input;
     loop {
         let end = message_end(rest);
-        // The last bytes may be a terminator that has begun; what is before them surely belongs to the message.
+        // The last bytes may be the beginning of a terminator; the bytes before them belong to the message.
         let length = end.unwrap_or(rest.len().saturating_sub(TERMINATOR.len() - 1));
         if length > max_message {
             output.extend_from_slice(b"error: a message may have ");
             output.extend_from_slice(max_message.to_string().as_bytes());
             output.extend_from_slice(b" bytes\r<--EOM-->\r");
-            return Said {
+            return Outcome {
                 output,
-                farewell: CloseReason::Refused,
+                reason: CloseReason::Refused,
             };
         }
         let Some(end) = end else {
-            return Said {
+            return Outcome {
                 output,
-                farewell: CloseReason::Done,
+                reason: CloseReason::Done,
             };
         };
         if &rest[..end] == b"start" {
@@ -112,15 +114,15 @@ fn message_end(bytes: &[u8]) -> Option<usize> {
         .position(|window| window == TERMINATOR)
 }
 
-/// How much of `input` is whole requests.
-pub(crate) fn whole_requests(protocol: &Protocol, input: &[u8]) -> usize {
+/// Returns the length in bytes of the complete requests at the beginning of `input`.
+pub(crate) fn complete_requests(protocol: &Protocol, input: &[u8]) -> usize {
     match protocol.name {
         "bulk" => {
-            let mut whole = 0;
-            while let Some(end) = message_end(&input[whole..]) {
-                whole += end + TERMINATOR.len();
+            let mut complete = 0;
+            while let Some(end) = message_end(&input[complete..]) {
+                complete += end + TERMINATOR.len();
             }
-            whole
+            complete
         }
         _ if has_lines(protocol) => {
             let last = input.iter().rposition(|byte| *byte == b'\n');
@@ -130,20 +132,22 @@ pub(crate) fn whole_requests(protocol: &Protocol, input: &[u8]) -> usize {
     }
 }
 
-/// What a peer is told whose line is longer than `max_line`.
-pub(crate) fn complaint(max_line: usize) -> Vec<u8> {
+/// Returns the error reply to a peer whose line is longer than `max_line` bytes.
+pub(crate) fn error_reply(max_line: usize) -> Vec<u8> {
     format!("error: a line may have {max_line} bytes\n").into_bytes()
 }
 
-/// Whether the protocol frames its input in lines (and so has a limit to their length).
+/// Returns whether the protocol frames its input in lines, and so limits their length.
 pub(crate) fn has_lines(protocol: &Protocol) -> bool {
     matches!(protocol.name, "pair" | "echo")
 }
 
+/// Returns the protocol with this name.
 pub(crate) fn find(name: &str) -> &'static Protocol {
     Protocol::find(name).expect("the protocol exists")
 }
 
+/// Opens a session with [`BULK`] and without work.
 pub(crate) fn open(protocol: &Protocol, max_line: usize) -> Box<dyn Session> {
     (protocol.open)(&SessionOptions {
         max_line,
@@ -152,9 +156,9 @@ pub(crate) fn open(protocol: &Protocol, max_line: usize) -> Box<dyn Session> {
     })
 }
 
-/// A step as it can be kept beside its session: with its bytes, and with where they were.
+/// Copy of a step that can be kept beside its session: with its bytes, and with their address.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum StepCopy {
     Read,
     Write(*const u8, Vec<u8>),
     SendFile(FileSlice),
@@ -162,39 +166,44 @@ pub(crate) enum Seen {
     Close(CloseReason),
 }
 
-impl From<Step<'_>> for Seen {
+impl From<Step<'_>> for StepCopy {
     fn from(step: Step<'_>) -> Self {
         match step {
-            Step::Read => Seen::Read,
-            Step::Write(bytes) => Seen::Write(bytes.as_ptr(), bytes.to_vec()),
-            Step::SendFile(slice) => Seen::SendFile(slice.clone()),
-            Step::Work(work) => Seen::Work(work),
-            Step::Close(farewell) => Seen::Close(farewell),
+            Step::Read => StepCopy::Read,
+            Step::Write(bytes) => StepCopy::Write(bytes.as_ptr(), bytes.to_vec()),
+            Step::SendFile(slice) => StepCopy::SendFile(slice.clone()),
+            Step::Work(work) => StepCopy::Work(work),
+            Step::Close(reason) => StepCopy::Close(reason),
         }
     }
 }
 
-/// Asks for the same step three times, the last time after the box has been somewhere else, and gives the box back.
-/// Nothing may change, not even the address.
+/// Calls `step` three times, the last time after the box was moved, and returns the box. The step must be the same each
+/// time, with its bytes at the same address.
 pub(crate) fn same_step_again(mut session: Box<dyn Session>) -> Box<dyn Session> {
-    let first = Seen::from(session.step());
-    assert_eq!(Seen::from(session.step()), first, "asked again");
+    let first = StepCopy::from(session.step());
+    assert_eq!(StepCopy::from(session.step()), first, "the second call");
     let mut elsewhere = Box::new([Some(session)]);
-    let moved = elsewhere[0].as_mut().expect("was just put there");
-    assert_eq!(Seen::from(moved.step()), first, "asked after a move");
-    elsewhere[0].take().expect("is still there")
+    let moved = elsewhere[0]
+        .as_mut()
+        .expect("the session was just put there");
+    assert_eq!(StepCopy::from(moved.step()), first, "the call after a move");
+    elsewhere[0].take().expect("the session is still there")
 }
 
-/// Holds a whole conversation as the contract asks for it: reads only on [`Step::Read`], one piece at a time, then
-/// FIN. The socket takes `take(n)` of the `n` bytes that it is offered. Every step is asked for more than once.
+/// Drives a complete conversation as the contract requires: reads only on [`Step::Read`], one piece at a time, then
+/// FIN. The socket takes `take(n)` of the `n` bytes that it is offered. The driver calls `step` more than once for each
+/// step.
 ///
-/// It panics where a conversation would not come to its end: a reply is at most three times as long as what it answers
-/// (or one greeting or complaint), and every step must use up a piece, the FIN or at least one byte of a reply.
+/// # Panics
+///
+/// The conversation does not end. A reply is at most three times as long as its request (or one greeting or error
+/// reply), and every step must consume a piece, the FIN or at least one byte of a reply.
 pub(crate) fn converse<'i>(
     mut session: Box<dyn Session>,
     pieces: impl IntoIterator<Item = &'i [u8]>,
     mut take: impl FnMut(usize) -> usize,
-) -> Said {
+) -> Outcome {
     let mut pieces = pieces.into_iter();
     let mut fin = false;
     let mut output = Vec::new();
@@ -210,29 +219,29 @@ pub(crate) fn converse<'i>(
                     session.receive(piece);
                 }
                 None => {
-                    assert!(!fin, "a read after FIN never ends");
+                    assert!(!fin, "the session reads after FIN");
                     fin = true;
                     session.end_of_input();
                 }
             },
             Step::Write(bytes) => {
-                assert!(!bytes.is_empty(), "a write of nothing is no step");
+                assert!(!bytes.is_empty(), "the session writes no bytes");
                 let count = take(bytes.len());
                 output.extend_from_slice(&bytes[..count]);
                 session.sent(count);
             }
-            Step::SendFile(_) | Step::Work(_) => panic!("there are no files and no work here"),
-            Step::Close(farewell) => return Said { output, farewell },
+            Step::SendFile(_) | Step::Work(_) => panic!("this protocol has no files and no work"),
+            Step::Close(reason) => return Outcome { output, reason },
         }
     }
 }
 
-/// A socket that takes whatever it is offered.
-pub(crate) fn all(offered: usize) -> usize {
+/// Behaviour of a socket that takes all bytes that it is offered.
+pub(crate) fn take_all(offered: usize) -> usize {
     offered
 }
 
-/// Cuts `input` into pieces of these sizes, over and over; without sizes it stays whole.
+/// Cuts `input` into pieces of these sizes, in a cycle. Without sizes, `input` is one piece.
 pub(crate) fn cut<'i>(input: &'i [u8], sizes: &[usize]) -> Vec<&'i [u8]> {
     let mut rest = input;
     let mut pieces = Vec::new();

@@ -1,4 +1,4 @@
-//! The client of `http`, against replies that are written out here.
+//! Client side of `http`, checked against replies that are written out here.
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,8 +21,8 @@ fn page(content: Option<Content>) -> Arc<Page> {
     })
 }
 
-/// A script that has asked.
-fn asked(page: &Arc<Page>) -> Box<dyn Script> {
+/// Opens a script that has sent its request.
+fn script_after_request(page: &Arc<Page>) -> Box<dyn Script> {
     let http = Protocol::find("http").unwrap();
     let mut script = (http.ask)(&ScriptOptions {
         page: Arc::clone(page),
@@ -32,13 +32,15 @@ fn asked(page: &Arc<Page>) -> Box<dyn Script> {
     script
 }
 
+/// Returns the result of a script that receives this reply, if [`BODY`] is expected.
 fn receive(reply: &[u8]) -> Result<ReplyStatus, WrongReply> {
-    asked(&page(Some(Content::of(BODY)))).receive(reply)
+    script_after_request(&page(Some(Content::of(BODY)))).receive(reply)
 }
 
+/// Asserts that the reply is wrong and that the error contains these words.
 #[track_caller]
 fn assert_wrong(reply: &[u8], words: &[&str]) {
-    let wrong = receive(reply).expect_err("wrong").to_string();
+    let wrong = receive(reply).expect_err("the reply is wrong").to_string();
     assert!(wrong.starts_with("wrong reply at byte "), "{wrong}");
     assert!(!wrong.contains(char::is_control), "{wrong:?}");
     for word in words {
@@ -46,12 +48,13 @@ fn assert_wrong(reply: &[u8], words: &[&str]) {
     }
 }
 
+/// Returns a reply with this head and [`BODY`].
 fn with_head(head: &str) -> Vec<u8> {
     [head.as_bytes(), b"\r\n\r\n", BODY].concat()
 }
 
 #[test]
-fn it_asks_for_the_page_and_stays() {
+fn script_requests_the_page_and_keeps_the_connection() {
     let http = Protocol::find("http").unwrap();
     let options = ScriptOptions {
         page: page(None),
@@ -67,15 +70,15 @@ fn it_asks_for_the_page_and_stays() {
         );
         assert_eq!(script.receive(REPLY), Ok(ReplyStatus::Complete));
         assert_eq!(script.receive(b""), Ok(ReplyStatus::Complete));
-        assert!(script.receive(b"x").is_err(), "nobody asked");
+        assert!(script.receive(b"x").is_err(), "no request was sent");
         script = (http.ask)(&options);
     }
 }
 
 #[test]
-fn a_conversation_goes_on_from_reply_to_reply() {
+fn script_accepts_both_framings_on_one_connection() {
     let page = page(None);
-    let mut script = asked(&page);
+    let mut script = script_after_request(&page);
     for reply in [REPLY, CHUNKED, REPLY, CHUNKED] {
         assert_eq!(script.receive(reply), Ok(ReplyStatus::Complete));
         script.ask(&mut Vec::new());
@@ -83,25 +86,25 @@ fn a_conversation_goes_on_from_reply_to_reply() {
     assert_eq!(page.content.get(), Some(&Content::of(BODY)));
 }
 
-/// At every two places, and byte by byte.
+/// The reply is cut at every two places, and byte by byte.
 #[test]
-fn replies_may_be_cut_anywhere() {
+fn reply_cut_anywhere_is_accepted() {
     let interim = [&b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"[..], REPLY].concat();
     for reply in [REPLY, CHUNKED, &interim] {
         for second in 0..=reply.len() {
             for first in 0..=second {
-                let mut script = asked(&page(Some(Content::of(BODY))));
-                let mut heard = ReplyStatus::Partial;
+                let mut script = script_after_request(&page(Some(Content::of(BODY))));
+                let mut status = ReplyStatus::Partial;
                 for piece in [&reply[..first], &reply[first..second], &reply[second..]] {
                     if !piece.is_empty() {
-                        assert_eq!(heard, ReplyStatus::Partial);
-                        heard = script.receive(piece).unwrap();
+                        assert_eq!(status, ReplyStatus::Partial);
+                        status = script.receive(piece).unwrap();
                     }
                 }
-                assert_eq!(heard, ReplyStatus::Complete, "cut at {first} and {second}");
+                assert_eq!(status, ReplyStatus::Complete, "cut at {first} and {second}");
             }
         }
-        let mut script = asked(&page(None));
+        let mut script = script_after_request(&page(None));
         let (last, all_but_last) = reply.split_last().unwrap();
         for byte in all_but_last {
             assert_eq!(script.receive(&[*byte]), Ok(ReplyStatus::Partial));
@@ -111,7 +114,7 @@ fn replies_may_be_cut_anywhere() {
 }
 
 #[test]
-fn every_flipped_byte_of_a_body_is_found() {
+fn flipped_byte_of_a_body_is_detected() {
     for reply in [REPLY, CHUNKED] {
         let at = |part: &[u8]| reply.windows(part.len()).position(|one| one == part);
         let start = at(b"Hello").unwrap();
@@ -126,9 +129,13 @@ fn every_flipped_byte_of_a_body_is_found() {
 }
 
 #[test]
-fn the_first_body_tells_what_all_must_be() {
+fn first_body_becomes_the_expected_body() {
     let page = page(None);
-    let (mut first, mut second, mut third) = (asked(&page), asked(&page), asked(&page));
+    let (mut first, mut second, mut third) = (
+        script_after_request(&page),
+        script_after_request(&page),
+        script_after_request(&page),
+    );
     assert_eq!(first.receive(REPLY), Ok(ReplyStatus::Complete));
     assert_eq!(page.content.get(), Some(&Content::of(BODY)));
     let other = String::from_utf8_lossy(REPLY).replace("world", "World");
@@ -145,8 +152,8 @@ fn the_first_body_tells_what_all_must_be() {
 }
 
 #[test]
-fn a_server_that_closes_is_left() {
-    for (head, heard) in [
+fn reply_with_connection_close_is_the_last() {
+    for (head, status) in [
         (
             "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 13",
             ReplyStatus::Last,
@@ -164,33 +171,36 @@ fn a_server_that_closes_is_left() {
             "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 13",
             ReplyStatus::Complete,
         ),
-        // What is said twice and is the same is no contradiction.
+        // Two equal lengths are no contradiction.
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nContent-Length: 13",
             ReplyStatus::Complete,
         ),
     ] {
-        assert_eq!(receive(&with_head(head)), Ok(heard), "{head}");
+        assert_eq!(receive(&with_head(head)), Ok(status), "{head}");
     }
 }
 
 #[test]
-fn an_empty_body_is_a_body() {
+fn empty_body_is_a_complete_reply() {
     for reply in [
         &b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
         let page = page(None);
-        assert_eq!(asked(&page).receive(reply), Ok(ReplyStatus::Complete));
+        assert_eq!(
+            script_after_request(&page).receive(reply),
+            Ok(ReplyStatus::Complete)
+        );
         assert_eq!(page.content.get(), Some(&Content::of(b"")));
     }
 }
 
 #[test]
-fn what_is_wrong_is_said_in_words() {
+fn wrong_reply_is_described_in_words() {
     assert_wrong(
-        b"HTTP/1.1 404 Not Lookup\r\nContent-Length: 0\r\n\r\n",
-        &["expected status 200, got 404 Not Lookup"],
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        &["expected status 200, got 404 Not Found"],
     );
     assert_wrong(
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
@@ -239,26 +249,26 @@ fn what_is_wrong_is_said_in_words() {
 }
 
 #[test]
-fn a_head_without_an_end_is_refused_at_its_limit() {
-    let mut script = asked(&page(None));
-    let mut heard = script.receive(b"HTTP/1.1 200 OK\r\nX: ");
+fn head_without_an_end_is_refused_at_64_kib() {
+    let mut script = script_after_request(&page(None));
+    let mut status = script.receive(b"HTTP/1.1 200 OK\r\nX: ");
     let mut count = 0;
-    while heard == Ok(ReplyStatus::Partial) {
-        assert!(count < 100, "no limit");
+    while status == Ok(ReplyStatus::Partial) {
+        assert!(count < 100, "the head has no limit");
         count += 1;
-        heard = script.receive(&[b'x'; 1024]);
+        status = script.receive(&[b'x'; 1024]);
     }
     assert_eq!(count, 64);
-    let wrong = heard.unwrap_err().to_string();
+    let wrong = status.unwrap_err().to_string();
     assert!(wrong.contains("less than 65536 bytes"), "{wrong}");
-    // At once, too.
+    // The limit holds for a head in one piece, too.
     let head = [&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'x'; 100_000]].concat();
     assert_wrong(&head, &["less than 65536 bytes"]);
 }
 
-/// The figure is that of the reference implementation, so that others can compute what a page must be.
+/// The hash is that of the reference implementation, so that other programs can compute the expected hash of a page.
 #[test]
-fn contents_are_made_of_pieces_or_at_once() {
+fn content_of_pieces_equals_content_of_the_whole() {
     let mut hashing = Hashing::default();
     for piece in BODY.chunks(5) {
         hashing.add(piece);
