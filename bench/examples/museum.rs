@@ -1,4 +1,5 @@
-//! Servers that are wrong on purpose: `check` must catch each. See the bug museum in the docs.
+//! Runs one server of the museum of mistakes: servers that are wrong on purpose, and that `check` must catch. The pages in
+//! `docs/src/museum` explain them.
 //!
 //! ```console
 //! $ cargo run --release --example museum -- --help

@@ -1,4 +1,5 @@
-//! The bug museum: `check` catches every mistake, and lets every mend through. And what the pages show of them is so.
+//! Tests of the museum of mistakes: `check` catches every mistake and passes every fix, and the pages quote the code,
+//! the fixes and the verdicts exactly.
 
 use std::fs;
 use std::process::Command;
@@ -7,17 +8,17 @@ use clap::Parser;
 use museum::{EXAMPLES, Example, ExampleOptions};
 use serde_json::Value;
 
-/// A test for each example; their names are those of the examples, with underscores.
+/// Generates a test for each example. Its name is that of the example, with underscores.
 macro_rules! examples {
     ($($name:ident)*) => {
-        /// So that none is forgotten.
+        /// Names of the examples that have a test, so that a missing one is found.
         const TESTED: &[&str] = &[$(stringify!($name)),*];
 
-        mod check_catches_it_and_lets_its_mend_through {
+        mod example_is_caught_and_its_fix_passes {
             $(
                 #[test]
                 fn $name() {
-                    super::is_caught_and_mended(stringify!($name));
+                    super::assert_caught_and_fixed(stringify!($name));
                 }
             )*
         }
@@ -55,13 +56,15 @@ examples! {
     leaks_threads
 }
 
-fn is_caught_and_mended(name: &str) {
+/// Asserts that `check` reports the wrong version as broken, that the fixed version passes, and that the page quotes
+/// the verdict.
+fn assert_caught_and_fixed(name: &str) {
     let name = name.replace('_', "-");
     let example = EXAMPLES.iter().find(|example| example.name == name);
-    let example = example.expect("there is no such example");
+    let example = example.expect("the example exists");
     let broken = assert_verdict(example, "", "broken");
     assert_verdict(example, "--fixed", "keeps");
-    // On a busy machine another part of the check may be the first that fails. What is never seen again is out of date.
+    // On a busy machine another part of the check may fail first. A quote that never comes again is out of date.
     let mut quoted = is_quoted(example, &broken);
     for _ in 1..TRIES {
         if quoted.is_ok() {
@@ -72,14 +75,15 @@ fn is_caught_and_mended(name: &str) {
     assert_eq!(quoted, Ok(()));
 }
 
-/// So often is an example asked for the verdict that its page quotes.
+/// Number of checks of an example in which the verdict that its page quotes must come once.
 const TRIES: usize = 3;
 
-/// Checks the guarantee that an example is there for, and gives the cell.
+/// Checks the guarantee that an example breaks, asserts the verdict, and returns the cell of the matrix.
+/// `version` is the option that selects the wrong or the fixed version.
 #[track_caller]
-fn assert_verdict(example: &Example, how: &str, verdict: &str) -> Value {
-    // What the check has to tell the server; nothing else, so that nothing else is looked at.
-    let told = match example.caught_by {
+fn assert_verdict(example: &Example, version: &str, verdict: &str) -> Value {
+    // Only the options that this check needs, so that nothing else is checked.
+    let options = match example.caught_by {
         "idle" => "--idle-timeout {idle-timeout}",
         "limit" => "--max-connections {max-connections}",
         "stop" => "--drain {drain}",
@@ -87,80 +91,87 @@ fn assert_verdict(example: &Example, how: &str, verdict: &str) -> Value {
         "tally" => "--idle-timeout {idle-timeout} --drain {drain} --panic \"{panic}\"",
         _ => "",
     };
-    // A leak is one after 2,000 connections too (and 20,000 threads are more than some systems have), and who is starved
-    // is that beside one kind of others.
+    // 2,000 connections are enough to find a leak, and 20,000 threads are more than some systems allow. One kind of
+    // misbehaving clients is enough to find that other clients are not served.
     let quick = matches!(example.caught_by, "leaks" | "isolation").then_some("--quick");
-    let quoted = |word: &str| shlex::try_quote(word).expect("no NUL").into_owned();
-    let show = format!("{SHOW}={} {how} --port {{port}} {told}", example.name);
-    let test = std::env::current_exe().expect("no path of this test");
-    let test = test.to_str().expect("a path that can be written");
+    let shell_quote = |word: &str| {
+        shlex::try_quote(word)
+            .expect("there is no NUL")
+            .into_owned()
+    };
+    let arguments = format!(
+        "{ARGUMENTS}={} {version} --port {{port}} {options}",
+        example.name
+    );
+    let test = std::env::current_exe().expect("this test has a path");
+    let test = test.to_str().expect("the path is UTF-8");
     let with = format!(
-        "x=env {} {} the_process_of_an_exhibit --exact --ignored --nocapture",
-        quoted(&show),
-        quoted(test)
+        "x=env {} {} child_process_runs_an_example --exact --ignored --nocapture",
+        shell_quote(&arguments),
+        shell_quote(test)
     );
     let output = Command::new(env!("CARGO_BIN_EXE_samewire"))
         .args(["check", "--with", &with, "--protocol", example.protocol])
         .args(["--guarantees", example.caught_by, "--seed", "1", "--json"])
         .args(quick)
         .output()
-        .expect("samewire does not start");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    let results: Value = serde_json::from_str(&said).expect(&said);
-    let cells = results["cells"].as_array().expect("no cells");
+        .expect("samewire starts");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let results: Value = serde_json::from_str(&stdout).expect(&stdout);
+    let cells = results["cells"].as_array().expect("there are cells");
     let verdicts: Vec<_> = cells.iter().map(|cell| &cell["verdict"]).collect();
-    assert_eq!(verdicts, [verdict], "{with}\n{said}\n{complaints}");
+    assert_eq!(verdicts, [verdict], "{with}\n{stdout}\n{stderr}");
     let status = i32::from(verdict == "broken");
-    assert_eq!(output.status.code(), Some(status), "{with}\n{said}");
+    assert_eq!(output.status.code(), Some(status), "{with}\n{stdout}");
     cells[0].clone()
 }
 
-/// Whether the page of an example quotes what was expected and what was seen. Where that is something else now and then,
-/// it may quote several.
+/// Returns whether the page of an example quotes the expectation and the observation of this cell. The page may quote
+/// several pairs, if they are not the same on every run.
 fn is_quoted(example: &Example, cell: &Value) -> Result<(), String> {
     let name = example.name;
     let page = read(&format!("docs/src/museum/{name}.md"));
-    let quoted = |what: &str| -> Vec<String> {
-        let key = format!("\"{what}\": ");
+    let quoted = |field: &str| -> Vec<String> {
+        let key = format!("\"{field}\": ");
         let quotes = page.lines().filter_map(|line| line.strip_prefix(&key));
         let quotes = quotes.map(|quote| serde_json::from_str(quote).expect(quote));
         quotes.collect()
     };
-    let came = |what: &str| {
-        let came = cell[what].as_str().expect("a text");
-        // The page has it from the program, and this from itself.
-        match came.split_once(" --nocapture: ") {
+    let reported = |field: &str| {
+        let text = cell[field].as_str().expect("the field is a string");
+        // The page quotes the museum program. Here this test binary serves the example.
+        match text.split_once(" --nocapture: ") {
             Some((_, rest)) => format!("x: museum {name} --port 0: {rest}"),
-            None => came.to_string(),
+            None => text.to_string(),
         }
     };
-    let (expected, seen) = (came("expected"), came("seen"));
+    let (expected, seen) = (reported("expected"), reported("seen"));
     let (all_expected, all_seen) = (quoted("expected"), quoted("seen"));
     let mut quotes = all_expected.iter().zip(&all_seen);
     if quotes.any(|(e, s)| same(e, s) == same(&expected, &seen)) {
         return Ok(());
     }
     Err(format!(
-        "{name}: its page does not quote \"expected\": {}, \"seen\": {}",
+        "{name}: the page does not quote \"expected\": {}, \"seen\": {}",
         Value::from(expected),
         Value::from(seen)
     ))
 }
 
-/// What is the same each time of what was expected and what was seen.
+/// Returns the parts of an expectation and an observation that are the same on every run.
 fn same(expected: &str, seen: &str) -> (String, String) {
     let (expected, seen) = (gist(expected), gist(seen));
-    // Who does what when a server ends, and how they are told, is a matter of moments.
+    // Which action fails first when a server ends, and with which error, differs from run to run.
     let is_gone = ["Connection re", "Broken pipe", "the end of the connection"];
     if is_gone.iter().any(|start| seen.starts_with(start)) {
-        let who = expected.split(": ").next().unwrap_or_default();
-        return (who.to_string(), "the connection is gone".to_string());
+        let peer = expected.split(": ").next().unwrap_or_default();
+        return (peer.to_string(), "the connection is gone".to_string());
     }
     (expected, seen)
 }
 
-/// Without bytes, which are in quotes, and figures, with the units of times.
+/// Returns the text without the bytes in quotes, and without figures and their units of time.
 fn gist(text: &str) -> String {
     let mut gist = String::new();
     for (number, part) in text.split('"').enumerate() {
@@ -168,7 +179,7 @@ fn gist(text: &str) -> String {
             gist.push_str("\"\"");
             continue;
         }
-        // Bytes that are cut off have dots behind them.
+        // An ellipsis after the quotes marks bytes that were cut off.
         let mut rest = part.trim_start_matches('…');
         while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
             gist.push_str(&rest[..start]);
@@ -204,66 +215,71 @@ fn verdicts_are_compared_without_figures_and_bytes() {
     assert_ne!(same("a: b", "c"), same("a: d", "c"));
 }
 
-/// What an example's process is told.
-const SHOW: &str = "SAMEWIRE_MUSEUM_SHOW";
+/// Environment variable with the command line of an example's process.
+const ARGUMENTS: &str = "SAMEWIRE_MUSEUM_ARGUMENTS";
 
-/// An example's process is this test binary, which runs this as a test: so what is checked is what is compiled here.
+/// Runs an example. The process of an example is this test binary, which runs this function as a test: so the checks
+/// run on the code that is compiled here.
 #[test]
-#[ignore = "a child process: those that check an example run this"]
-fn the_process_of_an_exhibit() {
-    // Whoever runs ignored tests by hand has not said which.
-    let Ok(told) = std::env::var(SHOW) else {
+#[ignore = "the tests of the examples run this as a child process"]
+fn child_process_runs_an_example() {
+    // Without the variable, a user has started the ignored tests, and there is no example to run.
+    let Ok(arguments) = std::env::var(ARGUMENTS) else {
         return;
     };
-    let words = shlex::split(&told).expect("quotes that are closed");
+    let words = shlex::split(&arguments).expect("the quotes are closed");
     let words = ["museum".to_string()].into_iter().chain(words);
     let options = ExampleOptions::parse_from(words);
-    // The test harness has begun a line, which is to be no part of the example's.
+    // The test harness has begun a line. End it, so that the output of the example starts on a new line.
     println!();
-    let status = match museum::show(&options) {
+    let status = match museum::run(&options) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {error}");
             1
         }
     };
-    // Before the test harness says anything more: the last line is the example's.
+    // Exit before the test harness prints more: the last line of output must be the example's.
     std::process::exit(status);
 }
 
 #[test]
-fn no_exhibit_lacks_its_test() {
+fn every_example_has_a_test() {
     let examples: Vec<_> = EXAMPLES.iter().map(|example| example.name).collect();
     let tested: Vec<_> = TESTED.iter().map(|name| name.replace('_', "-")).collect();
     let mut missing = examples.clone();
     missing.retain(|name| !tested.iter().any(|tested| tested == name));
-    assert!(missing.is_empty(), "not tested: {missing:?}");
-    assert_eq!(examples.len(), tested.len(), "tested twice, or not there");
+    assert!(missing.is_empty(), "examples without a test: {missing:?}");
+    assert_eq!(
+        examples.len(),
+        tested.len(),
+        "a test has no example, or an example has two tests"
+    );
 }
 
-/// A mend that changes more than this is no lesson.
-const MOST: usize = 15;
+/// Maximum number of lines that a fix removes, and that it adds. A larger fix teaches nothing.
+const MAX_LINES: usize = 15;
 
 #[test]
-fn a_mend_changes_little() {
+fn fix_of_an_example_changes_few_lines() {
     for example in EXAMPLES {
         let changes = changes(example.name);
         let removed = changes.iter().filter(|line| line.starts_with('-')).count();
         let added = changes.len() - removed;
         let name = example.name;
-        assert!(!changes.is_empty(), "{name}: the mend changes nothing");
+        assert!(!changes.is_empty(), "{name}: the fix changes nothing");
         assert!(
-            removed <= MOST && added <= MOST,
-            "{name}: -{removed} +{added}"
+            removed <= MAX_LINES && added <= MAX_LINES,
+            "{name}: the fix removes {removed} and adds {added} lines, more than {MAX_LINES}"
         );
     }
 }
 
-/// Examples that are tests and benchmarks; what is wrong with them is shown in servers/museum/tests.
+/// Examples that are not servers. `servers/museum/tests` shows what is wrong with them.
 const NO_SERVERS: [&str; 3] = ["closed-loop-mean", "cannot-fail", "copied-protocol"];
 
 #[test]
-fn every_page_shows_the_code_and_its_mend_as_they_are() {
+fn pages_show_the_code_and_the_fix_exactly() {
     let summary = read("docs/src/SUMMARY.md");
     let servers = EXAMPLES.iter().map(|example| example.name);
     for name in servers.chain(NO_SERVERS) {
@@ -273,24 +289,24 @@ fn every_page_shows_the_code_and_its_mend_as_they_are() {
         );
         let page = read(&format!("docs/src/museum/{name}.md"));
         let code = format!("{{{{#include ../../../servers/museum/src/{name}/wrong.rs}}}}");
-        assert!(page.contains(&code), "{name}: its page lacks {code}");
+        assert!(page.contains(&code), "{name}: the page lacks {code}");
         let mut diff = page.lines().skip_while(|line| *line != "```diff").skip(1);
         let diff = diff.by_ref().take_while(|line| *line != "```");
         let shown: Vec<_> = diff.filter(|line| line.starts_with(['-', '+'])).collect();
-        assert_eq!(shown, changes(name), "{name}: its page shows another mend");
+        assert_eq!(shown, changes(name), "{name}: the page shows another fix");
     }
 }
 
-/// Names with so many underscores are those of tests.
-const LONG: usize = 3;
+/// Minimum number of underscores by which the name of a test is recognised.
+const MIN_UNDERSCORES: usize = 3;
 
 #[test]
-fn what_pages_refer_to_is_there() {
+fn tests_that_pages_name_exist() {
     for name in NO_SERVERS {
         let page = read(&format!("docs/src/museum/{name}.md"));
         let mut tests = Vec::new();
         for quoted in page.split('`').skip(1).step_by(2) {
-            if quoted.matches('_').count() >= LONG && !quoted.contains(['/', ' ']) {
+            if quoted.matches('_').count() >= MIN_UNDERSCORES && !quoted.contains(['/', ' ']) {
                 tests.push(format!("fn {quoted}()"));
             } else if quoted.ends_with(".rs") {
                 let file = read(quoted);
@@ -299,11 +315,14 @@ fn what_pages_refer_to_is_there() {
                 }
             }
         }
-        assert!(tests.is_empty(), "{name}: where are {tests:?}?");
+        assert!(
+            tests.is_empty(),
+            "{name}: the page does not say in which file these tests are: {tests:?}"
+        );
     }
 }
 
-/// What the mend changes, line by line, as diff(1) shows it; but for what the files say of themselves.
+/// Returns the lines that the fix changes, as diff(1) shows them, without the module documentation.
 fn changes(name: &str) -> Vec<String> {
     let side = |side| read(&format!("servers/museum/src/{name}/{side}.rs"));
     diff(&lines(&side("wrong")), &lines(&side("fixed")))
@@ -315,9 +334,9 @@ fn lines(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The lines of either that are not in the longest sequence of lines that both have.
+/// Returns the lines of both sides that are not in their longest common subsequence.
 fn diff(left: &[&str], right: &[&str]) -> Vec<String> {
-    // How many lines the rests from there on have in common.
+    // `common[l][r]`: the length of the longest common subsequence of `left[l..]` and `right[r..]`.
     let mut common = vec![vec![0; right.len() + 1]; left.len() + 1];
     for l in (0..left.len()).rev() {
         for r in (0..right.len()).rev() {
@@ -345,7 +364,7 @@ fn diff(left: &[&str], right: &[&str]) -> Vec<String> {
     changes
 }
 
-/// A file of this repository.
+/// Reads a file of this repository.
 fn read(path: &str) -> String {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     fs::read_to_string(format!("{root}/{path}")).unwrap_or_else(|error| panic!("{path}: {error}"))

@@ -1,4 +1,4 @@
-//! One event loop on mio, for examples whose mistake is in what is done with an event.
+//! Serves all connections on one event loop with mio, for examples whose mistake is in the handling of an event.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -11,10 +11,10 @@ use crate::{ExampleOptions, listen};
 
 const LISTENER: Token = Token(0);
 
-/// Opens a conversation with everybody who connects, and goes on with it at each of its events. mio tells of a socket
-/// once, when it *becomes* readable or writable (edge-triggered), and is asked for both here, always.
+/// Opens a conversation with `open` for each connection, and advances it with `converse` at each of its events. mio is
+/// edge-triggered: it reports a socket once, when it *becomes* readable or writable. Here it is always asked for both.
 ///
-/// `converse` says whether the conversation goes on. After an error it does not.
+/// `converse` returns whether the conversation goes on. An error ends the conversation.
 pub(crate) fn each_event<P>(
     options: &ExampleOptions,
     open: fn(TcpStream) -> P,

@@ -1,9 +1,9 @@
-//! The bug museum: the mistakes that servers, and those who test and measure them, make again and again.
+//! The museum of mistakes: frequent mistakes in servers, and in the tests and benchmarks of servers.
 //!
-//! Each example is a small server twice, in a folder of its own: `wrong.rs`, and `fixed.rs`, which differs from it in
-//! the mend and in nothing else. Both are complete, but for what has nothing to do with the mistake: so none of them is
-//! a model to follow (those are in `servers/`). That the mistakes are caught, and the mends let through, is tested in
-//! `bench/tests/museum.rs`, by the `check` command.
+//! Each example is a small server in two versions, in a folder of its own: `wrong.rs`, and `fixed.rs`, which differs
+//! from it in the fix and in nothing else. Both versions leave out everything that has nothing to do with the mistake,
+//! so neither of them is a model to follow; the models are in `servers/`. `bench/tests/museum.rs` runs the `check`
+//! command on both versions: the wrong one must be reported as broken, and the fixed one must pass.
 
 mod event_loop;
 mod threads;
@@ -152,25 +152,27 @@ mod starved_pool {
 }
 #[path = "cannot-fail"]
 pub mod cannot_fail {
-    //! A test that passes whatever the server says. See the docs.
+    //! A test that passes whatever the server sends. `docs/src/museum/cannot-fail.md` explains it.
     pub mod fixed;
     pub mod wrong;
 }
 #[path = "closed-loop-mean"]
 pub mod closed_loop_mean {
-    //! A benchmark that does not see the server stall. See the docs.
+    //! A benchmark that does not notice that the server stalls. `docs/src/museum/closed-loop-mean.md` explains it.
     pub mod fixed;
     pub mod wrong;
 
-    /// A server, as a benchmark sees it: without sockets, on a clock that costs no time.
+    /// A server as a benchmark sees it, without sockets and on a simulated clock.
     pub trait ExampleServer {
-        /// When the reply comes to what is asked at that time.
-        fn reply(&mut self, asked: std::time::Duration) -> std::time::Duration;
+        /// Returns the time at which the reply arrives to a request that is sent at the time `sent`. Both times count
+        /// from the start of the benchmark.
+        fn reply(&mut self, sent: std::time::Duration) -> std::time::Duration;
     }
 }
 #[path = "copied-protocol"]
 pub mod copied_protocol {
-    //! A protocol that is written once for each server, and fixed in one of them. See the docs.
+    //! A protocol that is written once for each server, and fixed in one of them only.
+    //! `docs/src/museum/copied-protocol.md` explains it.
     pub mod fixed;
     pub mod wrong;
 }
@@ -185,69 +187,69 @@ use std::time::Duration;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// What an example is told.
+/// Command line of the museum program.
 #[derive(Debug, Clone, Parser)]
-#[command(about = "Servers that are wrong on purpose")]
+#[command(about = "Servers that are wrong on purpose, each with its fix")]
 pub struct ExampleOptions {
-    /// Which example
+    /// Name of the example
     #[arg(value_parser = find)]
     pub example: &'static Example,
 
-    /// As it should be
+    /// Run the fixed version instead of the wrong one
     #[arg(long)]
     pub fixed: bool,
 
-    /// Where to listen, on 127.0.0.1
+    /// TCP port to listen on, at 127.0.0.1
     #[arg(long)]
     pub port: u16,
 
-    /// Close idle peers after so many seconds
+    /// Close a connection that is idle for this number of seconds
     #[arg(long, default_value = "30", value_parser = seconds)]
     pub idle_timeout: Duration,
 
-    /// After a stop, let replies under way take so many seconds
+    /// Time after a stop in which replies under way may finish, in seconds
     #[arg(long, default_value = "2", value_parser = seconds)]
     pub drain: Duration,
 
-    /// ServeExample so many at a time
+    /// Maximum number of connections served at a time
     #[arg(long, default_value = "10000")]
     pub max_connections: usize,
 
-    /// Panic in a session that is sent this
+    /// Panic in a session that receives this text
     #[arg(long)]
     pub panic: Option<String>,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "write a number of seconds")?;
+    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// A mistake, and its mend.
+/// A mistake and its fix.
 #[derive(Debug)]
 pub struct Example {
-    /// What the command line calls it; its folder has the same name.
+    /// Name on the command line, and name of the folder.
     pub name: &'static str,
-    /// What is wrong, in one line.
+    /// Description of the mistake, in one line.
     pub mistake: &'static str,
-    /// What it says: a protocol's name.
+    /// Name of the protocol that the server speaks.
     pub protocol: &'static str,
-    /// The guarantee that it breaks, by the name that `check` has for it.
+    /// Name of the guarantee that the wrong version breaks, as `check` names it.
     pub caught_by: &'static str,
-    /// Serves wrongly until it is told to stop.
+    /// Server with the mistake.
     pub wrong: ServeExample,
-    /// Serves rightly.
+    /// Server with the fix.
     pub fixed: ServeExample,
 }
 
-/// Serves until it is told to stop (SIGTERM, SIGINT), or for ever: the mistakes are in here.
+/// Function that serves until SIGTERM or SIGINT stops it, or for ever, if that is the mistake.
 pub type ServeExample = fn(&ExampleOptions) -> io::Result<()>;
 
-/// All examples.
+/// All examples that are servers, in the order of the page.
 pub static EXAMPLES: &[Example] = &[
     Example {
         name: "short-write",
-        mistake: "a write that took a part is taken for one that took all",
+        mistake: "a write that took only a part of the bytes is treated as complete",
         protocol: "echo",
         caught_by: "exact",
         wrong: short_write::wrong::serve,
@@ -255,7 +257,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "one-message-per-read",
-        mistake: "what one read gives is taken for one message",
+        mistake: "the bytes of one read are treated as one message",
         protocol: "pair",
         caught_by: "exact",
         wrong: one_message_per_read::wrong::serve,
@@ -263,7 +265,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "edge-not-drained",
-        mistake: "one read for each event, of a selector that tells of each arrival once",
+        mistake: "one read per event, though an edge-triggered selector reports each arrival once",
         protocol: "echo",
         caught_by: "exact",
         wrong: edge_not_drained::wrong::serve,
@@ -271,7 +273,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "drops-a-byte",
-        mistake: "an index is off by one where a line is cut",
+        mistake: "an index is off by one where lines are cut",
         protocol: "pair",
         caught_by: "exact",
         wrong: drops_a_byte::wrong::serve,
@@ -279,7 +281,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "answers-twice",
-        mistake: "a write that has to wait begins again from the start",
+        mistake: "a write that had to wait starts again at the first byte",
         protocol: "echo",
         caught_by: "exact",
         wrong: answers_twice::wrong::serve,
@@ -295,7 +297,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "ignores-half-close",
-        mistake: "a peer that has ended its side is taken for one that has gone",
+        mistake: "a peer that has ended its side is treated as gone",
         protocol: "echo",
         caught_by: "half-close",
         wrong: ignores_half_close::wrong::serve,
@@ -311,7 +313,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "accept-spins",
-        mistake: "an error of accept(2) is skipped, and comes again at once",
+        mistake: "an error of accept(2) is skipped, and the next call fails at once again",
         protocol: "echo",
         caught_by: "accept",
         wrong: accept_spins::wrong::serve,
@@ -319,7 +321,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "always-writable",
-        mistake: "poll(2) is always asked whether a write would do",
+        mistake: "poll(2) is always asked for writability, even with nothing to write",
         protocol: "echo",
         caught_by: "limit",
         wrong: always_writable::wrong::serve,
@@ -327,7 +329,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "no-limit",
-        mistake: "a thread for everybody who comes",
+        mistake: "a thread for every connection, without a limit",
         protocol: "echo",
         caught_by: "limit",
         wrong: no_limit::wrong::serve,
@@ -335,7 +337,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "unbounded-output",
-        mistake: "reads on while what is to be sent piles up",
+        mistake: "the server goes on reading while output piles up",
         protocol: "echo",
         caught_by: "memory",
         wrong: unbounded_output::wrong::serve,
@@ -343,7 +345,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "one-slow-reader",
-        mistake: "one thread sends the replies of all",
+        mistake: "one thread sends the replies of all connections",
         protocol: "echo",
         caught_by: "memory",
         wrong: one_slow_reader::wrong::serve,
@@ -351,7 +353,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "unbounded-line",
-        mistake: "collects a line of any length",
+        mistake: "a line of any length is collected in memory",
         protocol: "echo",
         caught_by: "bad-input",
         wrong: unbounded_line::wrong::serve,
@@ -359,7 +361,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "no-reuseaddr",
-        mistake: "listens without SO_REUSEADDR",
+        mistake: "the listener is made without SO_REUSEADDR",
         protocol: "echo",
         caught_by: "restart",
         wrong: no_reuseaddr::wrong::serve,
@@ -367,7 +369,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "no-timeout",
-        mistake: "waits for its peers for as long as they like",
+        mistake: "the server waits for its peers without a time limit",
         protocol: "echo",
         caught_by: "idle",
         wrong: no_timeout::wrong::serve,
@@ -375,7 +377,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "pool-loses-workers",
-        mistake: "a panic in a job takes a worker of the pool with it",
+        mistake: "a panic in a job ends a worker of the pool",
         protocol: "echo",
         caught_by: "panic",
         wrong: pool_loses_workers::wrong::serve,
@@ -399,7 +401,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "lost-on-cancel",
-        mistake: "what was read is dropped with the future that read it",
+        mistake: "bytes that were read are dropped with the future that read them",
         protocol: "echo",
         caught_by: "exact",
         wrong: lost_on_cancel::wrong::serve,
@@ -407,7 +409,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "no-drain-deadline",
-        mistake: "waits for its last peer at a stop, however long that takes",
+        mistake: "a stop waits for the last peer, without a deadline",
         protocol: "echo",
         caught_by: "stop",
         wrong: no_drain_deadline::wrong::serve,
@@ -415,7 +417,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "stale-permit",
-        mistake: "a place is given back as soon as it was taken, so that the stop waits for nobody",
+        mistake: "a slot is given back as soon as it was taken, so that a stop waits for no peer",
         protocol: "echo",
         caught_by: "stop",
         wrong: stale_permit::wrong::serve,
@@ -423,7 +425,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "hangs-at-stop",
-        mistake: "hears of a stop only when the next peer comes",
+        mistake: "a stop is noticed only when the next peer connects",
         protocol: "echo",
         caught_by: "stop",
         wrong: hangs_at_stop::wrong::serve,
@@ -431,7 +433,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "second-signal-ignored",
-        mistake: "takes every signal for the first",
+        mistake: "every signal is treated as the first",
         protocol: "echo",
         caught_by: "stop",
         wrong: second_signal_ignored::wrong::serve,
@@ -439,7 +441,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "one-panic-ends-all",
-        mistake: "a panic in one conversation ends all that are on the thread",
+        mistake: "a panic in one conversation ends all conversations on the thread",
         protocol: "echo",
         caught_by: "panic",
         wrong: one_panic_ends_all::wrong::serve,
@@ -447,7 +449,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "lost-account",
-        mistake: "a tally without a column for those who broke off",
+        mistake: "connections that the peer reset are missing from the tally",
         protocol: "echo",
         caught_by: "tally",
         wrong: lost_account::wrong::serve,
@@ -455,7 +457,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "leaks-descriptors",
-        mistake: "who breaks off stays in the list of those who are there",
+        mistake: "a peer that breaks off stays in the list of open connections",
         protocol: "echo",
         caught_by: "leaks",
         wrong: leaks_descriptors::wrong::serve,
@@ -463,7 +465,7 @@ pub static EXAMPLES: &[Example] = &[
     },
     Example {
         name: "leaks-threads",
-        mistake: "a thread that watches over each peer, and never ends",
+        mistake: "a thread watches each peer and never ends",
         protocol: "echo",
         caught_by: "leaks",
         wrong: leaks_threads::wrong::serve,
@@ -475,24 +477,27 @@ fn find(name: &str) -> Result<&'static Example, String> {
     let found = EXAMPLES.iter().find(|example| example.name == name);
     found.ok_or_else(|| {
         let names: Vec<_> = EXAMPLES.iter().map(|example| example.name).collect();
-        format!("no such example; there are {}", names.join(", "))
+        format!(
+            "no example has this name; choose one of {}",
+            names.join(", ")
+        )
     })
 }
 
-/// Listens where an example is told to.
+/// Listens on the port of the command line, at 127.0.0.1.
 ///
 /// # Errors
 ///
-/// The port is taken.
+/// Another socket listens on the port.
 pub fn listen(options: &ExampleOptions) -> io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)))
 }
 
-/// Becomes true with the first SIGTERM or SIGINT.
+/// Returns a flag that becomes true with the first SIGTERM or SIGINT.
 ///
 /// # Errors
 ///
-/// The handlers could not be set.
+/// The signal handlers could not be set.
 pub fn stop() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
@@ -501,12 +506,12 @@ pub fn stop() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Ends the process with status 0 at the first SIGTERM or SIGINT, whatever it does then: for examples whose mistake has
-/// nothing to do with the stop.
+/// Makes the first SIGTERM or SIGINT end the process at once, with status 0. It is for examples whose mistake has
+/// nothing to do with a stop.
 ///
 /// # Errors
 ///
-/// The handlers could not be set.
+/// The signal handlers could not be set.
 pub fn stop_at_once() -> io::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(
@@ -518,12 +523,12 @@ pub fn stop_at_once() -> io::Result<()> {
     Ok(())
 }
 
-/// Shows an example: serves as it is told, rightly or wrongly.
+/// Runs the wrong or the fixed version of an example, as the command line says.
 ///
 /// # Errors
 ///
-/// The example could not begin; or it gave up, if that is its mistake.
-pub fn show(options: &ExampleOptions) -> io::Result<()> {
+/// The server could not start, or it ended with an error, if that is its mistake.
+pub fn run(options: &ExampleOptions) -> io::Result<()> {
     let example = options.example;
     let serve = if options.fixed {
         example.fixed
@@ -534,9 +539,9 @@ pub fn show(options: &ExampleOptions) -> io::Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", example.name)))
 }
 
-/// The whole program.
+/// Runs the museum program: parses the command line, runs the example, and returns the exit status.
 pub fn main() -> ExitCode {
-    match show(&ExampleOptions::parse()) {
+    match run(&ExampleOptions::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,4 +1,4 @@
-//! How examples hear of a stop.
+//! Notifies the async examples of a stop.
 
 use std::io;
 use std::sync::Arc;
@@ -10,24 +10,25 @@ use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
-/// Changes with the first SIGTERM or SIGINT; the second ends the program at once.
+/// Returns a channel whose value changes with the first SIGTERM or SIGINT. The second signal ends the process at once,
+/// with status 1.
 ///
 /// # Errors
 ///
-/// The handlers could not be set.
-pub(crate) fn told() -> io::Result<watch::Receiver<bool>> {
-    let (tell, told) = watch::channel(false);
+/// The signal handlers could not be set.
+pub(crate) fn stop_receiver() -> io::Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(false);
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // In this order, so that the first does not end it.
+        // The shutdown is registered before the flag, so that the first signal does not end the process.
         flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping))?;
         flag::register(signal, Arc::clone(&stopping))?;
     }
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
         if signals.forever().next().is_some() {
-            tell.send_replace(true);
+            sender.send_replace(true);
         }
     });
-    Ok(told)
+    Ok(receiver)
 }

@@ -1,4 +1,4 @@
-//! A thread for each connection, for examples whose mistake is in the conversation.
+//! Serves each connection in a thread of its own, for examples whose mistake is in the conversation.
 
 use std::io;
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::{ExampleOptions, listen};
 
-/// Converses with everybody who connects. An error ends that conversation alone.
+/// Runs `converse` in a thread of its own for each connection. An error ends that conversation only.
 pub(crate) fn each_connection<F>(options: &ExampleOptions, converse: F) -> io::Result<()>
 where
     F: Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection: the first error of accept(2) is the last.
+//! Echo with a thread for each connection. The first error of accept(2) ends the server.
 
 use std::io;
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection: after an error of accept(2) it waits, and tries again.
+//! Echo with a thread for each connection. After an error of accept(2), the server waits and tries again.
 
 use std::io;
 use std::net::TcpStream;

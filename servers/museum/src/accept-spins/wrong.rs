@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection: an error of accept(2) is skipped, and comes again at once.
+//! Echo with a thread for each connection. An error of accept(2) is skipped, and the next call fails at once again.
 
 use std::io;
 use std::net::TcpStream;

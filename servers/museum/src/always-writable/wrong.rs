@@ -1,4 +1,4 @@
-//! Echo on poll(2): it asks whether it could write, also when it has nothing to write.
+//! Echo on poll(2). The server always asks whether it can write, even when it has nothing to write.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,8 +9,8 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and still to be written.
-    owed: Vec<u8>,
+    /// Bytes that were read and are still to be written.
+    output: Vec<u8>,
 }
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
@@ -32,8 +32,8 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         });
         if waiting && let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(true)?;
-            let owed = Vec::new();
-            peers.push(Peer { stream, owed });
+            let output = Vec::new();
+            peers.push(Peer { stream, output });
         }
     }
 }
@@ -43,7 +43,7 @@ fn watched(peer: &Peer) -> PollFd<'_> {
     PollFd::new(&peer.stream, wants)
 }
 
-/// Says whether the conversation goes on.
+/// Advances the conversation until the socket would block. Returns whether the conversation goes on.
 fn converse(peer: &mut Peer) -> io::Result<bool> {
     match echo(peer) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
@@ -51,17 +51,17 @@ fn converse(peer: &mut Peer) -> io::Result<bool> {
     }
 }
 
-/// Goes on until the peer has ended its side.
+/// Echoes until the peer has ended its side. Fails with `WouldBlock` where the socket would block.
 fn echo(peer: &mut Peer) -> io::Result<()> {
     let mut buffer = [0; 16 * 1024];
     loop {
-        while !peer.owed.is_empty() {
-            let count = peer.stream.write(&peer.owed)?;
-            peer.owed.drain(..count);
+        while !peer.output.is_empty() {
+            let count = peer.stream.write(&peer.output)?;
+            peer.output.drain(..count);
         }
         match peer.stream.read(&mut buffer)? {
             0 => return Ok(()),
-            count => peer.owed.extend_from_slice(&buffer[..count]),
+            count => peer.output.extend_from_slice(&buffer[..count]),
         }
     }
 }

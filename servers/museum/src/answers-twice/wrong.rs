@@ -1,4 +1,4 @@
-//! Echo on an event loop: a write that has to wait begins again from the start.
+//! Echo on an event loop. A write that had to wait starts again at the first byte.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -10,36 +10,36 @@ use crate::{ExampleOptions, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and to be written.
-    owed: Vec<u8>,
+    /// Bytes that were read and are to be written.
+    output: Vec<u8>,
 }
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let open = |stream| Peer {
         stream,
-        owed: Vec::new(),
+        output: Vec::new(),
     };
     each_event(options, open, converse)
 }
 
-/// Goes on until the socket has nothing more, or takes nothing more.
+/// Writes and reads until the socket would block. Returns whether the conversation goes on.
 fn converse(peer: &mut Peer, _: &Event) -> io::Result<bool> {
     let mut buffer = [0; 16 * 1024];
     loop {
         let mut sent = 0;
-        while sent < peer.owed.len() {
-            match peer.stream.write(&peer.owed[sent..]) {
+        while sent < peer.output.len() {
+            match peer.stream.write(&peer.output[sent..]) {
                 Ok(count) => sent += count,
-                // It is tried again when the socket is writable.
+                // The write is tried again when the socket is writable.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             }
         }
-        peer.owed.clear();
+        peer.output.clear();
         match peer.stream.read(&mut buffer) {
             Ok(0) => return Ok(false),
-            Ok(count) => peer.owed.extend_from_slice(&buffer[..count]),
+            Ok(count) => peer.output.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         }

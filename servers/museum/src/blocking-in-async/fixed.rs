@@ -1,4 +1,4 @@
-//! Waits for its peers in async functions, with calls that block nobody but their task.
+//! Echo in async functions, with calls that block only their task.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use tokio::runtime;
 
 use crate::{ExampleOptions, listen, stop_at_once};
 
-/// A task for each peer, and two threads for all tasks.
+/// Serves each peer in a task of its own. Two threads run all tasks.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let mut builder = runtime::Builder::new_multi_thread();
@@ -24,7 +24,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     })
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 async fn converse(stream: TcpStream) -> io::Result<()> {
     let (reader, mut stream) = stream.into_split();
     let mut reader = BufReader::new(reader);

@@ -1,4 +1,4 @@
-//! Waits for its peers in async functions, but with the calls that block the thread.
+//! Echo in async functions, with calls that block the thread.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use tokio::runtime;
 
 use crate::{ExampleOptions, listen, stop_at_once};
 
-/// A task for each peer, and two threads for all tasks.
+/// Serves each peer in a task of its own. Two threads run all tasks.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let mut builder = runtime::Builder::new_multi_thread();
@@ -21,7 +21,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     })
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 async fn converse(mut stream: TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = Vec::new();

@@ -1,16 +1,16 @@
-//! A test that a server echoes, which fails if it does not.
+//! A test that a server echoes. It fails if the server does not.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 
-/// Ten clients, who must have their lines back, and nothing else.
+/// Sends a line from each of ten clients, which must get their lines back, and nothing else.
 ///
 /// # Panics
 ///
-/// The server says something else.
+/// Panics if a client receives anything else.
 pub fn lines_are_echoed(server: SocketAddr) {
-    // The scope waits for its threads, and panics if one of them did.
+    // The scope joins its threads, and panics if one of them has panicked.
     thread::scope(|scope| {
         for number in 0..10 {
             scope.spawn(move || {

@@ -1,12 +1,11 @@
-//! Requests come when they are planned, as from people who don't know of one another; and what the slowest of them
-//! have waited is told.
+//! A benchmark that sends requests at planned times, as independent users do, and reports the 99th percentile.
 
 use std::time::Duration;
 
 use super::ExampleServer;
 
-/// The latency that one request in a hundred exceeds, of so many that are asked at such intervals: from when each was
-/// *planned*, so that what kept it from being sent counts too.
+/// Returns the 99th percentile of the latencies of `requests` requests, one planned per `interval`. Each latency counts
+/// from the *planned* time, so that a delay before the request was sent counts too.
 pub fn measure(server: &mut impl ExampleServer, requests: u32, interval: Duration) -> Duration {
     let mut latencies: Vec<Duration> = (0..requests)
         .map(|number| {

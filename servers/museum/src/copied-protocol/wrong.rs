@@ -1,13 +1,13 @@
-//! Lines in, the same lines out: written once for the server that blocks, and once more for the event loop. That the
-//! last line needs no end was found out in the first, and fixed there.
+//! Echo, line by line. The protocol is written once for the blocking server and once more for the event loop. The
+//! first copy was fixed when a last line without a line end got lost; the second copy was not.
 
 use std::io::{self, Read, Write};
 
-/// A whole conversation, with a thread of its own.
+/// Runs a complete conversation, for a server with a thread for each connection.
 ///
 /// # Errors
 ///
-/// The peer broke off.
+/// Reading or writing fails, for example because the peer has reset the connection.
 pub fn converse(mut stream: impl Read + Write) -> io::Result<()> {
     let mut input = Vec::new();
     let mut buffer = [0; 4096];
@@ -24,14 +24,14 @@ pub fn converse(mut stream: impl Read + Write) -> io::Result<()> {
     }
 }
 
-/// The same, as an event loop has it: told what was read, it says what is to be written.
+/// The server's side of one conversation on an event loop: bytes that were read go in, bytes to write come out.
 #[derive(Debug, Default)]
 pub struct Peer {
     input: Vec<u8>,
 }
 
 impl Peer {
-    /// After a read; of nothing, if the peer has ended its side.
+    /// Returns the bytes to write after a read. `read` is empty if the peer has ended its side.
     pub fn readable(&mut self, read: &[u8]) -> Vec<u8> {
         self.input.extend_from_slice(read);
         let mut output = Vec::new();

@@ -1,4 +1,4 @@
-//! Pair with a thread for each connection, and lines cut by hand: a line that comes in two reads loses its first byte.
+//! Pair with a thread for each connection; lines are cut by hand. A line that comes in two reads loses its first byte.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     each_connection(options, converse)
 }
 
-/// A line in; the previous line and this one out.
+/// Answers each line with the previous line and this line.
 fn converse(mut stream: TcpStream) -> io::Result<()> {
     let mut previous = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
@@ -21,7 +21,7 @@ fn converse(mut stream: TcpStream) -> io::Result<()> {
         filled += count;
         let (mut start, mut end) = (0, 0);
         for at in 0..filled {
-            // The last line needs no end.
+            // The last line needs no line end.
             if buffer[at] == b'\n' || (count == 0 && at + 1 == filled) {
                 let line = &buffer[start..=at];
                 stream.write_all(&[&previous, line].concat())?;
@@ -33,7 +33,7 @@ fn converse(mut stream: TcpStream) -> io::Result<()> {
         if count == 0 {
             return Ok(());
         }
-        // What is behind the end of the last line begins the next.
+        // Bytes after the end of the last line begin the next line.
         buffer.copy_within(end + 1..filled, 0);
         filled -= end + 1;
     }

@@ -1,4 +1,4 @@
-//! Echo on an event loop: after an event it reads until there is nothing more.
+//! Echo on an event loop. After an event, the server reads until the socket has no more.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -10,15 +10,15 @@ use crate::{ExampleOptions, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and still to be written.
-    owed: Vec<u8>,
+    /// Bytes that were read and are still to be written.
+    output: Vec<u8>,
 }
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let open = |stream| Peer {
         stream,
-        owed: Vec::new(),
+        output: Vec::new(),
     };
     each_event(options, open, converse)
 }
@@ -33,20 +33,20 @@ fn converse(peer: &mut Peer, _: &Event) -> io::Result<bool> {
     }
 }
 
-/// Sends what is owed, reads once, and sends that. Says whether there is more to come.
+/// Sends the pending output, reads once, and sends what was read. Returns whether more input may come.
 fn answer(peer: &mut Peer) -> io::Result<bool> {
     let mut buffer = [0; 1024];
     send(peer)?;
     let count = peer.stream.read(&mut buffer)?;
-    peer.owed.extend_from_slice(&buffer[..count]);
+    peer.output.extend_from_slice(&buffer[..count]);
     send(peer)?;
     Ok(count > 0)
 }
 
 fn send(peer: &mut Peer) -> io::Result<()> {
-    while !peer.owed.is_empty() {
-        let count = peer.stream.write(&peer.owed)?;
-        peer.owed.drain(..count);
+    while !peer.output.is_empty() {
+        let count = peer.stream.write(&peer.output)?;
+        peer.output.drain(..count);
     }
     Ok(())
 }

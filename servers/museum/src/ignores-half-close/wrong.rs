@@ -1,4 +1,4 @@
-//! Echo on an event loop: a peer that has ended its side is taken for one that has gone.
+//! Echo on an event loop. A peer that has ended its side is removed at once, as if it had left.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -10,36 +10,36 @@ use crate::{ExampleOptions, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and still to be written.
-    owed: Vec<u8>,
+    /// Bytes that were read and are still to be written.
+    output: Vec<u8>,
 }
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let open = |stream| Peer {
         stream,
-        owed: Vec::new(),
+        output: Vec::new(),
     };
     each_event(options, open, converse)
 }
 
-/// Goes on until the socket has nothing more, or takes nothing more.
+/// Writes and reads until the socket would block. Returns whether the conversation goes on.
 fn converse(peer: &mut Peer, event: &Event) -> io::Result<bool> {
     if event.is_read_closed() {
         return Ok(false);
     }
     let mut buffer = [0; 16 * 1024];
     loop {
-        while !peer.owed.is_empty() {
-            match peer.stream.write(&peer.owed) {
-                Ok(count) => drop(peer.owed.drain(..count)),
+        while !peer.output.is_empty() {
+            match peer.stream.write(&peer.output) {
+                Ok(count) => drop(peer.output.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             }
         }
         match peer.stream.read(&mut buffer) {
             Ok(0) => return Ok(false),
-            Ok(count) => peer.owed.extend_from_slice(&buffer[..count]),
+            Ok(count) => peer.output.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         }

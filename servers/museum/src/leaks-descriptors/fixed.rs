@@ -1,4 +1,4 @@
-//! Who has left, in whatever way, is taken from the list of those who are there.
+//! Every peer that leaves, with or without an error, is removed from the list of open connections.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,30 +12,30 @@ use signal_hook::iterator::Signals;
 
 use crate::{ExampleOptions, listen};
 
-/// Who is there: to be told goodbye at a stop.
+/// Connections that are open, by number. A signal closes all of them.
 #[derive(Clone, Default)]
-struct Guests(Arc<Mutex<HashMap<usize, TcpStream>>>);
+struct OpenConnections(Arc<Mutex<HashMap<usize, TcpStream>>>);
 
-/// A thread for each peer.
+/// Serves each peer in a thread of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let guests = Guests::default();
-    guests.clone().part_at_a_signal()?;
+    let connections = OpenConnections::default();
+    connections.clone().close_all_at_signal()?;
     for (number, stream) in listen(options)?.incoming().enumerate() {
         let stream = stream?;
-        guests.lock().insert(number, stream.try_clone()?);
-        let guests = guests.clone();
-        thread::spawn(move || attend(number, &stream, &guests));
+        connections.lock().insert(number, stream.try_clone()?);
+        let connections = connections.clone();
+        thread::spawn(move || handle(number, &stream, &connections));
     }
     Ok(())
 }
 
-fn attend(number: usize, stream: &TcpStream, guests: &Guests) -> io::Result<()> {
+fn handle(number: usize, stream: &TcpStream, connections: &OpenConnections) -> io::Result<()> {
     let end = converse(stream);
-    guests.lock().remove(&number);
+    connections.lock().remove(&number);
     end
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
@@ -46,12 +46,12 @@ fn converse(mut stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-impl Guests {
+impl OpenConnections {
     fn lock(&self) -> MutexGuard<'_, HashMap<usize, TcpStream>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn part_at_a_signal(self) -> io::Result<()> {
+    fn close_all_at_signal(self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         thread::spawn(move || {
             signals.forever().next();

@@ -1,4 +1,4 @@
-//! A thread that watches over each peer, until there is nobody left who could tell it of one.
+//! A thread watches each peer until all senders of its channel are dropped.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{ExampleOptions, listen, stop_at_once};
 
-/// Two threads for each peer.
+/// Starts two threads for each peer: one serves it, one watches it.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let idle_timeout = options.idle_timeout;
@@ -20,14 +20,14 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         thread::spawn(move || watch(&watched, &beats, idle_timeout));
         thread::spawn(move || {
             let _ = converse(&stream, &beat);
-            // The watcher has the socket too: the peer need not wait for it.
+            // The watcher holds the socket too. After this call the peer need not wait for the watcher.
             let _ = stream.shutdown(Shutdown::Both);
         });
     }
     Ok(())
 }
 
-/// Closes a connection on which nothing has come for so long.
+/// Closes the connection if no line arrives for `idle_timeout`.
 fn watch(stream: &TcpStream, beats: &Receiver<()>, idle_timeout: Duration) {
     loop {
         match beats.recv_timeout(idle_timeout) {
@@ -39,7 +39,7 @@ fn watch(stream: &TcpStream, beats: &Receiver<()>, idle_timeout: Duration) {
     }
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream, beat: &Sender<()>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

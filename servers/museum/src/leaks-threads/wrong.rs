@@ -1,4 +1,4 @@
-//! A thread that watches over each peer, until there is nobody left who could tell it of one: but it keeps him itself.
+//! A thread watches each peer until all senders of its channel are dropped. But the watcher itself keeps one of them.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,11 +11,11 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Tells the watcher that something came.
+    /// Channel to the watcher, with one message for each line that arrives.
     beat: Sender<()>,
 }
 
-/// Two threads for each peer.
+/// Starts two threads for each peer: one serves it, one watches it.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let idle_timeout = options.idle_timeout;
@@ -27,14 +27,14 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         thread::spawn(move || watch(&watched.stream, &beats, idle_timeout));
         thread::spawn(move || {
             let _ = converse(&peer.stream, &peer.beat);
-            // The watcher has the socket too: the peer need not wait for it.
+            // The watcher holds the socket too. After this call the peer need not wait for the watcher.
             let _ = peer.stream.shutdown(Shutdown::Both);
         });
     }
     Ok(())
 }
 
-/// Closes a connection on which nothing has come for so long.
+/// Closes the connection if no line arrives for `idle_timeout`.
 fn watch(stream: &TcpStream, beats: &Receiver<()>, idle_timeout: Duration) {
     loop {
         match beats.recv_timeout(idle_timeout) {
@@ -46,7 +46,7 @@ fn watch(stream: &TcpStream, beats: &Receiver<()>, idle_timeout: Duration) {
     }
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream, beat: &Sender<()>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! Every connection has one end, but who broke off is in no column.
+//! Each connection has one ending, but a connection that the peer reset is in no column of the tally.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tokio::{runtime, select, time};
 
 use crate::{ExampleOptions, listen, signals};
 
-/// So many bytes a line may have.
-const LIMIT: usize = 64 * 1024;
+/// Maximum length of a line, in bytes, with its line end.
+const MAX_LINE: usize = 64 * 1024;
 
-/// So long a peer may take to hear why it is refused.
+/// Time for which a refused peer may still send, so that it can read the reason for the refusal.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How many connections ended how.
+/// Number of accepted connections, and of connections by the way in which they ended.
 #[derive(Debug, Default)]
 struct Tally {
     accepted: u64,
@@ -28,6 +28,7 @@ struct Tally {
     failed: u64,
 }
 
+/// Way in which a conversation ended without an error.
 enum Ending {
     Served,
     Refused,
@@ -35,9 +36,9 @@ enum Ending {
     Cut,
 }
 
-/// A task for each peer; and at the end an account.
+/// Serves each peer in a task of its own, and prints the tally at the end.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let mut stop = signals::told()?;
+    let mut stop = signals::stop_receiver()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -75,7 +76,7 @@ impl Tally {
             Ok(Ok(Ending::Refused)) => self.refused += 1,
             Ok(Ok(Ending::TimedOut)) => self.timed_out += 1,
             Ok(Ok(Ending::Cut)) => self.cut += 1,
-            Ok(Err(error)) => eprintln!("a peer is gone: {error}"),
+            Ok(Err(error)) => eprintln!("connection lost: {error}"),
             Err(_) => self.failed += 1,
         }
     }
@@ -97,7 +98,7 @@ impl Tally {
     }
 }
 
-/// Lines in, the same lines out, until the peer's end or the stop. The last line needs no end.
+/// Sends the lines back, until the peer ends its side or a stop begins. The last line needs no line end.
 async fn converse(
     mut stream: TcpStream,
     mut stop: watch::Receiver<bool>,
@@ -106,7 +107,7 @@ async fn converse(
     let mut input = Vec::new();
     loop {
         let count = select! {
-            // What has come is answered, even after the stop.
+            // Data that has arrived is answered, even after the stop.
             biased;
             read = time::timeout(options.idle_timeout, stream.read_buf(&mut input)) => match read {
                 Ok(count) => count?,
@@ -119,18 +120,18 @@ async fn converse(
         };
         if input
             .split(|byte| *byte == b'\n')
-            .any(|line| line.len() >= LIMIT)
+            .any(|line| line.len() >= MAX_LINE)
         {
-            let complaint = format!("error: a line may have {LIMIT} bytes\n");
-            stream.write_all(complaint.as_bytes()).await?;
+            let refusal = format!("error: a line may have at most {MAX_LINE} bytes\n");
+            stream.write_all(refusal.as_bytes()).await?;
             stream.shutdown().await?;
-            // What is not read when the socket is closed becomes an RST, which may overtake the reply.
+            // Input that is unread at the close makes the kernel send RST, which can overtake the reply.
             let _ = time::timeout(LINGER, io::copy(&mut stream, &mut io::sink())).await;
             return Ok(Ending::Refused);
         }
         let last = input.iter().rposition(|byte| *byte == b'\n');
-        let whole = last.map_or(0, |end| end + 1);
-        let answered = if count == 0 { input.len() } else { whole };
+        let complete = last.map_or(0, |end| end + 1);
+        let answered = if count == 0 { input.len() } else { complete };
         let lines: Vec<u8> = input.drain(..answered).collect();
         if let Some(panic) = &options.panic {
             assert!(!String::from_utf8_lossy(&lines).contains(panic));

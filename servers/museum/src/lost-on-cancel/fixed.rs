@@ -1,4 +1,4 @@
-//! What was read of a line belongs to the conversation, and is still there when the timer was faster.
+//! The conversation owns the bytes of a line read so far. They are kept when the timer fires first.
 
 use std::io;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::{runtime, select, time};
 
 use crate::{ExampleOptions, listen, signals};
 
-/// So often each task looks whether it is to stop.
-const LOOK: Duration = Duration::from_millis(1);
+/// Interval at which each task checks whether a stop has begun.
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A task for each peer.
+/// Serves each peer in a task of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let stop = signals::told()?;
+    let stop = signals::stop_receiver()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -28,14 +28,14 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
                 accepted = listener.accept() => {
                     tokio::spawn(converse(accepted?.0, stop.clone()));
                 }
-                () = time::sleep(LOOK) => {}
+                () = time::sleep(CHECK_INTERVAL) => {}
             }
         }
         Ok(())
     })
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 async fn converse(mut stream: TcpStream, stop: watch::Receiver<bool>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
@@ -50,7 +50,7 @@ async fn converse(mut stream: TcpStream, stop: watch::Receiver<bool>) -> io::Res
                 writer.write_all(&line).await?;
                 line.clear();
             }
-            () = time::sleep(LOOK) => {}
+            () = time::sleep(CHECK_INTERVAL) => {}
         }
     }
     Ok(())

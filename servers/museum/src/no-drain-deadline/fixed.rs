@@ -1,4 +1,4 @@
-//! Waits for its last peer at a stop, until the deadline.
+//! At a stop the server waits for its last peer, up to a deadline.
 
 use std::io;
 
@@ -10,9 +10,9 @@ use tokio::{runtime, select, time};
 
 use crate::{ExampleOptions, listen, signals};
 
-/// A task for each peer.
+/// Serves each peer in a task of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let mut stop = signals::told()?;
+    let mut stop = signals::stop_receiver()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -32,20 +32,20 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         }
         drop(listener);
         let all = async { while peers.join_next().await.is_some() {} };
-        // Whoever is still there then is cut.
+        // Peers that are still connected after that are cut.
         let _ = time::timeout(options.drain, all).await;
         Ok(())
     })
 }
 
-/// A line in, the same line out, until the peer's end or the stop. The last line needs no end.
+/// Sends each line back, until the peer ends its side or a stop begins. The last line needs no line end.
 async fn converse(mut stream: TcpStream, mut stop: watch::Receiver<bool>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
         select! {
-            // What has come is answered, even after the stop.
+            // Data that has arrived is answered, even after the stop.
             biased;
             read = reader.read_until(b'\n', &mut line) => {
                 if read? == 0 {

@@ -1,4 +1,4 @@
-//! Waits for its last peer at a stop, however long that takes.
+//! At a stop the server waits for its last peer, however long that takes.
 
 use std::io;
 
@@ -10,9 +10,9 @@ use tokio::{runtime, select};
 
 use crate::{ExampleOptions, listen, signals};
 
-/// A task for each peer.
+/// Serves each peer in a task of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let mut stop = signals::told()?;
+    let mut stop = signals::stop_receiver()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -36,14 +36,14 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     })
 }
 
-/// A line in, the same line out, until the peer's end or the stop. The last line needs no end.
+/// Sends each line back, until the peer ends its side or a stop begins. The last line needs no line end.
 async fn converse(mut stream: TcpStream, mut stop: watch::Receiver<bool>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
         select! {
-            // What has come is answered, even after the stop.
+            // Data that has arrived is answered, even after the stop.
             biased;
             read = reader.read_until(b'\n', &mut line) => {
                 if read? == 0 {

@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection, for as many as there are places: the others wait.
+//! Echo with a thread for each connection, up to a limit. More connections wait in the backlog.
 
 use std::io;
 use std::net::TcpStream;
@@ -10,17 +10,17 @@ use crate::{ExampleOptions, listen, stop_at_once};
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let listener = listen(options)?;
-    let (leave, places) = mpsc::channel();
+    let (release, slots) = mpsc::channel();
     for _ in 0..options.max_connections {
-        leave.send(()).map_err(io::Error::other)?;
+        release.send(()).map_err(io::Error::other)?;
     }
-    while places.recv().is_ok() {
+    while slots.recv().is_ok() {
         let (stream, _) = listener.accept()?;
-        let leave = leave.clone();
+        let release = release.clone();
         thread::spawn(move || {
             let _ = echo(&stream);
             drop(stream);
-            leave.send(())
+            release.send(())
         });
     }
     Ok(())

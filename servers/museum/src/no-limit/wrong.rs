@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection, for as many as come.
+//! Echo with a thread for each connection, without a limit.
 
 use std::io;
 use std::net::TcpStream;

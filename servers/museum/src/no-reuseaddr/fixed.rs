@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection, and a listener that is made by hand: a restart finds the port free.
+//! Echo with a thread for each connection, and a listener that is made by hand. A restart finds the port free.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
 
 fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Else a connection that this server closed first holds the port for a minute (TIME_WAIT).
+    // Without it, a connection that this server closed first keeps the port for a minute (TIME_WAIT).
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
     socket.listen(1024)?;

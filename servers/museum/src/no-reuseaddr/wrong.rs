@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection, and a listener that is made by hand: a restart finds the port taken.
+//! Echo with a thread for each connection, and a listener that is made by hand. A restart finds the port in use.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! Waits for its peers until the time-out, whether they are to send or to take.
+//! The server waits for its peers up to a time-out, both to receive and to send.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::{ExampleOptions, listen, stop_at_once};
 
-/// A thread for each peer.
+/// Serves each peer in a thread of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     for stream in listen(options)?.incoming() {
@@ -18,7 +18,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     Ok(())
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! Echo on an event loop: an error of one connection ends that connection.
+//! Echo on an event loop. An error of one connection ends that connection.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -10,8 +10,8 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 struct Peer {
     stream: TcpStream,
-    /// Read, and still to be written.
-    owed: Vec<u8>,
+    /// Bytes that were read and are still to be written.
+    output: Vec<u8>,
 }
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
@@ -36,15 +36,15 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
             }
             while let Ok((mut stream, _)) = listener.accept() {
                 poll.registry().register(&mut stream, Token(next), both)?;
-                let owed = Vec::new();
-                peers.insert(Token(next), Peer { stream, owed });
+                let output = Vec::new();
+                peers.insert(Token(next), Peer { stream, output });
                 next += 1;
             }
         }
     }
 }
 
-/// Says whether the conversation goes on.
+/// Advances the conversation until the socket would block. Returns whether the conversation goes on.
 fn converse(peer: &mut Peer) -> io::Result<bool> {
     match echo(peer) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
@@ -52,17 +52,17 @@ fn converse(peer: &mut Peer) -> io::Result<bool> {
     }
 }
 
-/// Goes on until the peer has ended its side.
+/// Echoes until the peer has ended its side. Fails with `WouldBlock` where the socket would block.
 fn echo(peer: &mut Peer) -> io::Result<()> {
     let mut buffer = [0; 16 * 1024];
     loop {
-        while !peer.owed.is_empty() {
-            let count = peer.stream.write(&peer.owed)?;
-            peer.owed.drain(..count);
+        while !peer.output.is_empty() {
+            let count = peer.stream.write(&peer.output)?;
+            peer.output.drain(..count);
         }
         match peer.stream.read(&mut buffer)? {
             0 => return Ok(()),
-            count => peer.owed.extend_from_slice(&buffer[..count]),
+            count => peer.output.extend_from_slice(&buffer[..count]),
         }
     }
 }

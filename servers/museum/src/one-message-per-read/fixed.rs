@@ -1,4 +1,4 @@
-//! Pair with a thread for each connection: a line ends where its end is, however many reads that takes.
+//! Pair with a thread for each connection. A line ends at its line end, however many reads that takes.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     each_connection(options, converse)
 }
 
-/// A line in; the previous line and this one out.
+/// Answers each line with the previous line and this line.
 fn converse(mut stream: TcpStream) -> io::Result<()> {
     let mut previous = Vec::new();
     let mut reader = BufReader::new(stream.try_clone()?);

@@ -1,4 +1,4 @@
-//! Pair with a thread for each connection: what one read gives is taken for one line.
+//! Pair with a thread for each connection. The bytes of one read are taken for one line.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     each_connection(options, converse)
 }
 
-/// A line in; the previous line and this one out.
+/// Answers each line with the previous line and this line.
 fn converse(mut stream: TcpStream) -> io::Result<()> {
     let mut previous = Vec::new();
     let mut buffer = [0; 64 * 1024];

@@ -1,4 +1,4 @@
-//! All conversations on one thread: a panic in one of them ends that one.
+//! All conversations run on one thread. A panic in one of them ends that one only.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ struct Peer {
     output: Vec<u8>,
 }
 
-/// An event loop for all peers.
+/// Serves all peers on one event loop.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let listener = listen(options)?;
@@ -49,7 +49,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
                 }
             } else if let Some(peer) = peers.get_mut(&event.token()) {
                 let go_on = || converse(peer, options.panic.as_deref());
-                // Nobody sees the peer again after a panic.
+                // After a panic the peer is removed, and nothing uses it again.
                 let gone = catch_unwind(AssertUnwindSafe(go_on));
                 if gone.unwrap_or(Ok(true)).unwrap_or(true) {
                     peers.remove(&event.token());
@@ -59,7 +59,7 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     }
 }
 
-/// A line in, the same line out, as far as it goes now; says whether the peer is gone. The last line needs no end.
+/// Echoes lines until the socket would block. The last line needs no line end. Returns whether the peer is gone.
 fn converse(peer: &mut Peer, panic: Option<&str>) -> io::Result<bool> {
     let mut ended = false;
     loop {

@@ -1,4 +1,4 @@
-//! Echo with a thread for each connection, which reads, and a thread that sends everybody's replies.
+//! Echo with a thread for each connection, which reads, and one thread that sends the replies of all connections.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -27,12 +27,12 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     })
 }
 
-/// Starts a thread that sends what is put into its queue.
+/// Starts a thread that sends the replies in its queue, and returns the queue.
 fn sender() -> mpsc::SyncSender<Reply> {
     let (replies, queue) = mpsc::sync_channel::<Reply>(4);
     thread::spawn(move || {
         for (stream, reply) in queue {
-            // Who has gone is told nothing more.
+            // A peer that has left gets no more replies.
             let _ = (&*stream).write_all(&reply);
         }
     });

@@ -1,4 +1,4 @@
-//! A job that panics ends, and its worker goes on.
+//! A job that panics ends, and its worker continues.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 const WORKERS: usize = 32;
 
-/// A pool of threads; each serves a peer to its end, and takes the next.
+/// Serves peers with a pool of threads. Each thread serves one peer to its end and then takes the next.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let (queue, peers) = mpsc::channel::<TcpStream>();
@@ -23,19 +23,19 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
                 let next = peers.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 let Ok(stream) = next else { return };
                 let job = || converse(&stream, panic.as_deref());
-                // Nothing of the job is used again.
+                // Nothing that the job has touched is used again.
                 let _ = catch_unwind(AssertUnwindSafe(job));
             }
         });
     }
     for stream in listen(options)?.incoming() {
-        // It fails only if there is nobody left who listens.
+        // A send fails only if the receiver was dropped.
         let _ = queue.send(stream?);
     }
     Ok(())
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream, panic: Option<&str>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! A job that panics takes its worker with it.
+//! A job that panics ends its worker.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 const WORKERS: usize = 32;
 
-/// A pool of threads; each serves a peer to its end, and takes the next.
+/// Serves peers with a pool of threads. Each thread serves one peer to its end and then takes the next.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let (queue, peers) = mpsc::channel::<TcpStream>();
@@ -26,13 +26,13 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         });
     }
     for stream in listen(options)?.incoming() {
-        // It fails only if there is nobody left who listens.
+        // A send fails only if the receiver was dropped.
         let _ = queue.send(stream?);
     }
     Ok(())
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream, panic: Option<&str>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

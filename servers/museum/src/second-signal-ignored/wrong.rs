@@ -1,4 +1,4 @@
-//! Takes every signal for the first: nobody can end it before the drain is over.
+//! The server treats every signal as the first. No signal ends it before the drain is over.
 
 use std::io;
 use std::thread;
@@ -13,13 +13,13 @@ use tokio::{runtime, select, time};
 
 use crate::{ExampleOptions, listen};
 
-/// A task for each peer.
+/// Serves each peer in a task of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let (tell, mut stop) = watch::channel(false);
+    let (sender, mut stop) = watch::channel(false);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
         for _ in signals.forever() {
-            tell.send_replace(true);
+            sender.send_replace(true);
         }
     });
     let runtime = runtime::Builder::new_current_thread()
@@ -41,20 +41,20 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         }
         drop(listener);
         let all = async { while peers.join_next().await.is_some() {} };
-        // Whoever is still there then is cut.
+        // Peers that are still connected after that are cut.
         let _ = time::timeout(options.drain, all).await;
         Ok(())
     })
 }
 
-/// A line in, the same line out, until the peer's end or the stop. The last line needs no end.
+/// Sends each line back, until the peer ends its side or a stop begins. The last line needs no line end.
 async fn converse(mut stream: TcpStream, mut stop: watch::Receiver<bool>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
         select! {
-            // What has come is answered, even after the stop.
+            // Data that has arrived is answered, even after the stop.
             biased;
             read = reader.read_until(b'\n', &mut line) => {
                 if read? == 0 {

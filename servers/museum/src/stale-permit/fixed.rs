@@ -1,4 +1,4 @@
-//! A place is given back when its peer has left.
+//! A slot is given back when its peer has left.
 
 use std::io;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use tokio::{runtime, select, time};
 
 use crate::{ExampleOptions, listen, signals};
 
-/// A task for each peer.
+/// Serves each peer in a task of its own.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
-    let mut stop = signals::told()?;
+    let mut stop = signals::stop_receiver()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -21,15 +21,15 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let count = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
-        let places = Arc::new(Semaphore::new(count as usize));
+        let slots = Arc::new(Semaphore::new(count as usize));
         loop {
-            let next = async { (place(&places).await, listener.accept().await) };
+            let next = async { (acquire(&slots).await, listener.accept().await) };
             select! {
-                (place, accepted) = next => {
+                (slot, accepted) = next => {
                     let (stream, _) = accepted?;
                     let stop = stop.clone();
                     tokio::spawn(async move {
-                        let _place = place;
+                        let _slot = slot;
                         converse(stream, stop).await
                     });
                 }
@@ -37,25 +37,25 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
             }
         }
         drop(listener);
-        // When all places are free, all peers have left.
-        let _ = time::timeout(options.drain, places.acquire_many(count)).await;
+        // When all slots are free, all peers have left.
+        let _ = time::timeout(options.drain, slots.acquire_many(count)).await;
         Ok(())
     })
 }
 
-/// Waits for a place, which is given back when the permit is dropped.
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(places).acquire_owned().await.ok()
+/// Waits for a slot. The slot is given back when the permit is dropped.
+async fn acquire(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(slots).acquire_owned().await.ok()
 }
 
-/// A line in, the same line out, until the peer's end or the stop. The last line needs no end.
+/// Sends each line back, until the peer ends its side or a stop begins. The last line needs no line end.
 async fn converse(mut stream: TcpStream, mut stop: watch::Receiver<bool>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
         select! {
-            // What has come is answered, even after the stop.
+            // Data that has arrived is answered, even after the stop.
             biased;
             read = reader.read_until(b'\n', &mut line) => {
                 if read? == 0 {

@@ -1,4 +1,4 @@
-//! As many workers as there are to be places.
+//! The pool has as many workers as the connection limit allows connections.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::thread;
 
 use crate::{ExampleOptions, listen, stop_at_once};
 
-/// A pool of threads; each serves a peer to its end, and takes the next.
+/// Serves peers with a pool of threads. Each thread serves one peer to its end and then takes the next.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let (queue, peers) = mpsc::channel::<TcpStream>();
@@ -23,13 +23,13 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         });
     }
     for stream in listen(options)?.incoming() {
-        // It fails only if there is nobody left who listens.
+        // A send fails only if the receiver was dropped.
         let _ = queue.send(stream?);
     }
     Ok(())
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

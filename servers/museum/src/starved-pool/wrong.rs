@@ -1,4 +1,4 @@
-//! Four workers, whatever was promised: four peers who say nothing, and nobody else is served.
+//! Four workers, whatever the connection limit is. Four idle peers hold all of them, and no other peer is served.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use crate::{ExampleOptions, listen, stop_at_once};
 
 const WORKERS: usize = 4;
 
-/// A pool of threads; each serves a peer to its end, and takes the next.
+/// Serves peers with a pool of threads. Each thread serves one peer to its end and then takes the next.
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
     let (queue, peers) = mpsc::channel::<TcpStream>();
@@ -25,13 +25,13 @@ pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
         });
     }
     for stream in listen(options)?.incoming() {
-        // It fails only if there is nobody left who listens.
+        // A send fails only if the receiver was dropped.
         let _ = queue.send(stream?);
     }
     Ok(())
 }
 
-/// A line in, the same line out. The last one needs no end.
+/// Sends each line back. The last line needs no line end.
 fn converse(mut stream: &TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();

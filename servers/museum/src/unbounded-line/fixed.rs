@@ -1,4 +1,4 @@
-//! Echo, line by line, with a thread for each connection: a line has a limit.
+//! Echo, line by line, with a thread for each connection. The length of a line is limited.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::threads::each_connection;
 use crate::{ExampleOptions, stop_at_once};
 
-const MOST: u64 = 64 * 1024;
+const MAX_LINE: u64 = 64 * 1024;
 
 pub(crate) fn serve(options: &ExampleOptions) -> io::Result<()> {
     stop_at_once()?;
@@ -18,17 +18,17 @@ fn converse(mut stream: TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let mut line = Vec::new();
-        let mut next = reader.by_ref().take(MOST + 1);
+        let mut next = reader.by_ref().take(MAX_LINE + 1);
         next.read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Ok(());
         }
-        if line.len() as u64 > MOST {
-            writeln!(stream, "error: a line may have {MOST} bytes")?;
+        if line.len() as u64 > MAX_LINE {
+            writeln!(stream, "error: a line may have at most {MAX_LINE} bytes")?;
             stream.shutdown(Shutdown::Write)?;
-            // What is unread when a socket is closed makes the kernel send RST, which can overtake the error.
-            let until = Instant::now() + Duration::from_secs(1);
-            while Instant::now() < until && reader.read(&mut [0; 16 * 1024])? > 0 {}
+            // Input that is unread at the close makes the kernel send RST, which can overtake the error.
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < deadline && reader.read(&mut [0; 16 * 1024])? > 0 {}
             return Ok(());
         }
         stream.write_all(&line)?;

@@ -1,4 +1,4 @@
-//! Echo, line by line, with a thread for each connection: a line has no limit.
+//! Echo, line by line, with a thread for each connection. A line may have any length.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
