@@ -1,4 +1,4 @@
-//! A server in a process of its own, from `listening on` to its tally: one of ours, or anybody's.
+//! A server as a child process, from `listening on` to its tally: one of our models, or an external server.
 
 use std::ffi::OsStr;
 #[cfg(target_os = "linux")]
@@ -20,41 +20,42 @@ use nix::unistd::Pid;
 
 use crate::interrupt;
 
-/// How long a server may take until it listens: it has nothing to load.
+/// Time within which a server must listen: it has nothing to load.
 const START: Duration = Duration::from_secs(10);
 
-/// The same for somebody else's, which may be a virtual machine that starts while others are being measured or checked.
-const START_OUTSIDE: Duration = Duration::from_secs(20);
+/// Time within which an external server must listen. It may be a virtual machine that starts while others are measured
+/// or checked.
+const START_EXTERNAL: Duration = Duration::from_secs(20);
 
-/// What a server is told with `--drain`; its clients have left already.
+/// Value of `--drain` for a server whose clients have left already.
 pub(crate) const DRAIN: &str = "1s";
 
-/// From SIGTERM to SIGKILL: the drain, and time for ten thousand threads to end.
-const END: Duration = Duration::from_secs(10);
+/// Time from SIGTERM to SIGKILL: the drain, and time for ten thousand threads to end.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// From SIGKILL to the end of what a server that has ended had forked.
-const ORPHANS: Duration = Duration::from_secs(2);
+/// Time from SIGKILL to the end of the processes that an ended server had forked.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(2);
 
-/// As much as a server still has to end by itself, after Ctrl-C.
-const IN_A_HURRY: Duration = Duration::from_secs(1);
+/// Time that a server has to end by itself after Ctrl-C.
+const AFTER_CTRL_C: Duration = Duration::from_secs(1);
 
-/// How long the processes of a server that has ended may take to end too.
-const STRAGGLERS: Duration = Duration::from_millis(500);
+/// Time within which the forked processes of a server must end after the server.
+const STRAGGLER_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long what it said last may take to come through the pipe.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Time that the last output of a server may take to arrive through the pipe.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
-/// In the environment of servers that are not ours.
+/// Environment variable that marks the processes of an external server.
 const MARK: &str = "SAMEWIRE_SERVER";
 
-/// What is longer is cut.
-const LONGEST_LINE: u64 = 64 * 1024;
+/// Number of bytes of a line of output at most; longer lines are cut.
+const MAX_LINE: u64 = 64 * 1024;
 
-/// As much of the server's complaints is kept.
-const MOST_COMPLAINTS: u64 = 64 * 1024;
+/// Number of bytes of a server's error output that are kept.
+const MAX_ERROR_OUTPUT: u64 = 64 * 1024;
 
-/// Makes this process the one that is given what a server leaves behind, so that it can wait for that. Where there is no
-/// such thing, the first process of the system is given it, and sees to it in its own time.
+/// Makes this process the parent of the processes that a server leaves behind, so that it can wait for them. On systems
+/// without this feature, the first process of the system becomes their parent and waits for them at some time.
 #[cfg(target_os = "linux")]
 pub(crate) fn adopt_orphans() {
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -63,8 +64,8 @@ pub(crate) fn adopt_orphans() {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn adopt_orphans() {}
 
-/// The program that is running, also if somebody builds a new one meanwhile: half of a comparison must not be measured
-/// with another build.
+/// Returns a path of the running program. It stays valid when a new program is built meanwhile: half of a comparison
+/// must not be measured with another build.
 pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") {
         Ok("/proc/self/exe".into())
@@ -73,42 +74,46 @@ pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A running server. Dropped, it is killed and waited for.
+/// A running server. It is killed and waited for when it is dropped.
 pub(crate) struct ChildServer {
     child: Child,
+    /// Address on which the server listens.
     pub(crate) address: SocketAddr,
-    /// One of ours, which ends with its tally.
+    /// Whether it is one of our models, which ends with its tally.
     ours: bool,
-    /// The first line that it said.
+    /// First line of its output.
     first: Receiver<String>,
-    /// The last one, when nobody has its output open any more.
+    /// Last line of its output. It arrives when no process has the output open any more.
     last: Receiver<String>,
-    complaints: Receiver<String>,
-    /// Who reads both.
+    /// Start of its error output.
+    error_output: Receiver<String>,
+    /// Threads that read the output and the error output.
     readers: Vec<JoinHandle<()>>,
-    /// What its processes have in their environment, wherever they went: of servers that are not ours.
+    /// Value of the environment variable of its processes, wherever they went; only of external servers.
     mark: Option<String>,
+    /// Whether the process has been waited for.
     reaped: bool,
 }
 
-/// What became of it.
+/// End of a server.
 pub(crate) struct ServerExit {
+    /// Exit status in words.
     pub(crate) exit: String,
-    /// `None`: it was killed.
+    /// Exit status; `None` if the server was killed.
     pub(crate) status: Option<ExitStatus>,
-    /// The last line that it said;
+    /// Last line of the output.
     pub(crate) last: Option<String>,
-    /// and the same, if that is one.
+    /// Tally, if the last line is one.
     pub(crate) tally: Option<Tally>,
-    /// Processes of it that were still there when it had ended. They were killed.
+    /// Number of processes that were still there when the server had ended. They were killed.
     pub(crate) left_behind: usize,
-    /// What was wrong with its end.
+    /// Problems of this end, in words.
     pub(crate) problems: Vec<String>,
 }
 
 impl ServerExit {
-    /// Whether SIGTERM ended it, since it had not learned to stop by itself: a program that is told nothing else dies of
-    /// it, and some say so in the manner of shells.
+    /// Returns whether SIGTERM itself ended the server. A program without a handler dies of the signal, and some
+    /// programs report that in the exit status as a shell does.
     pub(crate) fn by_the_signal(&self) -> bool {
         let signal = Signal::SIGTERM as i32;
         self.status.is_some_and(|status| {
@@ -120,8 +125,8 @@ impl ServerExit {
 impl ChildServer {
     /// Starts this program as a server, and waits until it listens.
     ///
-    /// To be called on a thread that lives longer than the server: the kernel ends the server together with the
-    /// *thread* that started it.
+    /// Call this on a thread that lives longer than the server: the kernel kills the server when the *thread* that
+    /// started it ends.
     pub(crate) fn start(arguments: &[String]) -> anyhow::Result<ChildServer> {
         let mut command = Command::new(this_program()?);
         command
@@ -139,30 +144,34 @@ impl ChildServer {
             return Ok(server);
         }
         match first {
-            Err(RecvTimeoutError::Timeout) => bail!("the server did not listen within {START:?}"),
-            Ok(line) => bail!("the server began with \"{line}\" instead of \"listening on ADDR\""),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the server did not listen within {START:?}")
+            }
+            Ok(line) => {
+                bail!("the server printed \"{line}\" first, instead of \"listening on ADDR\"")
+            }
             Err(RecvTimeoutError::Disconnected) => Err(server.did_not_start()),
         }
     }
 
-    /// Starts any program as a server, and waits until somebody listens on the port that it was told.
+    /// Starts any program as a server, and waits until a socket listens on its port.
     ///
-    /// Whether somebody does is read from the kernel's table: a connection to find out would be one more peer than the
-    /// server is asked to serve.
+    /// That is read from the kernel's table: a connection to find out would be one peer more than the server is to
+    /// serve.
     pub(crate) fn start_external(command: Command, port: u16) -> anyhow::Result<ChildServer> {
         let mut server = ChildServer::spawn(command, false)?;
         server.address.set_port(port);
-        let deadline = Instant::now() + START_OUTSIDE;
+        let deadline = Instant::now() + START_EXTERNAL;
         while !listens(server.address)? {
             if server.has_ended() {
                 return Err(server.did_not_start());
             }
             if interrupt::caught() {
-                bail!("interrupted while it started");
+                bail!("interrupted while the server started");
             }
             if Instant::now() >= deadline {
                 bail!(
-                    "it did not listen on {} within {START_OUTSIDE:?}; is {{port}} where it takes its port?",
+                    "the server did not listen on {} within {START_EXTERNAL:?}; check that {{port}} is where it takes its port",
                     server.address
                 );
             }
@@ -171,22 +180,23 @@ impl ChildServer {
         Ok(server)
     }
 
+    /// Returns the error for a server that ended, or closed its output, before it listened.
     fn did_not_start(&mut self) -> anyhow::Error {
         let end = self.wait(Duration::from_secs(1));
-        let complaints = self.complaints();
+        let error_output = self.error_output();
         match end {
             Some(status) if status.success() && !self.ours => anyhow!(
-                "it ended at once, with status 0; if it goes into the background, tell it to stay in the foreground{complaints}"
+                "the server ended at once, with status 0; if it goes into the background, start it in the foreground{error_output}"
             ),
-            Some(status) => anyhow!("the server did not start ({status}){complaints}"),
-            None => anyhow!("the server said nothing{complaints}"),
+            Some(status) => anyhow!("the server did not start ({status}){error_output}"),
+            None => anyhow!("the server printed nothing{error_output}"),
         }
     }
 
-    /// Starts the process, and whoever reads what it says.
+    /// Starts the process, and the threads that read its output.
     fn spawn(mut command: Command, ours: bool) -> anyhow::Result<ChildServer> {
         let program = command.get_program().to_string_lossy().into_owned();
-        // Whoever leaves the group, to go into the background, is found by this all the same.
+        // Processes that leave the process group, to go into the background, are found by this mark.
         let mark = (!ours).then(|| format!("{}-{:x}", std::process::id(), fastrand::u64(..)));
         if let Some(mark) = &mark {
             command.env(MARK, mark);
@@ -195,83 +205,91 @@ impl ChildServer {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A group of its own: Ctrl-C is for us, who then end it in order. And what it forked can be killed with it.
+            // A process group of its own: Ctrl-C only reaches this program, which then ends the server in order. And
+            // the processes that the server forks can be killed with the group.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let (line, first) = mpsc::channel();
-        let (end, last) = mpsc::channel();
-        let (complaint, complaints) = mpsc::channel();
-        // Both sleep while the server serves: ours say nothing meanwhile. What others say must go somewhere.
-        let listen = move || {
+        let (first_sender, first) = mpsc::channel();
+        let (last_sender, last) = mpsc::channel();
+        let (error_sender, error_output) = mpsc::channel();
+        // Both threads sleep while the server serves: our models print nothing meanwhile. The output of external
+        // servers must be read.
+        let read_output = move || {
             let Some(stdout) = stdout else { return };
             let mut out = BufReader::new(stdout);
             let mut last: Option<String> = None;
-            let mut said = Vec::new();
-            while let Ok(1..) = out.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut said) {
-                let text = String::from_utf8_lossy(&said).trim_end().to_string();
+            let mut line = Vec::new();
+            while let Ok(1..) = out.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_string();
                 if last.is_none() {
-                    let _ = line.send(text.clone());
+                    let _ = first_sender.send(text.clone());
                 }
                 last = Some(text);
-                said.clear();
+                line.clear();
             }
             if let Some(last) = last {
-                let _ = end.send(last);
+                let _ = last_sender.send(last);
             }
         };
-        let hear_complaints = move || {
+        let read_errors = move || {
             let Some(mut stderr) = stderr else { return };
-            let mut kept = Vec::new();
-            let _ = stderr.by_ref().take(MOST_COMPLAINTS).read_to_end(&mut kept);
-            // The rest must go somewhere: a full pipe would stop the server.
+            let mut bytes = Vec::new();
+            let _ = stderr
+                .by_ref()
+                .take(MAX_ERROR_OUTPUT)
+                .read_to_end(&mut bytes);
+            // The remaining output must be read: a full pipe would stop the server.
             let _ = std::io::copy(&mut stderr, &mut std::io::sink());
-            let _ = complaint.send(String::from_utf8_lossy(&kept).into_owned());
+            let _ = error_sender.send(String::from_utf8_lossy(&bytes).into_owned());
         };
         let mut server = ChildServer {
             child,
-            // Not known yet.
+            // The address is not known yet.
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             ours,
             first,
             last,
-            complaints,
+            error_output,
             readers: Vec::new(),
             mark,
             reaped: false,
         };
-        let no_thread = "cannot start a thread that reads what the server says";
-        let reader = thread::Builder::new().spawn(listen).context(no_thread)?;
+        let no_thread = "cannot start a thread that reads the output of the server";
+        let reader = thread::Builder::new()
+            .spawn(read_output)
+            .context(no_thread)?;
         server.readers.push(reader);
-        let reader = thread::Builder::new().spawn(hear_complaints);
+        let reader = thread::Builder::new().spawn(read_errors);
         server.readers.push(reader.context(no_thread)?);
         Ok(server)
     }
 
+    /// Returns the process number of the server.
     pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    /// Tells it to stop, and takes its account.
+    /// Sends SIGTERM, and waits for the end of the server.
     pub(crate) fn stop(self) -> ServerExit {
         match self.signal(Signal::SIGTERM) {
-            Ok(()) => self.end(END),
+            Ok(()) => self.end(STOP_LIMIT),
             Err(error) => {
                 let mut end = self.end(Duration::ZERO);
-                let problem = format!("the server could not be told to stop: {error}");
+                let problem = format!("SIGTERM could not be sent to the server: {error}");
                 end.problems.insert(0, problem);
                 end
             }
         }
     }
 
-    /// Sends it a signal; not to what it forked.
+    /// Sends a signal to the server, and not to the processes that it forked.
     pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
         kill(Pid::from_raw(self.pid()), signal)
     }
 
-    /// Waits for its end, and kills it if that has not come by the limit.
+    /// Waits for the end of the server, and kills it if it has not ended by the limit.
     pub(crate) fn end(mut self, limit: Duration) -> ServerExit {
         let mut problems = Vec::new();
         let left_behind = if self.wait_until_it_has_ended(limit) {
@@ -295,8 +313,8 @@ impl ChildServer {
             Some(status) => status.to_string(),
             None => "killed".to_string(),
         };
-        // Its output ends with it, unless somebody else has it open.
-        let last = self.last.recv_timeout(LAST_WORDS).ok();
+        // The output ends with the server, unless another process has it open.
+        let last = self.last.recv_timeout(LAST_OUTPUT).ok();
         let tally = last
             .as_deref()
             .and_then(|line| serde_json::from_str::<Tally>(line).ok());
@@ -304,11 +322,11 @@ impl ChildServer {
             (Some(status), _) if !status.success() => {
                 problems.push(format!(
                     "the server ended with {status}{}",
-                    self.complaints()
+                    self.error_output()
                 ));
             }
             (Some(_), None) if self.ours => problems.push(format!(
-                "the server gave no tally, but {}",
+                "the server printed no tally as its last line, but {}",
                 last.as_ref()
                     .map_or("nothing".to_string(), |line| format!("\"{line}\""))
             )),
@@ -330,28 +348,33 @@ impl ChildServer {
         }
     }
 
-    /// Whether it has ended by itself. It is still to be waited for.
+    /// Returns whether the server has ended by itself. It must still be waited for.
     pub(crate) fn has_ended(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let ended = waitid(Id::Pid(Pid::from_raw(self.pid())), flags);
         ended.is_ok_and(|status| status != WaitStatus::StillAlive)
     }
 
+    /// Waits for the end of the server, for at most `limit`. `None`: it has not ended.
     fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         if self.wait_until_it_has_ended(limit) {
-            return self.bury();
+            return self.kill_and_reap();
         }
         None
     }
 
+    /// Waits until the server has ended, for at most `limit`. It must still be waited for. Returns whether it has ended.
     fn wait_until_it_has_ended(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let mut hurry: Option<Instant> = None;
+        let mut interrupt_deadline: Option<Instant> = None;
         while !self.has_ended() {
             if interrupt::caught() {
-                hurry.get_or_insert_with(|| Instant::now() + IN_A_HURRY);
+                interrupt_deadline.get_or_insert_with(|| Instant::now() + AFTER_CTRL_C);
             }
-            if Instant::now() >= deadline || hurry.is_some_and(|hurry| Instant::now() >= hurry) {
+            if Instant::now() >= deadline
+                || interrupt_deadline
+                    .is_some_and(|interrupt_deadline| Instant::now() >= interrupt_deadline)
+            {
                 return false;
             }
             thread::sleep(Duration::from_millis(2));
@@ -359,10 +382,10 @@ impl ChildServer {
         true
     }
 
-    /// How many of its processes are there though it has ended, and it has not been waited for yet. Those that are just
-    /// ending have a moment.
+    /// Returns the number of processes that are left when the server has ended, and has not been waited for. Processes
+    /// that are about to end have a moment to do so.
     fn left_behind(&self) -> usize {
-        let deadline = Instant::now() + STRAGGLERS;
+        let deadline = Instant::now() + STRAGGLER_LIMIT;
         loop {
             let left = self.processes().len();
             if left == 0 || Instant::now() >= deadline {
@@ -372,7 +395,7 @@ impl ChildServer {
         }
     }
 
-    /// Its processes beside the first, those that have ended and are only to be waited for left out.
+    /// Returns the server's other processes, except for those that have ended and must only be waited for.
     fn processes(&self) -> Vec<Pid> {
         let root = self.pid();
         let all = procfs::process::all_processes().into_iter().flatten();
@@ -382,7 +405,7 @@ impl ChildServer {
             if stat.pid == root || matches!(stat.state, 'Z' | 'X') {
                 return None;
             }
-            // (The environment of somebody else's process can't be read.)
+            // The environment of another user's process can't be read.
             let marked = || {
                 let mark = self.mark.as_ref()?;
                 let environment = process.environ().ok()?;
@@ -393,20 +416,21 @@ impl ChildServer {
         theirs.collect()
     }
 
+    /// Kills the server, unless it has been waited for.
     fn kill(&mut self) {
         if !self.reaped {
-            self.bury();
+            self.kill_and_reap();
         }
     }
 
-    /// Kills what is left of it, and waits for that: a hundred processes that are still ending would be measured with
-    /// the next server.
-    fn bury(&mut self) -> Option<ExitStatus> {
-        // What it forked holds the pipes open, and would outlive it. The group's number is still its own: it is waited
-        // for only now.
+    /// Kills all that is left of the server, and waits for it: a hundred processes that are still ending would be
+    /// measured with the next server.
+    fn kill_and_reap(&mut self) -> Option<ExitStatus> {
+        // Forked processes hold the pipes open, and would outlive the server. The number of the group is still the
+        // server's, because the server is waited for only below.
         let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
         if self.mark.is_some() {
-            // (Once more, for those who were made meanwhile.)
+            // Twice, for processes that were forked meanwhile.
             for _ in 0..2 {
                 for process in self.processes() {
                     let _ = kill(process, Signal::SIGKILL);
@@ -416,7 +440,7 @@ impl ChildServer {
         let status = self.child.wait().ok();
         self.reaped = true;
         let group = Pid::from_raw(-self.pid());
-        let deadline = Instant::now() + ORPHANS;
+        let deadline = Instant::now() + ORPHAN_LIMIT;
         while let Ok(one) = waitpid(group, Some(WaitPidFlag::WNOHANG)) {
             if one == WaitStatus::StillAlive {
                 if Instant::now() >= deadline {
@@ -428,13 +452,13 @@ impl ChildServer {
         status
     }
 
-    /// The last things it said, in one line. Only once it has ended.
-    fn complaints(&mut self) -> String {
-        let said = self
-            .complaints
+    /// Returns the last lines of the error output in one line. Only for a server that has ended.
+    fn error_output(&mut self) -> String {
+        let output = self
+            .error_output
             .recv_timeout(Duration::from_secs(1))
             .unwrap_or_default();
-        let lines: Vec<&str> = said
+        let lines: Vec<&str> = output
             .lines()
             .filter(|line| !line.trim().is_empty())
             .collect();
@@ -450,9 +474,9 @@ impl ChildServer {
 impl Drop for ChildServer {
     fn drop(&mut self) {
         self.kill();
-        // They end with the pipes. Whoever is kept by somebody that could not be killed is left to end with him: to wait
-        // for that would be to wait for ever.
-        let deadline = Instant::now() + LAST_WORDS;
+        // The threads end with the pipes. If a process that could not be killed holds a pipe open, the thread is left
+        // to end with it: waiting for that could take for ever.
+        let deadline = Instant::now() + LAST_OUTPUT;
         while !self.readers.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
@@ -464,14 +488,15 @@ impl Drop for ChildServer {
     }
 }
 
-/// Whether anybody accepts connections at that port, by this address or by all.
+/// Returns whether a socket accepts connections on this port, on this address or on all.
 ///
-/// Those who listen are the first in the kernel's tables. Behind them come tens of thousands that have ended a minute ago,
-/// after a check with many clients: to read them all would take longer than most servers take to start.
+/// Listening sockets come first in the kernel's tables. After them, when a check with many clients has ended, come tens
+/// of thousands of connections that ended in the last minute: to read them all would take longer than most servers take
+/// to start.
 #[cfg(target_os = "linux")]
 fn listens(address: SocketAddr) -> anyhow::Result<bool> {
     const LISTENS: &str = "0A";
-    // 127.0.0.1, all of IPv4, all of both, 127.0.0.1 as IPv6 writes it; each as this machine lays it out.
+    // 127.0.0.1; all of IPv4; all of both; 127.0.0.1 as IPv6 writes it; in the byte order of this machine.
     const LOOPBACK_OR_ALL: [&str; 4] = if cfg!(target_endian = "little") {
         [
             "0100007F",

@@ -1,25 +1,26 @@
-//! Who runs where: the client must not take the server's CPU, and the other way round.
+//! The placement on CPUs: the client must not use the server's CPUs, and the server must not use the client's.
 
 use std::fs;
 
 use contract::{Capacity, CpuList, Model, pin};
 
-/// The CPUs of both sides.
+/// CPUs of the client and the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
-    /// Empty: not pinned.
+    /// CPUs of the client; empty if it is not pinned.
     pub(crate) client: Vec<usize>,
+    /// CPUs of the server; empty if it is not pinned.
     pub(crate) server: Vec<usize>,
-    /// Whether nobody shares a CPU.
+    /// Whether client and server have no CPU in common.
     pub(crate) apart: bool,
-    /// Whether a CPU of the client and one of the server are threads of one core.
+    /// Whether a CPU of the client and a CPU of the server are threads of one core; `None` if that is unknown.
     pub(crate) share_a_core: Option<bool>,
-    /// Why it is not as it should be.
+    /// Reason why the placement is not as it should be.
     pub(crate) warning: Option<String>,
 }
 
 impl Placement {
-    /// Divides the CPUs that this process may use, and binds this process to the client's half.
+    /// Divides the CPUs that this process may use, and pins this process to the client's half.
     pub(crate) fn take() -> Placement {
         let allowed = match allowed() {
             Ok(allowed) => allowed,
@@ -32,7 +33,7 @@ impl Placement {
         }
     }
 
-    /// Nobody is pinned; why.
+    /// Returns a placement without pinning; `warning` is the reason.
     pub(crate) fn none(warning: String) -> Placement {
         Placement {
             client: Vec::new(),
@@ -43,10 +44,10 @@ impl Placement {
         }
     }
 
-    /// `core` names the threads of a CPU's core.
+    /// Divides these CPUs. `core` returns all CPUs of a CPU's core.
     fn of(mut cpus: Vec<usize>, core: impl Fn(usize) -> Option<Vec<usize>>) -> Placement {
         let core_of = |cpu| core(cpu).and_then(|threads| threads.into_iter().min());
-        // Threads of one core next to each other, so that the cut runs between cores. The usual numbering (0-3 the
+        // Threads of one core are put next to each other, so that cores are not divided. The usual numbering (0-3 the
         // first threads, 4-7 the second) would give every core to both sides.
         cpus.sort_by_key(|&cpu| (core_of(cpu).unwrap_or(cpu), cpu));
         if cpus.len() < 2 {
@@ -56,7 +57,7 @@ impl Placement {
                 apart: false,
                 share_a_core: None,
                 warning: Some(
-                    "client and server shared one CPU, and took time from each other: not pinned apart".into(),
+                    "client and server share one CPU, and take time from each other: they are not pinned apart".into(),
                 ),
             };
         }
@@ -79,7 +80,7 @@ impl Placement {
         }
     }
 
-    /// All CPUs in use; of a shared one once. Without pinning all that this process may use.
+    /// Returns all CPUs in use, each once. Without pinning, these are all CPUs that this process may use.
     pub(crate) fn all(&self) -> Vec<usize> {
         let mut all = [&self.client[..], &self.server[..]].concat();
         if all.is_empty() {
@@ -90,7 +91,7 @@ impl Placement {
         all
     }
 
-    /// CPUs that a server may run on.
+    /// Returns the number of CPUs that a server may use.
     pub(crate) fn server_cpus(&self) -> usize {
         match self.server.len() {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -98,8 +99,8 @@ impl Placement {
         }
     }
 
-    /// What a server of this model is told with `--workers`: one for each CPU; where each is held by one peer, as many
-    /// as the model has by default.
+    /// Returns the number of workers for a server of this model (`--workers`): one for each CPU; or, if each worker is
+    /// held by one peer, the model's default.
     pub(crate) fn workers_of(&self, model: &Model) -> usize {
         match model.capacity {
             Capacity::Workers => model.capacity.workers().get(),
@@ -107,7 +108,7 @@ impl Placement {
         }
     }
 
-    /// Event loops of the client: one keeps up with a server of one or two CPUs.
+    /// Returns the number of the client's event loops: one of them keeps up with a server of one or two CPUs.
     pub(crate) fn client_threads(&self) -> usize {
         match self.client.len() {
             0..=2 => 1,
@@ -116,11 +117,12 @@ impl Placement {
     }
 }
 
+/// Returns the CPUs that this process may use.
 #[cfg(target_os = "linux")]
 fn allowed() -> Result<Vec<usize>, String> {
     use rustix::thread::{CpuSet, sched_getaffinity};
     let set = sched_getaffinity(None)
-        .map_err(|error| format!("cannot tell which CPUs there are: {error}"))?;
+        .map_err(|error| format!("cannot read the CPUs of this process: {error}"))?;
     Ok((0..CpuSet::MAX_CPU)
         .filter(|&cpu| set.is_set(cpu))
         .collect())
@@ -128,10 +130,10 @@ fn allowed() -> Result<Vec<usize>, String> {
 
 #[cfg(not(target_os = "linux"))]
 fn allowed() -> Result<Vec<usize>, String> {
-    Err("only known on Linux".to_string())
+    Err("samewire pins processes only on Linux".to_string())
 }
 
-/// The CPUs of this CPU's core, itself among them.
+/// Returns the CPUs of this CPU's core, itself among them; `None` if they can't be read.
 fn siblings(cpu: usize) -> Option<Vec<usize>> {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     let list: CpuList = fs::read_to_string(path).ok()?.trim().parse().ok()?;
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cores_are_not_torn_apart() {
+    fn threads_of_one_core_stay_on_one_side() {
         // Eight threads on four cores, numbered as usual.
         let placement = Placement::of((0..8).collect(), |cpu| Some(vec![cpu % 4, cpu % 4 + 4]));
         assert_eq!(placement.client, [0, 4, 1, 5]);
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_of_one_core_are_told() {
+    fn only_two_threads_of_one_core_are_a_warning() {
         let placement = Placement::of(vec![0, 1], |_| Some(vec![0, 1]));
         assert_eq!(
             (&placement.client[..], &placement.server[..]),
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn one_cpu_is_shared_and_told() {
+    fn single_cpu_is_shared_with_a_warning() {
         let placement = Placement::of(vec![3], |_| None);
         assert_eq!(placement.client, placement.server);
         assert!(!placement.apart);
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn three_cpus_without_a_map_of_cores() {
+    fn three_cpus_with_unknown_cores_are_divided() {
         let placement = Placement::of(vec![0, 1, 2], |_| None);
         assert_eq!((placement.client.len(), placement.server.len()), (1, 2));
         assert_eq!(placement.share_a_core, None);

@@ -1,7 +1,8 @@
-//! What a server process uses, from /proc and its CPU clock, over its whole process tree.
+//! Resource usage of a server over its whole process tree, from /proc and the CPU clocks of its processes.
 //!
-//! Reading /proc takes time on a CPU of the client's, and a late client looks like a slow server. A CPU clock takes a
-//! microsecond, and the counters of a thread ten: `cell` reads them when it harms least.
+//! Reading /proc takes time on a CPU of the client, and a late client looks like a slow server. Reading a CPU clock
+//! takes a microsecond, and reading the counters of a thread ten. `compare` reads them at the moments at which they
+//! disturb least.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use nix::unistd::Pid;
 use procfs::process::{Process, Status, all_processes};
 use procfs::{CpuTime, CurrentSI, KernelStats};
 
-/// A server and what it forked.
+/// A server process and the processes that it forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProcessTree {
     root: i32,
@@ -21,14 +22,14 @@ pub(crate) struct ProcessTree {
     forked: Vec<i32>,
 }
 
-/// CPU time used until a moment.
+/// CPU time used until a moment; `used` is `None` if it could not be read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuReading {
     pub(crate) at: Instant,
     pub(crate) used: Option<Duration>,
 }
 
-/// How long some CPUs had nothing to do, and how long this process ran, until a moment.
+/// Time until a moment in which some CPUs were idle, and in which this process ran.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostReading {
     at: Instant,
@@ -37,7 +38,7 @@ pub(crate) struct HostReading {
 }
 
 impl HostReading {
-    /// Of these CPUs; of all, if none are named.
+    /// Takes a reading of these CPUs, or of all CPUs if the list is empty. `None` if it can't be read.
     pub(crate) fn take(cpus: &[usize]) -> Option<HostReading> {
         let at = Instant::now();
         let kernel = KernelStats::current().ok()?;
@@ -47,7 +48,8 @@ impl HostReading {
             idle: if cpus.is_empty() {
                 idle(&kernel.total)?
             } else {
-                // /proc/stat has a line for each CPU that is online, and procfs gives them without their numbers.
+                // /proc/stat has a line for each CPU that is online, and procfs returns the lines without the CPUs'
+                // numbers.
                 let online = online()?;
                 cpus.iter()
                     .map(|cpu| {
@@ -60,8 +62,9 @@ impl HostReading {
         })
     }
 
-    /// The share of the CPUs' time since `before` that went neither to this process nor to the server (which took
-    /// `server`) nor was idle: to other programs, to interrupts, or to a virtual machine's neighbours.
+    /// Returns the share of the CPUs' time since `before` that was not idle and that neither this process nor the
+    /// server used (the server used `server`): it went to other programs, to interrupts, or to other virtual machines
+    /// on the host.
     pub(crate) fn others(
         &self,
         before: &HostReading,
@@ -77,14 +80,14 @@ impl HostReading {
     }
 }
 
-/// The numbers of the CPUs that are online.
+/// Returns the numbers of the CPUs that are online.
 fn online() -> Option<Vec<usize>> {
     let list = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
     let list: CpuList = list.trim().parse().ok()?;
     Some(list.0)
 }
 
-/// Everything else, at a moment. `None`: it could not be read.
+/// Counters of a process tree at a moment. `None` if a counter could not be read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counters {
     pub(crate) at: Instant,
@@ -94,29 +97,30 @@ pub(crate) struct Counters {
     pub(crate) system: Option<Duration>,
     pub(crate) voluntary_switches: Option<u64>,
     pub(crate) involuntary_switches: Option<u64>,
-    /// The most that was resident, in bytes; only of a server that does not fork.
+    /// Peak of the resident memory, in bytes; only of a server that does not fork.
     pub(crate) peak_rss: Option<u64>,
 }
 
-/// How long the threads of a server ran, and how long they ran or waited for a CPU, until a moment. A thread that never
-/// sleeps has all the time in the second, on a busy machine too; one that sleeps has next to nothing in the first.
+/// Time that a server's threads ran, and time that they ran or waited for a CPU, until a moment. A thread that never
+/// sleeps wants the CPU all the time, on a busy machine too. A thread that sleeps hardly runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CpuDemand {
     pub(crate) ran: Duration,
     pub(crate) wanted: Duration,
 }
 
-/// Towards the client's threads on the same CPU.
+/// Whether reading counters yields the CPU to the client's threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum YieldPolicy {
-    /// They have little to do, and what they have counts.
+    /// Yields: the client's threads have little to do, and their delays count.
     Yield,
-    /// They would not give the CPU back for milliseconds, or nothing that they do counts.
+    /// Does not yield: the client's threads would not give the CPU back for milliseconds, or their delays do not count.
     None,
 }
 
 impl ProcessTree {
-    /// A server that leads its process group. If it `forks`, [`look`](ProcessTree::look) finds what it has forked.
+    /// Creates the tree of a server that leads its process group. If it `forks`, [`look`](ProcessTree::look) finds the
+    /// processes that it forked.
     pub(crate) fn new(root: i32, forks: bool) -> ProcessTree {
         let mut tree = ProcessTree {
             root,
@@ -127,10 +131,11 @@ impl ProcessTree {
         tree
     }
 
-    /// Looks again for what it has forked. This reads every process of the machine, so it is only done where it finds
-    /// something.
+    /// Looks again for the processes that the server has forked. This reads every process of the machine, so it is only
+    /// done for servers that fork.
     ///
-    /// By the group and not by the parent: what has lost its parent is still its work.
+    /// Processes are found by their group and not by their parent: a process that lost its parent still works for the
+    /// server.
     pub(crate) fn look(&mut self) {
         if self.forks {
             self.forked = all_processes()
@@ -143,18 +148,20 @@ impl ProcessTree {
         }
     }
 
+    /// Returns the numbers of all processes, the server's first.
     fn processes(&self) -> impl Iterator<Item = i32> {
         [self.root].into_iter().chain(self.forked.iter().copied())
     }
 
-    /// The CPU time used until now: of processes that run, by their CPU clocks, ended threads included; of those that
-    /// the server has waited for, by its account of them, which the kernel tells in ticks. So where processes come and
-    /// go, the difference of two readings may be off by two ticks (20 ms).
+    /// Returns the CPU time used until now. The time of running processes, with their ended threads, comes from their
+    /// CPU clocks. The time of processes that the server has waited for comes from the server's counter, which the
+    /// kernel reports in ticks. So if processes come and go, the difference of two readings may be off by two ticks (20
+    /// ms).
     pub(crate) fn cpu(&self) -> CpuReading {
         let at = Instant::now();
         let mut used = cpu_clock(self.root);
         if self.forks {
-            // One that has ended meanwhile is in what its parent has waited for, or will be.
+            // A process that has ended meanwhile is in the time that its parent has waited for, or will be.
             let clocks = self.forked.iter().filter_map(|process| cpu_clock(*process));
             let running: Duration = clocks.sum();
             let stat = Process::new(self.root).and_then(|process| process.stat());
@@ -166,23 +173,26 @@ impl ProcessTree {
         CpuReading { at, used }
     }
 
-    /// The same at the end of a window, with those that were forked since the last look: where the CPU has more to do than
-    /// it can, the last of them come late. They are looked for after the clocks that are known have been read, because
-    /// that takes milliseconds.
+    /// Returns the CPU time used at the end of a window, with processes that were forked since the last look: on an
+    /// overloaded CPU the last of them start late. The known clocks are read first, because the search takes
+    /// milliseconds.
     pub(crate) fn cpu_with_newcomers(&mut self) -> CpuReading {
         let reading = self.cpu();
         let known = self.forked.clone();
         self.look();
-        let newcomers = self.forked.iter().filter(|one| !known.contains(one));
-        let theirs: Duration = newcomers.filter_map(|one| cpu_clock(*one)).sum();
+        let newcomers = self
+            .forked
+            .iter()
+            .filter(|process| !known.contains(process));
+        let theirs: Duration = newcomers.filter_map(|process| cpu_clock(*process)).sum();
         CpuReading {
             used: reading.used.map(|used| used + theirs),
             ..reading
         }
     }
 
-    /// How much of the CPU its threads have wanted until now. Of a thread that has ended nothing is known any more, so this
-    /// is for a time in which none does. `None`: the kernel does not tell.
+    /// Returns how much CPU time the threads have wanted until now. Nothing is known any more of threads that have
+    /// ended, so this is for periods in which none ends. `None` if the kernel does not report it.
     pub(crate) fn demand(&self) -> Option<CpuDemand> {
         let mut sum = CpuDemand {
             ran: Duration::ZERO,
@@ -191,7 +201,7 @@ impl ProcessTree {
         for process in self.processes() {
             let tasks = match Process::new(process).and_then(|process| process.tasks()) {
                 Ok(tasks) => tasks,
-                // It has ended meanwhile, and wants nothing.
+                // The process has ended meanwhile, and wants nothing.
                 Err(_) if process != self.root => continue,
                 Err(_) => return None,
             };
@@ -204,25 +214,25 @@ impl ProcessTree {
         Some(sum)
     }
 
-    /// Whether the first of them is there and has not ended. (One that nobody has waited for yet can be read, and has
-    /// nothing open.)
-    pub(crate) fn lives(&self) -> bool {
+    /// Returns whether the server process exists and has not ended. (A zombie process can be read, and has no open
+    /// descriptors.)
+    pub(crate) fn is_alive(&self) -> bool {
         let stat = Process::new(self.root).and_then(|process| process.stat());
         stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
     }
 
-    /// The numbers of all its processes, the first one first.
+    /// Returns the numbers of all processes, the server's first.
     pub(crate) fn numbers(&self) -> Vec<i32> {
         self.processes().collect()
     }
 
-    /// How many descriptors are open, in all its processes; `None`: that can't be read.
+    /// Returns the number of open descriptors in all processes; `None` if it can't be read.
     pub(crate) fn descriptors(&self) -> Option<usize> {
         let mut sum = 0;
         for process in self.processes() {
             match open_descriptors(process) {
                 Some(open) => sum += open.len(),
-                // It has ended meanwhile, and has none.
+                // The process has ended meanwhile, and has no descriptors.
                 None if process != self.root => {}
                 None => return None,
             }
@@ -230,11 +240,11 @@ impl ProcessTree {
         Some(sum)
     }
 
-    /// Memory of its own, in bytes: anonymous and shared pages that are resident, each counted once however many of
-    /// these processes have it (Pss_Anon and Pss_Shmem). Not the pages of the program's file, which the kernel has
-    /// once for all servers and the client.
+    /// Returns the server's own memory in bytes: resident anonymous and shared pages, each counted once for all
+    /// processes that share it (Pss_Anon and Pss_Shmem). Pages of the program's file are not included, because the
+    /// kernel holds them once for all servers and the client.
     ///
-    /// The kernel walks through all page tables for this: not to be called while anybody is measured.
+    /// The kernel walks through all page tables for this: do not call it during a measurement.
     pub(crate) fn memory(&self) -> Option<u64> {
         let mut sum = 0;
         for process in self.processes() {
@@ -244,7 +254,7 @@ impl ProcessTree {
                     let map = &rollup.memory_map_rollup.0.first()?.extension.map;
                     sum += map.get("Pss_Anon")? + map.get("Pss_Shmem")?;
                 }
-                // It has ended meanwhile, and has none.
+                // The process has ended meanwhile, and has no memory.
                 Err(_) if process != self.root => {}
                 Err(_) => return None,
             }
@@ -252,7 +262,7 @@ impl ProcessTree {
         Some(sum)
     }
 
-    /// Reads the counters; between two threads it lets others have the CPU if they want it.
+    /// Reads the counters. Between two threads it yields the CPU, if the policy says so.
     pub(crate) fn counters(&self, yield_policy: YieldPolicy) -> Counters {
         let mut sum = Counters {
             at: Instant::now(),
@@ -265,21 +275,21 @@ impl ProcessTree {
             peak_rss: Some(0),
         };
         for process in self.processes() {
-            match Process::new(process).and_then(|process| one(&process, yield_policy)) {
+            match Process::new(process).and_then(|process| read_counters(&process, yield_policy)) {
                 Ok(counters) => sum.add(&counters),
-                // It has ended meanwhile; only without the server itself nothing is known.
+                // The process has ended meanwhile. The counters are unknown only if the server process itself can't be
+                // read.
                 Err(_) if process != self.root => {}
-                Err(_) => sum.forget(),
+                Err(_) => sum.set_unknown(),
             }
         }
-        // Pages that processes share would be counted in each of them, and the kernel keeps no peak that tells them
-        // apart.
+        // Shared pages would be counted in each process, and the kernel keeps no peak that distinguishes them.
         sum.peak_rss = sum.peak_rss.filter(|_| !self.forks);
         sum
     }
 }
 
-/// The numbers of the descriptors that a process has open; `None`: that can't be read.
+/// Returns the numbers of the open descriptors of a process; `None` if they can't be read.
 pub(crate) fn open_descriptors(process: i32) -> Option<Vec<u64>> {
     let entries = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
     let numbers = entries.map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -300,7 +310,7 @@ impl Counters {
         plus(&mut self.peak_rss, other.peak_rss);
     }
 
-    fn forget(&mut self) {
+    fn set_unknown(&mut self) {
         self.threads = None;
         self.user = None;
         self.system = None;
@@ -310,11 +320,13 @@ impl Counters {
     }
 }
 
-fn one(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcResult<Counters> {
+/// Reads the counters of one process.
+fn read_counters(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcResult<Counters> {
     let stat = process.stat()?;
     let status = process.status()?;
-    // A thread that ends between two readings takes its switches with it: this is a lower bound where threads come
-    // and go. (Those of a process are only told to its parent, and only at its end.)
+    // A thread that ends between two readings takes its context switches with it: this is a lower bound where threads
+    // come and go. (The kernel reports the switches of a whole process only to its parent, and only when the process
+    // has ended.)
     let of = |status: &Status| {
         let voluntary = status.voluntary_ctxt_switches;
         voluntary.zip(status.nonvoluntary_ctxt_switches)
@@ -330,7 +342,7 @@ fn one(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcResult<Count
             }
             sum = sum
                 .zip(of(&status))
-                .map(|(sum, one)| (sum.0 + one.0, sum.1 + one.1));
+                .map(|(sum, task)| (sum.0 + task.0, sum.1 + task.1));
         }
         sum
     };
@@ -346,11 +358,13 @@ fn one(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcResult<Count
     })
 }
 
+/// Reads the CPU clock of a process; `None` if there is no such process.
 fn cpu_clock(process: i32) -> Option<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(process)).ok()?;
     Some(clock.now().ok()?.into())
 }
 
+/// Converts clock ticks to a duration.
 fn ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second().max(1) as f64)
 }
@@ -365,7 +379,8 @@ mod tests {
 
     use super::*;
 
-    /// A shell that leads its process group, and what it forks. Dropped, all of them are killed.
+    /// A shell that leads its process group, and the processes that it forked. All of them are killed when it is
+    /// dropped.
     struct Shell {
         child: Child,
         input: Option<ChildStdin>,
@@ -408,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_work_are_in_the_sum() {
+    fn cpu_time_includes_forked_processes() {
         let mut shell =
             Shell::start("(while :; do :; done) & (while :; do :; done) & echo forked; wait");
         assert_eq!(shell.line(), "forked");
@@ -417,19 +432,22 @@ mod tests {
         assert_eq!(tree.counters(YieldPolicy::None).processes, 3);
         let before = tree.cpu().used.unwrap();
         let alone = cpu_clock(shell.pid()).unwrap();
-        // The shell itself only waits; so what is counted here is its children's.
+        // The shell itself only waits. So only the time of its children is counted here.
         let deadline = Instant::now() + Duration::from_secs(60);
         while tree.cpu().used.unwrap() < before + Duration::from_millis(50) {
-            assert!(Instant::now() < deadline, "they are not counted");
+            assert!(
+                Instant::now() < deadline,
+                "the forked processes are not counted"
+            );
         }
         assert!(cpu_clock(shell.pid()).unwrap() < alone + Duration::from_millis(10));
-        // Who does not ask for them does not get them.
-        let stranger = ProcessTree::new(shell.pid(), false);
-        assert_eq!(stranger.counters(YieldPolicy::None).processes, 1);
+        // A tree without forked processes does not contain them.
+        let root_only = ProcessTree::new(shell.pid(), false);
+        assert_eq!(root_only.counters(YieldPolicy::None).processes, 1);
     }
 
     #[test]
-    fn who_was_forked_since_the_last_look_is_in_the_last_reading() {
+    fn cpu_with_newcomers_includes_process_forked_since_last_look() {
         let mut shell =
             Shell::start("echo alone; read _; (while :; do :; done) & echo forked; read _");
         assert_eq!(shell.line(), "alone");
@@ -439,7 +457,7 @@ mod tests {
         assert_eq!(shell.line(), "forked");
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            // As at the first time: it has never looked since.
+            // As after the creation: the tree has not looked since.
             tree.forked.clear();
             let known = tree.cpu().used.unwrap();
             let all = tree.cpu_with_newcomers().used.unwrap();
@@ -447,14 +465,14 @@ mod tests {
             if all > known + Duration::from_millis(50) {
                 return;
             }
-            assert!(Instant::now() < deadline, "it is not counted");
+            assert!(Instant::now() < deadline, "the new process is not counted");
         }
     }
 
-    /// A child's time goes from its own clock to its parent's account when it is waited for: no less may be left of
-    /// it than the ticks hide.
+    /// When a child is waited for, its time moves from its own clock to a counter of its parent. The sum may only
+    /// shrink by the part that the ticks hide.
     #[test]
-    fn processes_that_are_gone_stay_in_the_sum() {
+    fn cpu_time_includes_ended_processes() {
         let burn = "j=0; while [ $j -lt 60000 ]; do j=$((j+1)); done; echo worked; read _ <&3";
         let mut shell = Shell::start(&format!(
             "exec 3<&0; ({burn}) & ({burn}) & ({burn}) & wait; echo gone; read _"
@@ -480,8 +498,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_processes_share_is_counted_once() {
-        // 4 MiB, and five children that have a copy of it and write nothing there.
+    fn memory_shared_by_processes_is_counted_once() {
+        // 4 MiB, and five children that share a copy of it and write nothing there.
         let mut shell = Shell::start(
             "x=$(head -c 4194304 /dev/zero | tr '\\0' x); exec 3<&0; echo alone; read _ <&3
              for i in 1 2 3 4 5; do (echo here; read _ <&3) & done; wait",
@@ -502,10 +520,10 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen_to_work() {
+    fn tree_of_this_process_has_time_threads_and_memory() {
         let tree = ProcessTree::new(std::process::id() as i32, false);
         let before = tree.cpu();
-        // Until the clock has moved: it counts nanoseconds, so this is soon.
+        // Wait until the clock has moved. It counts nanoseconds, so this is soon.
         while tree.cpu().used <= before.used {}
         assert!(before.used.is_some());
         let counters = tree.counters(YieldPolicy::None);
@@ -517,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_has_open_and_wants_is_seen() {
+    fn descriptors_and_demand_of_a_process_are_read() {
         let mut shell = Shell::start(
             "exec 3</dev/null; echo open; read _; (while :; do :; done) & echo works; read _",
         );
@@ -534,14 +552,14 @@ mod tests {
         assert!(tree.descriptors() > Some(open.len()));
         let deadline = Instant::now() + Duration::from_secs(60);
         while tree.demand().unwrap().ran < idle.ran + Duration::from_millis(50) {
-            assert!(Instant::now() < deadline, "it is not counted");
+            assert!(Instant::now() < deadline, "the demand is not counted");
         }
         let demand = tree.demand().unwrap();
         assert!(demand.wanted >= demand.ran);
     }
 
     #[test]
-    fn time_that_nobody_accounts_for_went_to_others() {
+    fn unaccounted_time_belongs_to_other_programs() {
         let before = HostReading {
             at: Instant::now(),
             idle: Duration::from_secs(100),
@@ -552,7 +570,7 @@ mod tests {
             idle: Duration::from_secs(108),
             own: Duration::from_secs(5),
         };
-        // 20 s of two CPUs: 8 idle, 4 ours, 6 the server's.
+        // 20 s of two CPUs: 8 s idle, 4 s used by this process, 6 s by the server.
         let others = after.others(&before, Duration::from_secs(6), 2);
         assert!((others.unwrap() - 0.1).abs() < 1e-9, "{others:?}");
         assert!(HostReading::take(&[]).is_some());
@@ -560,14 +578,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_zero() {
+    fn unreadable_counters_are_none() {
         // No process has this number: the kernel's limit is 2^22.
         let number = (1 << 22) + 1;
-        let nobody = ProcessTree::new(number, true);
-        assert_eq!(nobody.cpu().used, None);
-        assert_eq!(nobody.memory(), None);
-        assert_eq!((nobody.demand(), nobody.descriptors()), (None, None));
-        let counters = nobody.counters(YieldPolicy::None);
+        let missing = ProcessTree::new(number, true);
+        assert_eq!(missing.cpu().used, None);
+        assert_eq!(missing.memory(), None);
+        assert_eq!((missing.demand(), missing.descriptors()), (None, None));
+        let counters = missing.counters(YieldPolicy::None);
         assert_eq!((counters.threads, counters.peak_rss), (None, None));
         assert_eq!(counters.voluntary_switches, None);
     }

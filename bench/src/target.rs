@@ -1,4 +1,4 @@
-//! Who is measured or checked: a model of ours, or any server that a command starts, or one that runs already.
+//! Targets of measurements and checks: a model of ours, a server that a command starts, or a server that runs already.
 
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -15,51 +15,51 @@ use crate::child::{ChildServer, ServerExit};
 use crate::placement::Placement;
 use crate::resources::ProcessTree;
 
-/// A line that makes a session panic, if its server was [told](TargetSettings::panic) to have such sessions.
+/// Line that makes a session panic, if the server was started with [this setting](TargetSettings::panic).
 pub(crate) const PANIC: &str = "samewire: panic";
 
-/// Somebody else's server: how to start it.
+/// External server: a name, and the command that starts it.
 ///
-/// Where its command has placeholders, they say what it can be told.
+/// The placeholders in the command show which settings the server can take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalServer {
-    /// What tables call it.
+    /// Name of the server in tables.
     pub name: String,
-    /// The program and its arguments, with placeholders, as they were given.
+    /// Program and arguments, with placeholders, as they were given.
     command: String,
-    /// The same, taken apart.
+    /// The command, split into words.
     words: Vec<String>,
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 pub(crate) fn quoted(word: &str) -> String {
-    // (A comma means nothing to a shell, and stands in most of these commands.)
+    // A comma has no meaning to a shell, and is in most of these commands.
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();
     }
-    // No word has a NUL, which is all that can't be quoted: the system gave none of them with one.
+    // Only a NUL can't be quoted, and the system passes no argument with a NUL.
     shlex::try_quote(word).map_or_else(|_| word.to_string(), Cow::into_owned)
 }
 
-/// Where it is to listen. Every command has this one.
+/// Placeholder of the port on which the server must listen. Every command needs it.
 const PORT: &str = "{port}";
 
-/// How `--with` is to be written.
+/// Instruction how to write `--with`, for error messages.
 const WITH: &str = "write 'NAME=COMMAND {port}', such as 'python=python3 server.py {port}'";
 
 impl ExternalServer {
-    /// Reads `NAME=COMMAND {port}`. The command is split as a shell would, and run without one.
+    /// Parses `NAME=COMMAND {port}`. The command is split as a shell would split it, and run without a shell.
     ///
     /// # Errors
     ///
-    /// It is not written like that; the message shows how.
+    /// Fails if the text has another form; the message shows the right form.
     pub fn parse(text: &str) -> Result<ExternalServer, String> {
         let (name, command) = text.split_once('=').ok_or(WITH)?;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || !name.chars().all(good) {
             return Err(format!(
-                "a name has letters, digits, -, _ and . only; {WITH}"
+                "a name may contain only letters, digits, dots, - and _; {WITH}"
             ));
         }
         let words =
@@ -69,7 +69,7 @@ impl ExternalServer {
         }
         if !command.contains(PORT) {
             return Err(format!(
-                "the command does not say where the server takes its port; {WITH}"
+                "the command has no {{port}}, so the server does not learn its port; {WITH}"
             ));
         }
         for word in &words {
@@ -81,7 +81,7 @@ impl ExternalServer {
                     .is_some_and(|(name, _)| !name.is_empty() && name.chars().all(good));
                 if looks_like_one && !known {
                     return Err(format!(
-                        "there is no such placeholder in \"{word}\"; there are {}",
+                        "unknown placeholder in \"{word}\"; the placeholders are {}",
                         PLACEHOLDERS.join(", ")
                     ));
                 }
@@ -94,56 +94,58 @@ impl ExternalServer {
         })
     }
 
-    /// Each has a name of its own, and none of them one that a model has.
+    /// Checks that each server has a name of its own, and that no model has this name.
     ///
     /// # Errors
     ///
-    /// Two have the same, and tables could not tell them apart.
+    /// Fails if a name is used twice, because tables could not distinguish the servers.
     pub fn distinct(all: &[ExternalServer]) -> Result<(), String> {
         for (place, external) in all.iter().enumerate() {
             let name = &external.name;
             if crate::registry::models().any(|model| model.name == name) {
                 return Err(format!(
-                    "--with {name}=…: there is a model of that name; choose another"
+                    "--with {name}=…: there is a model of that name; choose another name"
                 ));
             }
             if all[..place].iter().any(|other| other.name == *name) {
                 return Err(format!(
-                    "--with {name}=… is there twice; give each a name of its own"
+                    "--with {name}=… is given twice; give each server a name of its own"
                 ));
             }
         }
         Ok(())
     }
 
-    /// All of it, as it was given.
+    /// Returns `NAME=COMMAND`, as it was given.
     pub fn text(&self) -> String {
         format!("{}={}", self.name, self.command)
     }
 
-    /// Its command, as it was given.
+    /// Returns the command, as it was given.
     pub fn command(&self) -> &str {
         &self.command
     }
 
+    /// Returns whether the command has this placeholder.
     fn takes(&self, placeholder: &str) -> bool {
         self.words.iter().any(|word| word.contains(placeholder))
     }
 
-    /// The command with its placeholders filled in.
+    /// Returns the words of the command with all placeholders replaced.
     fn filled(&self, settings: &TargetSettings, port: u16) -> Vec<String> {
         let seconds = |time: Duration| time.as_secs_f64().to_string();
-        let usual = TargetSettings::default();
-        let or_usual = |time: Option<Duration>, usual: Duration| seconds(time.unwrap_or(usual));
+        let defaults = TargetSettings::default();
+        let or_default =
+            |time: Option<Duration>, defaults: Duration| seconds(time.unwrap_or(defaults));
         let fill = |word: &String| {
             word.replace(PORT, &port.to_string())
                 .replace(
                     Need::IdleTimeout.placeholder(),
-                    &or_usual(settings.idle_timeout, usual.idle_timeout()),
+                    &or_default(settings.idle_timeout, defaults.idle_timeout()),
                 )
                 .replace(
                     Need::Drain.placeholder(),
-                    &or_usual(settings.drain, usual.drain()),
+                    &or_default(settings.drain, defaults.drain()),
                 )
                 .replace(
                     Need::MaxConnections.placeholder(),
@@ -154,7 +156,7 @@ impl ExternalServer {
         self.words.iter().map(fill).collect()
     }
 
-    /// Starts it, and waits until it listens. To be called on a thread that lives longer than the server.
+    /// Starts the server, and waits until it listens. Call this on a thread that lives longer than the server.
     pub(crate) fn start(
         &self,
         settings: &TargetSettings,
@@ -178,54 +180,60 @@ impl ExternalServer {
     }
 }
 
-/// What a server can be told, beside where to listen. `None`: what it does if nobody says anything.
+/// Settings of a server. `None` stands for the default.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TargetSettings {
+    /// Time after which a peer without progress is closed.
     pub(crate) idle_timeout: Option<Duration>,
+    /// Time that replies under way may take after a stop.
     pub(crate) drain: Option<Duration>,
+    /// Number of peers that are served at a time.
     pub(crate) max_connections: Option<usize>,
-    /// Only of our models; as many as the [placement](Placement::workers_of) says otherwise.
+    /// Number of workers, only of our models. The default is that of the [placement](Placement::workers_of).
     pub(crate) workers: Option<usize>,
-    /// Only of our models: this is waited for before each reply.
+    /// Wait before each reply, only of our models.
     pub(crate) wait: Option<Duration>,
     /// Whether a line of [`PANIC`] makes a session panic.
     pub(crate) panic: bool,
-    /// Where to listen; a free port otherwise.
+    /// Port on which the server listens. The default is a free port.
     pub(crate) port: Option<u16>,
 }
 
 impl TargetSettings {
+    /// Returns the idle time-out, by default 30 s.
     pub(crate) fn idle_timeout(&self) -> Duration {
         self.idle_timeout.unwrap_or(Duration::from_secs(30))
     }
 
+    /// Returns the drain time, by default 2 s.
     pub(crate) fn drain(&self) -> Duration {
         self.drain.unwrap_or(Duration::from_secs(2))
     }
 
+    /// Returns the connection limit, by default 10,000.
     pub(crate) fn max_connections(&self) -> usize {
         self.max_connections.unwrap_or(10_000)
     }
 }
 
-/// What a check needs a server to do beside answering.
+/// Ability that a check needs of a server, besides answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// To be told when idle peers are closed.
+    /// The server has a setting for the idle time-out.
     IdleTimeout,
-    /// To be told how long replies under way may take after a stop.
+    /// The server has a setting for the time that replies under way may take after a stop.
     Drain,
-    /// To be told how many to serve at a time.
+    /// The server has a setting for the number of peers that it serves at a time.
     MaxConnections,
-    /// To have sessions that panic when they are told to.
+    /// Sessions of the server panic if a request says so.
     Panic,
-    /// To wait before replies.
+    /// The server has a setting for a wait before each reply.
     Wait,
-    /// To be a process of ours that can be looked at, limited and stopped.
+    /// The server is a process that samewire started, so that it can be inspected, limited and stopped.
     Process,
 }
 
-/// Those that a command may have.
+/// Placeholders that a command may have.
 const PLACEHOLDERS: &[&str] = &[
     PORT,
     Need::IdleTimeout.placeholder(),
@@ -235,7 +243,7 @@ const PLACEHOLDERS: &[&str] = &[
 ];
 
 impl Need {
-    /// What stands for it in a command.
+    /// Returns the placeholder of the setting in a command.
     const fn placeholder(self) -> &'static str {
         match self {
             Need::IdleTimeout => "{idle-timeout}",
@@ -247,11 +255,14 @@ impl Need {
     }
 }
 
-/// Who is checked.
+/// Server that is checked or measured.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
+    /// One of our models.
     Model(&'static Model),
+    /// Server that a command starts.
     ExternalServer(ExternalServer),
+    /// Address of a server that runs already.
     At(SocketAddr),
 }
 
@@ -271,19 +282,19 @@ impl Target {
         }
     }
 
-    /// Whether its peers may be served by processes that it forks. Whoever was written by somebody else may.
+    /// Returns whether processes that the server forks may serve its peers. Any external server may fork.
     pub(crate) fn may_fork(&self) -> bool {
         self.model().is_none_or(|model| model.needs.own_process)
     }
 
-    /// What it does instead of keeping a guarantee, if it says so itself.
+    /// Returns the deviation from a guarantee that a model declares.
     pub(crate) fn deviation(&self, guarantee: Guarantee) -> Option<&'static Deviation> {
         let mut deviations = self.model()?.deviations.iter();
         deviations.find(|deviation| deviation.guarantee == guarantee)
     }
 
-    /// How many peers it serves at a time under these settings, by design.
-    pub(crate) fn places(&self, settings: &TargetSettings, placement: &Placement) -> usize {
+    /// Returns the number of peers that the target serves at a time under these settings, by design.
+    pub(crate) fn slots(&self, settings: &TargetSettings, placement: &Placement) -> usize {
         let limit = settings.max_connections();
         let Some(model) = self.model() else {
             return limit;
@@ -297,23 +308,23 @@ impl Target {
         }
     }
 
-    /// Why it can't do that, if it can't.
+    /// Returns the reason why the target does not meet a need; `None` if it meets the need.
     pub(crate) fn lacks(&self, need: Need) -> Option<String> {
         match (self, need) {
             (Target::Model(_), _) | (Target::ExternalServer(_), Need::Process) => None,
             (Target::ExternalServer(_), Need::Wait) => {
-                Some("only our own models can be told to work before a reply".to_string())
+                Some("only our own models have a setting for work before a reply".to_string())
             }
             (Target::ExternalServer(external), need) => (!external.takes(need.placeholder()))
                 .then(|| format!("its command has no {}", need.placeholder())),
             (Target::At(_), _) => Some(
-                "it was started by somebody else, and can be told nothing: use --with".to_string(),
+                "samewire did not start this server, so it can't configure, inspect or stop it: use --with".to_string(),
             ),
         }
     }
 
-    /// Starts it with these settings, and waits until it listens. To be called on a thread that lives longer than the
-    /// server.
+    /// Starts the target with these settings, and waits until it listens. Call this on a thread that lives longer than
+    /// the server.
     pub(crate) fn start(
         &self,
         protocol: &'static Protocol,
@@ -326,9 +337,9 @@ impl Target {
             }
             Target::ExternalServer(external) => external.start(settings, placement)?,
             Target::At(address) => {
-                // Once, before the peers come: they would all say the same.
+                // Once, before the peers connect: each of them would report the same error.
                 TcpStream::connect_timeout(address, Duration::from_secs(5))
-                    .with_context(|| format!("nobody answers on {address}"))?;
+                    .with_context(|| format!("no server answers on {address}"))?;
                 return Ok(RunningTarget {
                     address: *address,
                     server: None,
@@ -346,7 +357,7 @@ impl Target {
     }
 }
 
-/// What a model of ours is told.
+/// Returns the command-line arguments for one of our models.
 fn arguments(
     model: &Model,
     protocol: &Protocol,
@@ -358,77 +369,81 @@ fn arguments(
     let port = settings.port.unwrap_or(0);
     let time = |time: Duration| format!("{}ms", time.as_millis());
     let mut arguments = vec![model.name.to_string(), "--json".to_string()];
-    let mut tell = |option: &str, value: String| {
+    let mut option = |option: &str, value: String| {
         arguments.push(option.to_string());
         arguments.push(value);
     };
-    tell("--listen", format!("127.0.0.1:{port}"));
-    tell("--protocol", protocol.name.to_string());
-    tell("--idle-timeout", time(settings.idle_timeout()));
-    tell("--drain", time(settings.drain()));
-    tell("--max-connections", settings.max_connections().to_string());
-    tell("--workers", workers.to_string());
+    option("--listen", format!("127.0.0.1:{port}"));
+    option("--protocol", protocol.name.to_string());
+    option("--idle-timeout", time(settings.idle_timeout()));
+    option("--drain", time(settings.drain()));
+    option("--max-connections", settings.max_connections().to_string());
+    option("--workers", workers.to_string());
     if protocol.name == "bulk" {
         let Bulk { size, count } = crate::check::BULK;
-        tell("--bulk-size", size.to_string());
-        tell("--bulk-count", count.to_string());
+        option("--bulk-size", size.to_string());
+        option("--bulk-count", count.to_string());
     }
     if let Some(wait) = settings.wait {
-        tell("--work", format!("wait:{}", time(wait)));
+        option("--work", format!("wait:{}", time(wait)));
     }
     if settings.panic {
-        tell("--panic-on", PANIC.to_string());
+        option("--panic-on", PANIC.to_string());
     }
     if !placement.server.is_empty() {
-        tell("--cpus", list(&placement.server));
+        option("--cpus", list(&placement.server));
     }
     arguments
 }
 
-/// As --cpus takes them.
+/// Formats CPU numbers for `--cpus`.
 pub(crate) fn list(cpus: &[usize]) -> String {
     let cpus: Vec<_> = cpus.iter().map(ToString::to_string).collect();
     cpus.join(",")
 }
 
-/// A server that was started, or that was there.
+/// Server that was started, or that ran already.
 pub(crate) struct RunningTarget {
     pub(crate) address: SocketAddr,
     server: Option<ChildServer>,
     forks: bool,
-    /// Its sessions panic when they are told to.
+    /// Whether its sessions panic if a request says so.
     pub(crate) panics: bool,
 }
 
 impl RunningTarget {
-    /// Its processes; `None` if somebody else started it.
+    /// Returns its processes; `None` if samewire did not start the server.
     pub(crate) fn tree(&self) -> Option<ProcessTree> {
         let server = self.server.as_ref()?;
         Some(ProcessTree::new(server.pid(), self.forks))
     }
 
-    /// The process; `None` if somebody else started it.
+    /// Returns its process; `None` if samewire did not start the server.
     pub(crate) fn server(&self) -> Option<&ChildServer> {
         self.server.as_ref()
     }
 
-    /// The process, to be ended by hand.
+    /// Returns its process, for a caller that ends it; `None` if samewire did not start the server.
     pub(crate) fn into_server(self) -> Option<ChildServer> {
         self.server
     }
 
-    /// Stops it, and takes its account; `None` if somebody else started it, who may stop it too.
+    /// Stops the server. `None` if samewire did not start it.
     pub(crate) fn stop(self) -> Option<ServerExit> {
         self.server.map(ChildServer::stop)
     }
 }
 
-/// A port that nobody has now, and that the kernel gives to nobody who does not ask for it: one external of the range of the
-/// ports that it chooses itself. So a client that connects meanwhile cannot have it by accident.
+/// Returns a port that is free and outside of the range from which the kernel chooses ports itself. So a client that
+/// connects meanwhile can't get this port by accident.
+///
+/// # Errors
+///
+/// Fails if no free port was found.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     const TRIES: usize = 100;
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-    let ports = external(&range.unwrap_or_default());
+    let ports = ports_outside_kernel_range(&range.unwrap_or_default());
     for _ in 0..TRIES {
         let port = fastrand::u16(ports.clone());
         if is_free(port) {
@@ -436,33 +451,36 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
         }
     }
     let Range { start, end } = ports;
-    bail!("no free port from {start} to {end} was found in {TRIES} tries")
+    bail!(
+        "no free port from {start} to {end} was found in {TRIES} tries; stop programs that use these ports"
+    )
 }
 
-/// Ports external of the range that the kernel chooses from, as it says it: below if there are enough of them, or above.
-/// If there are too few on either side, where they usually are.
-fn external(range: &str) -> Range<u16> {
-    const USUAL: Range<u16> = 10_000..32_000;
+/// Returns ports outside of the kernel's own range, which is given as /proc reports it: below the range if there are
+/// enough ports, or above. If there are too few on either side, or the range is unknown, returns the usual ports below
+/// the kernel's range.
+fn ports_outside_kernel_range(range: &str) -> Range<u16> {
+    const DEFAULT: Range<u16> = 10_000..32_000;
     const ENOUGH: u16 = 1000;
     let mut ends = range
         .split_ascii_whitespace()
         .map_while(|end| end.parse().ok());
     let (Some(low), Some(high)) = (ends.next(), ends.next()) else {
-        return USUAL;
+        return DEFAULT;
     };
-    let below = USUAL.start..USUAL.end.min(low);
+    let below = DEFAULT.start..DEFAULT.end.min(low);
     let above = high..u16::MAX;
     if below.end >= below.start + ENOUGH {
         below
     } else if above.end - above.start > ENOUGH {
         above.start + 1..above.end
     } else {
-        USUAL
+        DEFAULT
     }
 }
 
-/// Also for a server that does not set SO_REUSEADDR, as the standard library does: it can't have a port on which
-/// connections have ended a minute ago (TIME_WAIT).
+/// Returns whether a port is free, also for a server that does not set SO_REUSEADDR, as the standard library does. Such
+/// a server can't use a port on which connections ended less than a minute ago (TIME_WAIT).
 fn is_free(port: u16) -> bool {
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None)
         .and_then(|socket| socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()));
@@ -474,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_read_and_filled_in() {
+    fn command_is_split_and_placeholders_are_replaced() {
         let external = ExternalServer::parse(
             "py=python3 'my server.py' --port={port} --idle {idle-timeout} {}",
         )
@@ -503,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_commands_are_refused_and_say_how_to_write_them() {
+    fn malformed_command_is_refused_with_the_right_form() {
         for bad in [
             "",
             "name",
@@ -520,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_not_those_that_the_kernel_chooses() {
+    fn ports_lie_outside_of_the_kernel_range() {
         for (range, ports) in [
             ("32768\t60999\n", 10_000..32_000),
             ("20000 60999", 10_000..20_000),
@@ -528,17 +546,17 @@ mod tests {
             ("1024 65535", 10_000..32_000),
             ("", 10_000..32_000),
         ] {
-            assert_eq!(external(range), ports, "{range}");
+            assert_eq!(ports_outside_kernel_range(range), ports, "{range}");
         }
     }
 
     #[test]
-    fn a_port_in_time_wait_is_not_free() {
+    fn port_in_time_wait_is_not_free() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         assert!(!is_free(address.port()));
         let mut client = std::net::TcpStream::connect(address).unwrap();
-        // Who ends first keeps the port for a minute.
+        // The side that closes first keeps the port for a minute.
         drop(listener.accept().unwrap());
         assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
         drop((client, listener));
@@ -546,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_a_name_of_its_own() {
+    fn duplicate_name_of_external_server_is_refused() {
         let all = |names: &[&str]| -> Vec<ExternalServer> {
             let named = |name: &&str| ExternalServer::parse(&format!("{name}=x {{port}}")).unwrap();
             names.iter().map(named).collect()
@@ -559,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_typed_again_is_read_again() {
+    fn quoted_external_server_is_parsed_to_the_same() {
         let external = ExternalServer::parse("py=python3 'my server.py' it\\'s {port}").unwrap();
         let words = shlex::split(&quoted(&external.text())).unwrap();
         assert_eq!(ExternalServer::parse(&words[0]), Ok(external));

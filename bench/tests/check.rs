@@ -30,17 +30,17 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// The matrix, as a program reads it.
+/// Parses the JSON output, after a check of the exit status.
 #[track_caller]
 fn json(output: &Output, status: i32) -> Value {
-    let said = text(&output.stdout);
+    let output_text = text(&output.stdout);
     assert_eq!(
         output.status.code(),
         Some(status),
-        "{said}{}",
+        "{output_text}{}",
         text(&output.stderr)
     );
-    serde_json::from_str(&said).unwrap()
+    serde_json::from_str(&output_text).unwrap()
 }
 
 fn verdicts(matrix: &Value) -> Vec<(&str, &str, &str)> {
@@ -57,7 +57,7 @@ fn verdicts(matrix: &Value) -> Vec<(&str, &str, &str)> {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_in_one_line() {
+fn invalid_arguments_are_refused_in_one_line() {
     for (arguments, words) in [
         (&["elsewhere"][..], &["no such model", "mio"][..]),
         (
@@ -75,7 +75,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
             &["mio", "there is a model"],
         ),
         (&["--at", "nowhere"], &["HOST:PORT"]),
-        // Reserved for documentation (RFC 5737): nobody is there, and nobody is asked.
+        // Reserved for documentation (RFC 5737): no host has this address, and no connection is opened.
         (
             &["--at", "192.0.2.1:7000"],
             &["not on this machine", "--not-only-loopback"],
@@ -85,17 +85,17 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         (&["--jobs", "0"], &["1 to"]),
     ] {
         let output = run(arguments);
-        let complaint = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {complaint}");
-        assert_eq!(complaint.lines().count(), 1, "{complaint}");
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
         for word in words {
-            assert!(complaint.contains(word), "no \"{word}\" in: {complaint}");
+            assert!(error.contains(word), "no \"{word}\" in: {error}");
         }
     }
 }
 
 #[test]
-fn the_help_has_examples_and_every_promise_is_known_by_its_name() {
+fn help_has_examples_and_error_lists_every_guarantee() {
     let help = text(&run(&["--help"]).stdout);
     assert!(help.contains("Examples:") && help.contains("--with"));
     let names = text(&run(&["--guarantees", "x"]).stderr);
@@ -103,7 +103,7 @@ fn the_help_has_examples_and_every_promise_is_known_by_its_name() {
 }
 
 #[test]
-fn a_model_keeps_its_promises() {
+fn models_keep_the_chosen_guarantees() {
     let output = run(&[
         "mio",
         "serial",
@@ -129,30 +129,27 @@ fn a_model_keeps_its_promises() {
     );
 }
 
-/// Every guarantee, of one model of each idea. That of all models is for CI, in a release build.
+/// Checks every guarantee of one model of each idea. CI checks all models, in a release build.
 #[test]
-fn models_keep_all_promises_or_break_them_as_declared() {
+fn models_keep_all_guarantees_or_deviate_as_declared() {
     let output = run(&["serial", "threads", "mio", "tokio", "--quick", "--json"]);
     let matrix = json(&output, 0);
     let verdicts = verdicts(&matrix);
     assert_eq!(verdicts.len(), 4 * Guarantee::ALL.len());
     for (target, guarantee, verdict) in verdicts {
         let model = registry::find(target).unwrap();
-        let columns = matrix["guarantees"].as_array().unwrap();
-        let column = columns.iter().find(|column| column["name"] == guarantee);
-        let number = column.unwrap()["number"].as_u64().unwrap();
         let declared = model
             .deviations
             .iter()
-            .any(|deviation| deviation.guarantee as u64 == number);
+            .any(|deviation| deviation.guarantee.name() == guarantee);
         let expected = if declared { "by-design" } else { "keeps" };
         assert_eq!(verdict, expected, "{target}, {guarantee}");
     }
 }
 
-/// Somebody's server, told by its command line; here it is ours, which is as good as any.
+/// An external server is defined by its command line; here it is one of our models.
 #[test]
-fn any_server_that_a_command_starts_is_checked() {
+fn external_server_is_checked_by_its_command() {
     let with = format!("it={SAMEWIRE} serve threads --listen 127.0.0.1:{{port}}");
     let output = run(&[
         "--with",
@@ -168,7 +165,7 @@ fn any_server_that_a_command_starts_is_checked() {
         verdicts(&matrix),
         [
             ("it", "exact", "keeps"),
-            // It was not told when.
+            // Its command has no placeholder for the idle time-out.
             ("it", "idle", "not-applicable"),
             ("it", "restart", "keeps"),
         ]
@@ -192,33 +189,33 @@ fn any_server_that_a_command_starts_is_checked() {
 }
 
 #[test]
-fn what_is_broken_is_told_with_the_bytes_and_the_command() {
-    // Asked for pairs, it echoes.
+fn broken_guarantee_is_reported_with_transcript_and_command() {
+    // The server echoes, but the clients send requests for `pair`.
     let with = format!("it={SAMEWIRE} serve threads --protocol echo --listen 127.0.0.1:{{port}}");
     let arguments = ["--with", &with, "--guarantees", "exact", "--seed", "1"];
     let output = run(&arguments);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let output_text = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output_text}");
     for part in [
         "BROKEN: it, exact",
         "expected ",
         "saw ",
-        "again by   samewire check --with",
+        "reproduce  samewire check --with",
         "> \"",
         "< \"Hello World!",
         "1 broken",
     ] {
-        assert!(said.contains(part), "no {part} in:\n{said}");
+        assert!(output_text.contains(part), "no {part} in:\n{output_text}");
     }
-    // In a pipe nothing is coloured.
-    assert!(!said.contains('\u{1b}'), "{said}");
+    // The output has no colours in a pipe.
+    assert!(!output_text.contains('\u{1b}'), "{output_text}");
     let markdown = run(&[&arguments[..], &["--markdown"]].concat());
     assert_eq!(markdown.status.code(), Some(1));
     assert!(text(&markdown.stdout).contains("| `it` | **BROKEN** |"));
 }
 
 #[test]
-fn a_command_that_starts_nothing_is_told_and_fails() {
+fn command_that_starts_no_server_is_reported_as_unchecked() {
     for (with, why) in [
         (
             "it=/no/such/program {port}",
@@ -230,13 +227,13 @@ fn a_command_that_starts_nothing_is_told_and_fails() {
         let matrix = json(&output, 1);
         let cell = &matrix["cells"][0];
         assert_eq!(cell["verdict"], "unchecked");
-        let said = cell["why"].as_str().unwrap();
-        assert!(said.contains(why), "{said}");
+        let output_text = cell["why"].as_str().unwrap();
+        assert!(output_text.contains(why), "{output_text}");
     }
 }
 
 #[test]
-fn a_server_that_runs_already_is_checked_as_far_as_it_can_be() {
+fn running_server_is_checked_without_its_process() {
     let mut server = Command::new(SAMEWIRE)
         .args(["serve", "mio", "--listen", "127.0.0.1:0"])
         .stdout(Stdio::piped())
@@ -266,9 +263,9 @@ fn a_server_that_runs_already_is_checked_as_far_as_it_can_be() {
     );
 }
 
-/// Neither does it hang, nor is anybody left who would keep the port.
+/// The check does not hang, and no process is left that keeps the port.
 #[test]
-fn a_command_that_goes_into_the_background_is_told_to_stay() {
+fn command_that_goes_into_the_background_is_an_error() {
     let with =
         format!("it=sh -c 'setsid {SAMEWIRE} serve threads --listen 127.0.0.1:{{port}} & exit 0'");
     let output = run(&["--with", &with, "--guarantees", "exact", "--json"]);
@@ -278,7 +275,7 @@ fn a_command_that_goes_into_the_background_is_told_to_stay() {
 }
 
 #[test]
-fn who_leaves_a_process_behind_has_not_ended() {
+fn server_that_leaves_a_process_behind_breaks_stop_and_restart() {
     let with = format!(
         "it=sh -c 'trap \"exit 0\" TERM; {SAMEWIRE} serve threads --listen 127.0.0.1:{{port}} & wait'"
     );
@@ -299,12 +296,12 @@ fn who_leaves_a_process_behind_has_not_ended() {
     assert!(seen.contains("still there"), "{seen}");
 }
 
-/// What is checked already is shown, and no server is left behind.
+/// The results up to then are printed, and no server is left behind.
 #[test]
-fn ctrl_c_ends_it_in_order() {
+fn ctrl_c_prints_results_and_ends_servers() {
     let mut checking = check(&["threads", "fork", "--json"]).spawn().unwrap();
     let mut errors = BufReader::new(checking.stderr.take().unwrap());
-    // Servers have been started by the time that it has one of its own processes.
+    // When the check has a child process, it has started servers.
     let pid = Pid::from_raw(checking.id() as i32);
     let children = || {
         let all = procfs::process::all_processes().unwrap();
@@ -319,28 +316,28 @@ fn ctrl_c_ends_it_in_order() {
     }
     let servers = children();
     kill(pid, Signal::SIGINT).unwrap();
-    let mut said = String::new();
-    errors.read_to_string(&mut said).unwrap();
+    let mut output_text = String::new();
+    errors.read_to_string(&mut output_text).unwrap();
     let output = checking.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("interrupted"), "{said}");
+    assert_eq!(output.status.code(), Some(130), "{output_text}");
+    assert!(output_text.contains("interrupted"), "{output_text}");
     let matrix: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
     assert_eq!(matrix["interrupted"], true);
     for server in servers {
-        // Waited for: its number is nobody's, or somebody else's by now.
+        // The server has been waited for: its number is unused, or belongs to another process by now.
         let stat = procfs::process::Process::new(server).and_then(|process| process.stat());
         assert!(stat.is_err() || stat.unwrap().ppid != pid.as_raw());
     }
 }
 
-/// `just matrix` makes it anew: after a change of models or guarantees it must.
+/// `just matrix` writes this page again, which is necessary after each change of models or guarantees.
 #[test]
-fn the_matrix_in_the_docs_is_of_all_models_and_promises_and_nothing_in_it_is_broken() {
+fn matrix_in_docs_has_all_models_and_guarantees_and_none_broken() {
     let matrix = include_str!("../../docs/src/matrix.md");
     for model in registry::models() {
         assert!(matrix.contains(&format!("| `{}` |", model.name)));
         for deviation in model.deviations {
-            // (In Markdown some signs are escaped.)
+            // In Markdown some characters are escaped.
             let plain = matrix.replace(['\\', '\n'], "");
             assert!(
                 plain.contains(&deviation.reason.replace('\n', "")),
@@ -349,18 +346,21 @@ fn the_matrix_in_the_docs_is_of_all_models_and_promises_and_nothing_in_it_is_bro
             );
         }
     }
-    let complaint = text(&run(&["--guarantees", "x"]).stderr);
-    let (_, names) = complaint.split_once("there are ").unwrap();
+    let error = text(&run(&["--guarantees", "x"]).stderr);
+    let (_, names) = error.split_once("the guarantees are ").unwrap();
     for name in names.split(", ") {
-        // (The last is followed by where to find help.)
+        // The last name is followed by a hint at the help.
         let name = name.split_whitespace().next().unwrap();
         assert!(matrix.contains(&format!(" {name} |")), "{name}");
     }
-    assert!(matrix.contains(", 0 broken"), "something in it is broken");
+    assert!(
+        matrix.contains(", 0 broken"),
+        "the matrix has a BROKEN cell"
+    );
 }
 
 #[test]
-fn the_docs_name_every_kind_of_misbehaving_clients() {
+fn docs_list_every_kind_of_misbehaving_clients() {
     let page = include_str!("../../docs/src/check.md");
     for kind in client::misbehave::MISBEHAVIOURS {
         let row = format!("| `{}` | {} |", kind.name, kind.summary);

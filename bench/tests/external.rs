@@ -1,4 +1,5 @@
-//! Servers that are not ours: compared, driven and checked. Those of the exercises run where their interpreter is.
+//! External servers: compared, driven and checked. The tests of the exercises need the interpreters or compilers of
+//! their languages.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 const SAMEWIRE: &str = env!("CARGO_BIN_EXE_samewire");
 
-/// Where the exercises are.
+/// Directory of the exercises.
 const EXERCISES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/external");
 
 fn run(arguments: &[&str]) -> Output {
@@ -22,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// One of ours, as somebody else's: this needs no interpreter.
+/// Returns the option for one of our models as an external server: this needs no interpreter.
 fn ours(model: &str) -> String {
     format!(
         "mine={SAMEWIRE} serve {model} --listen 127.0.0.1:{{port}} --idle-timeout {{idle-timeout}}s \
@@ -31,7 +32,7 @@ fn ours(model: &str) -> String {
 }
 
 #[test]
-fn a_server_from_outside_takes_part_in_a_comparison() {
+fn external_server_is_compared_with_models() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let with = ours("mio");
@@ -86,7 +87,7 @@ fn a_server_from_outside_takes_part_in_a_comparison() {
         let server = run.server.as_ref().unwrap();
         assert!(server.processes >= Some(1), "{}", run.workload);
     }
-    // What is typed again starts the same.
+    // The command that is recorded starts the same server again.
     let words = shlex::split(&results.command).unwrap();
     assert!(words.contains(&with), "{}", results.command);
     let report = std::fs::read_to_string(out.join("report.md")).unwrap();
@@ -94,7 +95,7 @@ fn a_server_from_outside_takes_part_in_a_comparison() {
 }
 
 #[test]
-fn only_servers_from_outside_can_be_compared_too() {
+fn external_servers_are_compared_without_models() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let out = out.to_str().unwrap();
@@ -124,7 +125,7 @@ fn only_servers_from_outside_can_be_compared_too() {
 }
 
 #[test]
-fn who_cannot_take_part_is_told_before_anything_is_measured() {
+fn invalid_external_server_is_refused_before_any_measurement() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let out = out.to_str().unwrap();
@@ -135,7 +136,7 @@ fn who_cannot_take_part_is_told_before_anything_is_measured() {
             2,
             "twice",
         ),
-        (&[], 2, "nobody to compare"),
+        (&[], 2, "no server to compare"),
         (
             &["--with", "a=/nowhere/at-all {port}"],
             1,
@@ -143,16 +144,16 @@ fn who_cannot_take_part_is_told_before_anything_is_measured() {
         ),
     ] {
         let done = run(&[&["compare", "--models", "none", "--out", out][..], with].concat());
-        let said = text(&done.stderr);
-        assert_eq!(done.status.code(), Some(status), "{said}");
-        assert!(said.contains(part), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(!Path::new(out).exists(), "nothing was to be written");
+        let error = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(status), "{error}");
+        assert!(error.contains(part), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(!Path::new(out).exists(), "no results may be written");
     }
 }
 
 #[test]
-fn a_server_from_outside_is_started_driven_and_stopped() {
+fn external_server_is_started_driven_and_stopped() {
     let load = ["--connections", "5", "--messages", "3"];
     let done = run(&[&["drive", "--with", &ours("mio")][..], &load].concat());
     assert!(done.status.success(), "{}", text(&done.stderr));
@@ -161,28 +162,28 @@ fn a_server_from_outside_is_started_driven_and_stopped() {
     let missing = run(&["drive", "--with", "a=/nowhere/at-all {port}"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("/nowhere/at-all"));
-    // Its complaints are told.
+    // The error output of the server is reported.
     let refused = run(&[
         "drive",
         "--with",
-        &format!("a={SAMEWIRE} serve nobody {{port}}"),
+        &format!("a={SAMEWIRE} serve no-such-model {{port}}"),
     ]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused.stderr).contains("nobody"));
+    assert!(text(&refused.stderr).contains("no-such-model"));
     let both = run(&["drive", "127.0.0.1:1", "--with", &ours("mio")]);
     assert_eq!(both.status.code(), Some(2));
 }
 
-/// Whether a program is there and new enough to be asked for its version; that it is not is said.
+/// Returns whether a program is installed; prints a note if it is not.
 fn is_here(program: &str, argument: &str) -> bool {
     let here = Command::new(program).arg(argument).output().is_ok();
     if !here {
-        eprintln!("{program} is not here: its exercise is not checked");
+        eprintln!("{program} is not installed: its exercise is not checked");
     }
     here
 }
 
-/// The verdicts of a quick check of some guarantees, or of all, by guarantee.
+/// Returns the verdicts of a quick check by guarantee, for some guarantees or for all.
 fn verdicts(command: &str, guarantees: &[&str]) -> BTreeMap<String, String> {
     let with = format!("it={command}");
     let mut arguments = vec!["check", "--with", &with, "--quick", "--jobs", "2", "--json"];
@@ -201,14 +202,17 @@ fn verdicts(command: &str, guarantees: &[&str]) -> BTreeMap<String, String> {
     verdicts
 }
 
+/// Returns the guarantees that are broken.
 fn broken(verdicts: &BTreeMap<String, String>) -> Vec<&str> {
     let broken = verdicts.iter().filter(|(_, verdict)| *verdict == "broken");
     broken.map(|(guarantee, _)| guarantee.as_str()).collect()
 }
 
-/// The starter breaks what its page says, and the solution keeps all but what its page says nobody can keep there.
+/// Checks that the starter breaks the guarantees that its page names, and that the solution keeps all guarantees except
+/// for those that, according to its page, no server can keep there.
 fn exercise(starter: &str, breaks: &[&str], solution: &str, cannot: &[&str]) {
-    // Whether one that answers wrongly now and then does so beside those of the isolation is chance.
+    // It depends on chance whether a starter that sends wrong replies now and then does so under the load of
+    // `isolation`.
     let all_but_isolation = [
         "--guarantees",
         "exact,half-close,idle,limit,accept,memory,bad-input,stop,panic,tally,leaks,restart",
@@ -227,11 +231,14 @@ fn exercise(starter: &str, breaks: &[&str], solution: &str, cannot: &[&str]) {
         .values()
         .filter(|verdict| !matches!(verdict.as_str(), "keeps" | "broken"))
         .collect();
-    assert!(open.is_empty(), "it can be asked everything: {solution:#?}");
+    assert!(
+        open.is_empty(),
+        "every guarantee can be checked: {solution:#?}"
+    );
 }
 
 #[test]
-fn the_exercise_in_python_breaks_and_keeps_what_its_page_says() {
+fn python_exercise_has_the_verdicts_of_its_page() {
     if is_here("python3", "--version") {
         let file = |name: &str| format!("python3 '{EXERCISES}/python/{name}.py'");
         exercise(
@@ -244,7 +251,7 @@ fn the_exercise_in_python_breaks_and_keeps_what_its_page_says() {
 }
 
 #[test]
-fn the_exercise_in_go_breaks_and_keeps_what_its_page_says() {
+fn go_exercise_has_the_verdicts_of_its_page() {
     if is_here("go", "version") {
         let dir = tempfile::tempdir().unwrap();
         let build = |name: &str| {
@@ -266,7 +273,7 @@ fn the_exercise_in_go_breaks_and_keeps_what_its_page_says() {
 }
 
 #[test]
-fn the_exercise_in_node_breaks_and_keeps_what_its_page_says() {
+fn node_exercise_has_the_verdicts_of_its_page() {
     if is_here("node", "--version") {
         let file = |name: &str| format!("node '{EXERCISES}/node/{name}.js'");
         exercise(

@@ -1,4 +1,4 @@
-//! One check: a guarantee, and who is to keep it.
+//! The check of one guarantee of one target.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,51 +16,51 @@ use crate::child::ServerExit;
 use crate::placement::Placement;
 use crate::target::{Need, RunningTarget, Target, TargetSettings};
 
-/// How long is waited for what must come. Never a measure of anything.
+/// Time for which a check waits at most for an event that must come. It is never a measure of anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A guarantee that is checked, of somebody.
+/// One guarantee of one target, and the conditions of its check.
 pub(super) struct CheckCase<'a> {
     pub(super) target: &'a Target,
     pub(super) guarantee: Guarantee,
-    /// What is said.
-    pub(super) asked: &'a RequestSpec,
+    /// Protocol and contents of the requests.
+    pub(super) spec: &'a RequestSpec,
     pub(super) placement: &'a Placement,
-    /// As much as can be seen in little time.
+    /// Whether to check only what can be seen in little time.
     pub(super) quick: bool,
     pub(super) interrupted: &'a Arc<AtomicBool>,
 }
 
-/// A guarantee that was seen to be kept, or to be broken by design and exactly as declared.
+/// Result of a check whose guarantee is kept, or is broken by design and exactly as declared.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
-    /// What was measured, as short as a cell of the matrix, such as `+4 ms`.
+    /// Measured value for a cell of the matrix, as short as `+4 ms`.
     pub(super) figure: Option<String>,
-    /// What was measured, for whoever reads more than the matrix: a line each.
+    /// Measured values that do not fit into the matrix, one line each.
     pub(super) details: Vec<String>,
-    /// What was seen instead of the guarantee; it is what the model declares.
+    /// Observed behaviour if the guarantee is broken by design; the model declares this behaviour.
     pub(super) by_design: Option<String>,
 }
 
-/// A guarantee that was not seen to be kept.
+/// Reason why a check did not pass.
 #[derive(Debug)]
 pub(super) enum CheckFailure {
-    /// It can't be checked here, of this target or over this protocol; why.
+    /// The guarantee can't be checked for this target or over this protocol; the text is the reason.
     NotApplicable(String),
-    /// It is broken.
+    /// The guarantee is broken.
     Broken(Box<Broken>),
     /// The check itself could not be done.
     CheckError(anyhow::Error),
-    /// Ctrl-C.
+    /// Ctrl-C was pressed.
     Interrupted,
 }
 
-/// How a guarantee was broken.
+/// Evidence that a guarantee is broken.
 #[derive(Debug)]
 pub(super) struct Broken {
     pub(super) expected: String,
     pub(super) seen: String,
-    /// What was said, byte by byte.
+    /// Conversation of the peer that saw it, byte by byte.
     pub(super) transcript: Option<String>,
 }
 
@@ -76,17 +76,17 @@ impl From<std::io::Error> for CheckFailure {
     }
 }
 
-/// What every check gives.
+/// Result of a check.
 pub(super) type Verdict = Result<Passed, CheckFailure>;
 
 impl Passed {
-    /// Passed, and nothing was measured.
-    pub(super) fn simply() -> Verdict {
+    /// Returns a result that passed and has nothing measured.
+    pub(super) fn plain() -> Verdict {
         Ok(Passed::default())
     }
 }
 
-/// A guarantee is broken.
+/// Returns the failure of a check whose guarantee is broken.
 pub(super) fn broken<T>(
     expected: impl Into<String>,
     seen: impl Into<String>,
@@ -98,7 +98,7 @@ pub(super) fn broken<T>(
     })))
 }
 
-/// The same, and that is what was said.
+/// Returns the failure of a check whose guarantee is broken, with the transcript of a peer.
 pub(super) fn broken_by<T>(
     expected: impl Into<String>,
     seen: impl Into<String>,
@@ -111,13 +111,13 @@ pub(super) fn broken_by<T>(
     })))
 }
 
-/// That can't be checked; why.
+/// Returns the failure of a check that can't be done for this target or over this protocol; `why` is the reason.
 pub(super) fn not_applicable<T>(why: impl Into<String>) -> Result<T, CheckFailure> {
     Err(CheckFailure::NotApplicable(why.into()))
 }
 
 impl CheckCase<'_> {
-    /// Goes on only if the target can do that.
+    /// Fails as not applicable if the target does not meet this need.
     pub(super) fn needs(&self, need: Need) -> Result<(), CheckFailure> {
         match self.target.lacks(need) {
             Some(why) => not_applicable(why),
@@ -125,30 +125,31 @@ impl CheckCase<'_> {
         }
     }
 
-    pub(super) fn can(&self, need: Need) -> bool {
+    /// Returns whether the target meets this need.
+    pub(super) fn supports(&self, need: Need) -> bool {
         self.target.lacks(need).is_none()
     }
 
-    /// What the target says it does instead of keeping this guarantee.
+    /// Returns the deviation that the target declares from this guarantee.
     pub(super) fn deviation(&self) -> Option<&'static Deviation> {
         self.target.deviation(self.guarantee)
     }
 
-    /// How many peers it serves at a time under these settings, by design.
-    pub(super) fn places(&self, settings: &TargetSettings) -> usize {
-        self.target.places(settings, self.placement)
+    /// Returns the number of peers that the target serves at a time under these settings, by design.
+    pub(super) fn slots(&self, settings: &TargetSettings) -> usize {
+        self.target.slots(settings, self.placement)
     }
 
     /// Starts the server, and waits until it listens.
     pub(super) fn start(&self, settings: &TargetSettings) -> Result<RunningTarget, CheckFailure> {
-        self.go_on()?;
+        self.check_interrupted()?;
         let running = self
             .target
-            .start(self.asked.protocol, settings, self.placement)?;
+            .start(self.spec.protocol, settings, self.placement)?;
         Ok(running)
     }
 
-    /// Where peers act, in front of it.
+    /// Opens a driver whose peers connect to this server.
     pub(super) fn driver(&self, running: &RunningTarget) -> Result<PeerDriver, CheckFailure> {
         let options = PeerDriverOptions {
             patience: PATIENCE,
@@ -158,19 +159,19 @@ impl CheckCase<'_> {
         Ok(PeerDriver::open(running.address, options)?)
     }
 
-    /// Whether nobody has pressed Ctrl-C. To be asked wherever time goes by.
-    pub(super) fn go_on(&self) -> Result<(), CheckFailure> {
+    /// Fails if Ctrl-C was pressed. To be called in every loop and wait that takes time.
+    pub(super) fn check_interrupted(&self) -> Result<(), CheckFailure> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(CheckFailure::Interrupted);
         }
         Ok(())
     }
 
-    /// Lets time go by.
+    /// Sleeps for this time, or until Ctrl-C is pressed.
     pub(super) fn pause(&self, time: Duration) -> Result<(), CheckFailure> {
         let end = std::time::Instant::now() + time;
         loop {
-            self.go_on()?;
+            self.check_interrupted()?;
             let left = end.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
                 return Ok(());
@@ -179,12 +180,15 @@ impl CheckCase<'_> {
         }
     }
 
-    /// Waits until something is so, for [`PATIENCE`] at most; says whether it came to be so.
-    pub(super) fn eventually(&self, mut so: impl FnMut() -> bool) -> Result<bool, CheckFailure> {
+    /// Waits until a condition is true, for at most [`PATIENCE`]. Returns whether it became true.
+    pub(super) fn eventually(
+        &self,
+        mut condition: impl FnMut() -> bool,
+    ) -> Result<bool, CheckFailure> {
         let end = std::time::Instant::now() + PATIENCE;
         loop {
-            self.go_on()?;
-            if so() {
+            self.check_interrupted()?;
+            if condition() {
                 return Ok(true);
             }
             if std::time::Instant::now() >= end {
@@ -194,24 +198,24 @@ impl CheckCase<'_> {
         }
     }
 
-    /// What a well-behaved client does: so many requests (fewer, if a conversation has fewer), and then it ends its side
-    /// and hears the server's end.
+    /// Returns the script of a well-behaved client: it has this number of requests answered (fewer, if the protocol
+    /// allows fewer in a conversation), ends its side, and expects the server's FIN.
     pub(super) fn well_behaved(&self, client: usize, requests: u64) -> PeerScript {
-        // Of these the server ends the conversation.
+        // If the protocol limits the requests of a conversation, the server ends it.
         let mut actions = vec![Action::Converse {
-            script: self.asked.scripts(client),
-            requests: self.asked.requests(requests),
+            script: self.spec.scripts(client),
+            requests: self.spec.requests(requests),
             cut: Cut::Whole,
         }];
-        if self.asked.protocol.requests_per_connection.is_none() {
+        if self.spec.protocol.requests_per_connection.is_none() {
             actions.push(Action::HalfClose);
         }
         actions.push(Action::ExpectFin);
         PeerScript::new(actions)
     }
 
-    /// Lets so many well-behaved clients come, and have their answers: the server is alive and well. `when` says after
-    /// what, for whoever reads that it is not.
+    /// Checks that the server serves this number of well-behaved clients. `when` describes the situation, for the
+    /// report of a failure.
     pub(super) fn serves(
         &self,
         driver: &PeerDriver,
@@ -220,14 +224,18 @@ impl CheckCase<'_> {
     ) -> Result<(), CheckFailure> {
         let peer_scripts = (0..clients).map(|client| self.well_behaved(1000 + client, 3));
         let outcomes = driver.enter(peer_scripts.collect()).finish(2 * PATIENCE);
-        self.go_on()?;
+        self.check_interrupted()?;
         self.all_done(&outcomes, when)
     }
 
-    /// All of them came to the end of their actions, and nothing went wrong. `who` says who they are.
-    pub(super) fn all_done(&self, outcomes: &[PeerOutcome], who: &str) -> Result<(), CheckFailure> {
-        self.go_on()?;
-        // Who had a fault explains those who only came to no end.
+    /// Checks that all peers came to the end of their actions without a fault. `label` describes the peers.
+    pub(super) fn all_done(
+        &self,
+        outcomes: &[PeerOutcome],
+        label: &str,
+    ) -> Result<(), CheckFailure> {
+        self.check_interrupted()?;
+        // A fault of one peer explains why the others did not come to the end. So it is reported first.
         let faulty = outcomes.iter().find(|outcome| outcome.fault.is_some());
         let undone = || outcomes.iter().find(|outcome| !outcome.done);
         let Some(outcome) = faulty.or_else(undone) else {
@@ -235,42 +243,46 @@ impl CheckCase<'_> {
         };
         match &outcome.fault {
             Some(fault) if fault.kind == FaultKind::Local => {
-                return Err(anyhow!("{who}: this side could not do its part: {fault}").into());
+                return Err(anyhow!("{label}: the client could not do its part: {fault}").into());
             }
             _ => {}
         }
         match &outcome.fault {
             Some(fault) => broken_by(
-                format!("{who}: {}", fault.expected),
+                format!("{label}: {}", fault.expected),
                 fault.seen.clone(),
                 outcome,
             ),
             None => broken_by(
-                format!("{who}: an end of what client {} does", outcome.number),
-                "none in the time that there was",
+                format!(
+                    "{label}: client {} comes to the end of its actions",
+                    outcome.number
+                ),
+                "it did not, in the time that it had",
                 outcome,
             ),
         }
     }
 
-    /// Lets a kind of misbehaving clients in; `None`: that can't be done over this protocol.
+    /// Returns the scripts of this number of clients of a kind; `None` if the kind is not possible over this protocol.
     pub(super) fn misbehave(&self, kind: &Misbehaviour, clients: usize) -> Option<Vec<PeerScript>> {
-        kind.peer_scripts(self.asked, clients)
+        kind.peer_scripts(self.spec, clients)
     }
 
-    /// Stops the server. Ours must end by itself, in order; with others that is a guarantee of its own, and who breaks it
-    /// does not break all the others. Gives its tally, where it gives one.
+    /// Stops the server, and returns its tally if it prints one. A model must end by itself and without an error. For
+    /// an external server that is the guarantee `stop` alone: a server that breaks it does not break all other
+    /// guarantees too.
     pub(super) fn stop(&self, running: RunningTarget) -> Result<Option<Tally>, CheckFailure> {
         let panics = running.panics;
         let Some(end) = running.stop() else {
             return Ok(None);
         };
-        // Of others too, this concerns how they end, which is judged once (`stop`): not in every column.
+        // The end of an external server is checked once, by `stop`, and not in every column.
         if self.target.model().is_some() {
             self.ended_well(&end)?;
             match &end.tally {
                 Some(tally) if tally.failed > 0 && !panics => {
-                    return broken("that no session panics", format!("{tally}"));
+                    return broken("no session panics", format!("{tally}"));
                 }
                 _ => {}
             }
@@ -278,30 +290,31 @@ impl CheckCase<'_> {
         Ok(end.tally)
     }
 
-    /// It ended by itself, with status 0, and its tally adds up.
+    /// Checks that the server ended by itself with status 0, that all its processes have ended, and that its tally adds
+    /// up.
     pub(super) fn ended_well(&self, end: &ServerExit) -> Result<(), CheckFailure> {
         if !end.status.is_some_and(|status| status.success()) {
             return broken(
-                "that it ends by itself after SIGTERM, with status 0",
+                "the server ends by itself after SIGTERM, with status 0",
                 end.problems.join("; "),
             );
         }
         if end.left_behind > 0 {
             return broken(
-                "that all its processes have ended when the first has",
-                format!("{} that were still there", end.left_behind),
+                "all processes of the server have ended when its first process has",
+                format!("{} of its processes were still there", end.left_behind),
             );
         }
         match &end.tally {
             Some(tally) if !tally.adds_up() => broken(
-                "a tally in which all who were accepted are accounted for",
+                "a tally that accounts for every accepted connection",
                 format!("{tally}"),
             ),
             _ => Ok(()),
         }
     }
 
-    /// Kills it, where only what came before matters.
+    /// Kills the server, if its end does not matter to the check.
     pub(super) fn kill(&self, running: RunningTarget) {
         if let Some(server) = running.into_server() {
             let _ = server.signal(Signal::SIGKILL);
@@ -310,7 +323,7 @@ impl CheckCase<'_> {
     }
 }
 
-/// Waits until the peers of a group have come so far, or it is clear that they never will.
+/// Waits until a group of peers has made this progress, for at most [`PATIENCE`]. Returns whether it has.
 pub(super) fn reaches(
     case: &CheckCase<'_>,
     group: &client::PeerGroup,
@@ -318,7 +331,7 @@ pub(super) fn reaches(
 ) -> Result<bool, CheckFailure> {
     let end = std::time::Instant::now() + PATIENCE;
     loop {
-        case.go_on()?;
+        case.check_interrupted()?;
         if group.wait(Duration::from_millis(50), &until) {
             return Ok(true);
         }
@@ -328,7 +341,7 @@ pub(super) fn reaches(
     }
 }
 
-/// For messages.
+/// Returns the kind of misbehaving clients with this name, which must exist.
 pub(super) fn kind(name: &str) -> &'static Misbehaviour {
     Misbehaviour::find(name).unwrap_or_else(|why| unreachable!("{why}"))
 }

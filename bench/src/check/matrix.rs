@@ -1,4 +1,4 @@
-//! What came of the checks: as a matrix to look at, as JSON, as Markdown.
+//! The results of the checks: as a matrix for a terminal, as JSON, and as Markdown.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -8,22 +8,22 @@ use serde::Serialize;
 
 use crate::output;
 
-/// The version of the JSON. What is added does not change it.
+/// Version of the JSON format. Added fields do not change it.
 const SCHEMA: u32 = 2;
 
-/// What came of one check.
+/// Result of one check.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct MatrixCell {
     pub(super) target: String,
-    /// The name of its check.
+    /// Short name of the guarantee.
     pub(super) guarantee: &'static str,
     #[serde(flatten)]
     pub(super) status: CellStatus,
-    /// How long the check took.
+    /// Duration of the check, in seconds.
     pub(super) seconds: f64,
 }
 
-/// The verdict.
+/// Verdict of a check.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub(super) enum CellStatus {
@@ -32,9 +32,9 @@ pub(super) enum CellStatus {
         details: Vec<String>,
     },
     ByDesign {
-        /// What the model declares.
+        /// Deviation that the model declares.
         reason: String,
-        /// What was seen of it.
+        /// Behaviour that was seen.
         seen: String,
         figure: Option<String>,
         details: Vec<String>,
@@ -42,22 +42,22 @@ pub(super) enum CellStatus {
     Broken {
         expected: String,
         seen: String,
-        /// What was said, byte by byte.
+        /// Conversation of the peer that saw it, byte by byte.
         transcript: Option<String>,
-        /// The command that does this check again.
+        /// Command that repeats this check.
         reproduce: String,
     },
     NotApplicable {
         why: String,
     },
-    /// The check could not be done.
+    /// The check itself failed.
     Unchecked {
         why: String,
     },
 }
 
 impl CellStatus {
-    /// In a cell.
+    /// Returns the text of the cell.
     fn text(&self) -> String {
         match self {
             CellStatus::Keeps { figure, .. } => figure.clone().unwrap_or("keeps".to_string()),
@@ -86,39 +86,39 @@ impl CellStatus {
     }
 }
 
-/// A column.
+/// Column of the matrix: a guarantee.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Column {
     pub(super) name: &'static str,
     pub(super) summary: &'static str,
 }
 
-/// All of them.
+/// Results of all checks.
 #[derive(Debug, Serialize)]
 pub(super) struct Matrix {
     pub(super) schema: u32,
     pub(super) version: &'static str,
-    /// The command that checks all this again.
+    /// Command that repeats all checks.
     pub(super) command: String,
-    /// Where, and how.
+    /// Sentence that says what was checked, and where.
     pub(super) conditions: String,
     pub(super) protocol: &'static str,
     pub(super) quick: bool,
-    /// As text: not every program that reads JSON has 64 bits for a number.
+    /// Seed of the requests, as text: not every program that reads JSON has 64-bit numbers.
     pub(super) seed: String,
     pub(super) seconds: f64,
-    /// Ctrl-C came before the end.
+    /// Whether Ctrl-C was pressed before all checks were done.
     pub(super) interrupted: bool,
     pub(super) guarantees: Vec<Column>,
     pub(super) targets: Vec<String>,
-    /// In the order of targets, then guarantees. One that is not there was not checked, because of Ctrl-C.
+    /// Cells in the order of targets, then of guarantees. A cell is missing if Ctrl-C came before its check was done.
     pub(super) cells: Vec<MatrixCell>,
 }
 
 impl Matrix {
     pub(super) const SCHEMA: u32 = SCHEMA;
 
-    /// Puts the cells in the order of the matrix: they came as they were done.
+    /// Sorts the cells into the order of the matrix. Before, they are in the order in which the checks ended.
     pub(super) fn sort(&mut self) {
         let targets = &self.targets;
         let guarantees = &self.guarantees;
@@ -130,7 +130,7 @@ impl Matrix {
         });
     }
 
-    /// Whether nothing is broken, and everything was checked.
+    /// Returns whether no guarantee is broken and every check was done.
     pub(super) fn good(&self) -> bool {
         let bad = |cell: &MatrixCell| {
             matches!(
@@ -146,7 +146,7 @@ impl Matrix {
         cells.find(|cell| cell.target == target && cell.guarantee == guarantee)
     }
 
-    /// The columns that fit beside each other, and the cells in them.
+    /// Draws the heads of the columns and the cells, for a terminal of this width.
     fn grid(&self, columns: usize) -> String {
         let heads: Vec<Vec<&str>> = (self.guarantees.iter())
             .map(|column| column.name.split_inclusive('-').collect())
@@ -163,7 +163,7 @@ impl Matrix {
             let heads = head.iter().map(|part| measure_text_width(part));
             widths.push(cells.chain(heads).max().unwrap_or(0));
         }
-        // Two spaces between them, or one where that is too wide.
+        // Two spaces between columns, or one if two are too wide.
         let wide = 2 + first + widths.iter().map(|width| width + 2).sum::<usize>();
         let gap = if wide <= columns { 2 } else { 1 };
         let mut text = String::new();
@@ -171,7 +171,7 @@ impl Matrix {
         for line in 0..lines {
             let mut row = " ".repeat(2 + first);
             for (head, width) in heads.iter().zip(&widths) {
-                // The last part of each stands on the last line.
+                // The last part of each head is on the last line.
                 let part = (line + head.len()).checked_sub(lines);
                 let part = part.and_then(|part| head.get(part)).copied();
                 row.push_str(&" ".repeat(gap));
@@ -185,7 +185,7 @@ impl Matrix {
                 let cell = self.cell(target, column.name);
                 let shown = cell.map_or(String::new(), |cell| cell.status.text());
                 let style = cell.map_or(Style::new(), |cell| cell.status.style());
-                // Padded before it is coloured.
+                // Padded before it is coloured: colours have no width.
                 let padded = pad_str(&shown, *width, Alignment::Right, None).into_owned();
                 let _ = write!(text, "{}{}", " ".repeat(gap), style.apply_to(padded));
             }
@@ -194,7 +194,7 @@ impl Matrix {
         text
     }
 
-    /// For a terminal. `details`: with all that was measured.
+    /// Formats the matrix for a terminal. With `details`, everything that was measured is included.
     pub(super) fn text(&self, details: bool) -> String {
         let columns = output::width();
         let mut text = format!("{}\n\n", self.conditions);
@@ -203,10 +203,10 @@ impl Matrix {
         text.push_str(&output::wrap(LEGEND, "", columns));
         for column in &self.guarantees {
             let name = format!("{:<10} ", column.name);
-            hang(&mut text, &name, column.summary, columns);
+            hanging_paragraph(&mut text, &name, column.summary, columns);
         }
-        for (title, says) in SECTIONS {
-            self.section(&mut text, title, columns, says);
+        for (title, describe) in SECTIONS {
+            self.section(&mut text, title, columns, describe);
         }
         if details {
             for cell in &self.cells {
@@ -220,45 +220,45 @@ impl Matrix {
             }
         }
         for cell in &self.cells {
-            if let Some(complaint) = complaint(cell, columns) {
+            if let Some(report) = broken_report(cell, columns) {
                 text.push('\n');
-                text.push_str(&complaint);
+                text.push_str(&report);
             }
         }
         let _ = write!(text, "\n{}", self.verdict());
         text
     }
 
-    /// What the same is said of, once.
-    fn section(&self, text: &mut String, title: &str, columns: usize, says: Says) {
-        let mut said: Vec<(&str, String, Vec<&str>)> = Vec::new();
+    /// Appends a section with one line for each text that `describe` returns. Cells with the same text share a line.
+    fn section(&self, text: &mut String, title: &str, columns: usize, describe: Describe) {
+        let mut groups: Vec<(&str, String, Vec<&str>)> = Vec::new();
         for cell in &self.cells {
-            let Some(what) = says(cell) else { continue };
-            let known = said
+            let Some(what) = describe(cell) else { continue };
+            let known = groups
                 .iter_mut()
                 .find(|(guarantee, other, _)| *guarantee == cell.guarantee && *other == what);
             match known {
                 Some((_, _, targets)) => targets.push(&cell.target),
-                None => said.push((cell.guarantee, what, vec![&cell.target])),
+                None => groups.push((cell.guarantee, what, vec![&cell.target])),
             }
         }
-        if said.is_empty() {
+        if groups.is_empty() {
             return;
         }
         let _ = write!(text, "\n{title}:\n");
-        for (guarantee, what, targets) in said {
-            let who = if targets.len() == self.targets.len() && targets.len() > 1 {
+        for (guarantee, what, targets) in groups {
+            let names = if targets.len() == self.targets.len() && targets.len() > 1 {
                 "all".to_string()
             } else {
                 targets.join(", ")
             };
-            let line = format!("{who}, {guarantee}: {what}");
+            let line = format!("{names}, {guarantee}: {what}");
             text.push_str("  ");
             text.push_str(&output::wrap(&line, "    ", columns.saturating_sub(2)));
         }
     }
 
-    /// How many of each, in a line.
+    /// Returns a line with the number of cells of each verdict.
     fn verdict(&self) -> String {
         let mut counts = [0; 5];
         for cell in &self.cells {
@@ -275,7 +275,7 @@ impl Matrix {
             "{} check{} in {}: {keeps} kept, {design} by design, {broken} broken, {not_applicable} n/a",
             self.cells.len(),
             if self.cells.len() == 1 { "" } else { "s" },
-            took(self.seconds),
+            duration_text(self.seconds),
         );
         if unchecked > 0 {
             let _ = write!(line, ", {unchecked} not checked");
@@ -284,7 +284,7 @@ impl Matrix {
         line
     }
 
-    /// For a decision record.
+    /// Formats the matrix as Markdown, for a decision record.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("{}\n\n| |", self.conditions);
         for column in &self.guarantees {
@@ -299,7 +299,7 @@ impl Matrix {
                 let cell = self.cell(target, column.name);
                 let shown = cell.map_or(String::new(), |cell| match cell.status {
                     CellStatus::Broken { .. } => "**BROKEN**".to_string(),
-                    CellStatus::ByDesign { .. } => "*design*".to_string(),
+                    CellStatus::ByDesign { .. } => "*by design*".to_string(),
                     _ => cell.status.text(),
                 });
                 let _ = write!(text, " {shown} |");
@@ -310,29 +310,34 @@ impl Matrix {
         for column in &self.guarantees {
             let _ = writeln!(text, "- **{}**: {}", column.name, column.summary);
         }
-        let mut rest = String::new();
-        for (title, says) in SECTIONS {
+        let mut sections = String::new();
+        for (title, describe) in SECTIONS {
             let mut section = String::new();
-            self.section(&mut section, title, usize::MAX, says);
-            for (place, line) in section.trim().lines().enumerate() {
+            self.section(&mut section, title, usize::MAX, describe);
+            for (index, line) in section.trim().lines().enumerate() {
                 let line = escape(line.trim_start());
-                let _ = match place {
-                    0 => write!(rest, "\n{line}\n\n"),
-                    _ => writeln!(rest, "- {line}"),
+                let _ = match index {
+                    0 => write!(sections, "\n{line}\n\n"),
+                    _ => writeln!(sections, "- {line}"),
                 };
             }
         }
-        text.push_str(&rest);
+        text.push_str(&sections);
         for cell in &self.cells {
-            if let Some(complaint) = complaint(cell, usize::MAX) {
+            if let Some(report) = broken_report(cell, usize::MAX) {
                 let _ = write!(
                     text,
                     "\n```text\n{}```\n",
-                    console::strip_ansi_codes(&complaint)
+                    console::strip_ansi_codes(&report)
                 );
             }
         }
-        let _ = write!(text, "\n{}\nAgain: `{}`\n", self.verdict(), self.command);
+        let _ = write!(
+            text,
+            "\n{}\nTo repeat: `{}`\n",
+            self.verdict(),
+            self.command
+        );
         text
     }
 
@@ -341,10 +346,12 @@ impl Matrix {
     }
 }
 
-/// What is told of cells, below the matrix.
-type Says = fn(&MatrixCell) -> Option<String>;
+/// Function that returns the text of a cell in a section below the matrix; `None` if the section does not list the
+/// cell.
+type Describe = fn(&MatrixCell) -> Option<String>;
 
-const SECTIONS: [(&str, Says); 3] = [
+/// Sections below the matrix.
+const SECTIONS: [(&str, Describe); 3] = [
     ("By design", |cell| match &cell.status {
         CellStatus::ByDesign { reason, seen, .. } => Some(format!("{reason} (seen: {seen})")),
         _ => None,
@@ -359,14 +366,16 @@ const SECTIONS: [(&str, Says); 3] = [
     }),
 ];
 
-const LEGEND: &str = "keeps, or a figure: the guarantee is kept (idle: how late the time-out came; memory: growth per peer \
-that never reads; isolation: the worst p99 of well-behaved clients beside misbehaving ones, as a multiple of the undisturbed \
-one, with a ? if the clients themselves were late; leaks: growth of memory). design: \
-not kept, by design; that is declared, and was seen to be exactly so. BROKEN: not kept. n/a: can't be checked here. \
-?: the check itself failed.";
+/// Explanation of the cells, printed below the matrix.
+const LEGEND: &str = "keeps, or a figure: the guarantee is kept. Figures: how late the time-out came (idle); growth of memory \
+per peer that never reads (memory); the worst p99 of well-behaved clients beside misbehaving clients, as a multiple of the \
+undisturbed p99, with a ? if the clients themselves were late (isolation); growth of memory (leaks). design: not kept, by \
+design; the model declares this, and the check saw exactly the declared behaviour. BROKEN: the guarantee \
+is not kept. n/a: it can't be checked here. ?: the check itself failed.";
 
-/// What was expected and seen where something is broken, and what was said.
-fn complaint(cell: &MatrixCell, columns: usize) -> Option<String> {
+/// Describes a BROKEN cell: the expected and the observed behaviour, the command that repeats the check, and the
+/// transcript. `None` if the cell is not BROKEN.
+fn broken_report(cell: &MatrixCell, columns: usize) -> Option<String> {
     let CellStatus::Broken {
         expected,
         seen,
@@ -378,17 +387,17 @@ fn complaint(cell: &MatrixCell, columns: usize) -> Option<String> {
     };
     let head = format!("BROKEN: {}, {}", cell.target, cell.guarantee);
     let mut text = format!("{}\n", cell.status.style().apply_to(head));
-    let mut say = |what: &str, that: &str| {
-        hang(&mut text, &format!("  {what:<10} "), that, columns);
+    let mut line = |what: &str, that: &str| {
+        hanging_paragraph(&mut text, &format!("  {what:<10} "), that, columns);
     };
-    say("expected", expected);
-    say("saw", seen);
+    line("expected", expected);
+    line("saw", seen);
     if !reproduce.is_empty() {
-        // In one line, to be copied.
-        let _ = writeln!(text, "  {:<10} {reproduce}", "again by");
+        // On one line, so that it can be copied.
+        let _ = writeln!(text, "  {:<10} {reproduce}", "reproduce");
     }
     if let Some(transcript) = transcript {
-        text.push_str("  what was said (seconds; > by the client, < by the server):\n");
+        text.push_str("  transcript (seconds; > sent by the client, < sent by the server):\n");
         for line in transcript.lines() {
             let _ = writeln!(text, "  {line}");
         }
@@ -396,23 +405,23 @@ fn complaint(cell: &MatrixCell, columns: usize) -> Option<String> {
     Some(text)
 }
 
-/// A text behind a name, its further lines below its first.
-fn hang(out: &mut String, name: &str, text: &str, columns: usize) {
+/// Appends a name and a text; the further lines of the text are indented to the first.
+fn hanging_paragraph(out: &mut String, name: &str, text: &str, columns: usize) {
     let width = measure_text_width(name);
     out.push_str(name);
     let indent = " ".repeat(width);
     out.push_str(&output::wrap(text, &indent, columns.saturating_sub(width)));
 }
 
-/// What Markdown would take for its own.
+/// Escapes the characters that have a meaning in Markdown.
 fn escape(text: &str) -> String {
     text.replace('|', "\\|")
         .replace('<', "&lt;")
         .replace('*', "\\*")
 }
 
-/// As people say it.
-pub(super) fn took(seconds: f64) -> String {
+/// Formats a duration, given in seconds, for readers.
+pub(super) fn duration_text(seconds: f64) -> String {
     match seconds {
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 60.0 => format!("{s:.0} s"),
@@ -430,7 +439,7 @@ mod tests {
     fn matrix() -> Matrix {
         let column = |name| Column {
             name,
-            summary: "what it is about",
+            summary: "a summary",
         };
         let cell = |target: &str, guarantee, status| MatrixCell {
             target: target.to_string(),
@@ -471,15 +480,15 @@ mod tests {
                     "another",
                     "exact",
                     CellStatus::NotApplicable {
-                        why: "it can't".to_string(),
+                        why: "no such option".to_string(),
                     },
                 ),
                 cell(
                     "another",
                     "half-close",
                     CellStatus::ByDesign {
-                        reason: "that is how it is".to_string(),
-                        seen: "just that".to_string(),
+                        reason: "the reason".to_string(),
+                        seen: "the behaviour".to_string(),
                         figure: None,
                         details: Vec::new(),
                     },
@@ -489,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn the_matrix_is_drawn_in_columns() {
+    fn matrix_text_is_aligned_in_columns() {
         let grid = matrix().grid(100);
         let plain = console::strip_ansi_codes(&grid).into_owned();
         assert_eq!(
@@ -499,14 +508,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_told_with_all_that_was_seen() {
+    fn broken_cell_is_reported_with_expectation_observation_and_command() {
         let text = matrix().text(false);
         let text = console::strip_ansi_codes(&text);
         for part in [
-            "BROKEN: one, half-close\n  expected   this\n  saw        that\n  again by   samewire check one\n",
+            "BROKEN: one, half-close\n  expected   this\n  saw        that\n  reproduce  samewire check one\n",
             "    0.0001 - connected\n",
-            "another, half-close: that is how it is (seen: just that)",
-            "another, exact: it can't",
+            "another, half-close: the reason (seen: the behaviour)",
+            "another, exact: no such option",
             "5 checks in 2 min 31 s: 2 kept, 1 by design, 1 broken, 1 n/a\n",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
@@ -517,21 +526,21 @@ mod tests {
     }
 
     #[test]
-    fn as_markdown_it_is_a_table_with_its_reasons() {
+    fn markdown_is_a_table_followed_by_reasons() {
         let text = matrix().markdown();
         for part in [
             "| | exact | half-close | idle |\n| --- | --- | --- | --- |\n",
             "| `one` | keeps | **BROKEN** | +4 ms |\n",
-            "| `another` | n/a | *design* |  |\n",
-            "- another, half-close: that is how it is (seen: just that)\n",
-            "Again: `samewire check --seed 1`",
+            "| `another` | n/a | *by design* |  |\n",
+            "- another, half-close: the reason (seen: the behaviour)\n",
+            "To repeat: `samewire check --seed 1`",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
     }
 
     #[test]
-    fn programs_read_all_of_it() {
+    fn json_contains_schema_verdicts_and_command() {
         let json: serde_json::Value = serde_json::from_str(&matrix().json().unwrap()).unwrap();
         assert_eq!(json["schema"], SCHEMA);
         assert_eq!(json["cells"][0]["verdict"], "keeps");
@@ -542,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_put_in_order() {
+    fn cells_are_sorted_by_target_and_guarantee() {
         let mut shuffled = matrix();
         shuffled.cells.reverse();
         shuffled.sort();

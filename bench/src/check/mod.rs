@@ -1,4 +1,4 @@
-//! `samewire check`: the contract as a matrix.
+//! `samewire check`: checks the guarantees of the contract, and shows the verdicts as a matrix.
 
 mod case;
 mod guarantees;
@@ -42,46 +42,47 @@ use progress::CheckProgress;
   samewire check --at 127.0.0.1:7000              a server that runs already
 
 Exit status 0 if every guarantee is kept, or broken by design as the model declares; 1 if not; 2 for wrong usage; 130 after
-Ctrl-C, with what had been checked until then.")]
+Ctrl-C, with the results up to then.")]
 pub struct CheckArgs {
-    /// Which models [default: all that can run here; with --with or --at: none]
+    /// Models to check [default: all that can run here; with --with or --at: none]
     #[arg(value_name = "MODEL", value_parser = registry::find)]
     models: Vec<&'static Model>,
 
-    /// Which guarantees, by the heads of their columns [default: all]
+    /// Guarantees to check, by the names of their columns [default: all]
     #[arg(long, alias = "promises", value_name = "NAMES", value_delimiter = ',', value_parser = parse_check)]
     guarantees: Vec<&'static Check>,
 
-    /// What to say (see `samewire list`)
+    /// Protocol that the clients and the server speak (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 
-    /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
-    /// {idle-timeout}, {drain} (in seconds), {max-connections} and {panic} for what else it can be told
+    /// External server to check, and the command that starts it; may be repeated. Placeholders in the command: {port}
+    /// (required) is the port on which it must listen; {idle-timeout}, {drain} (both in seconds), {max-connections} and
+    /// {panic} are optional settings
     #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
     with: Vec<ExternalServer>,
 
-    /// A server that runs already; may be repeated
+    /// Address of a server to check that runs already; may be repeated
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     at: Vec<SocketAddr>,
 
-    /// With --at: also a server that is not on this machine, if you may do that to it
+    /// With --at: also check a server that is not on this machine, if you are permitted to attack it
     #[arg(long, requires = "at")]
     not_only_loopback: bool,
 
-    /// As much as can be seen in 40 seconds
+    /// Check less: fewer connections and fewer kinds of misbehaving clients, in about 40 seconds
     #[arg(long)]
     quick: bool,
 
-    /// Servers that are checked at the same time, where nothing is timed
+    /// Number of servers that are checked at the same time, in checks that time nothing
     #[arg(long, value_name = "N", default_value = "8", value_parser = parse_threads)]
     jobs: NonZero<usize>,
 
-    /// The same seed says the same [default: random]
+    /// Seed of the requests; the same seed generates the same requests [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Print all that was measured, too
+    /// Print everything that was measured, too
     #[arg(short, long, conflicts_with_all = ["json", "markdown"])]
     verbose: bool,
 
@@ -100,38 +101,38 @@ fn parse_check(name: &str) -> Result<&'static Check, String> {
         .find(|check| check.guarantee.name() == name)
         .ok_or_else(|| {
             let names: Vec<_> = CHECKS.iter().map(|check| check.guarantee.name()).collect();
-            format!("no such guarantee; there are {}", names.join(", "))
+            format!("no such guarantee; the guarantees are {}", names.join(", "))
         })
 }
 
-/// What `bulk` sends here: small, since there will be thousands.
+/// Size and number of the messages of `bulk` in a check: small, since there are thousands of conversations.
 pub(crate) const BULK: Bulk = Bulk {
     size: 64 * 1024,
     count: 3,
 };
 
-/// Checks, and prints what came of it.
+/// Runs the checks, and prints their results.
 ///
 /// # Errors
 ///
-/// Nothing could be checked at all.
+/// Fails if nothing can be checked, or if the results can't be printed.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    if let Err(why) = sensible(args) {
+    if let Err(why) = validate(args) {
         output::print_error(&format!("error: {why} (see --help)"));
         return Ok(ExitCode::from(2));
     }
     let targets = targets(args);
     if targets.is_empty() {
-        bail!("none of these models can run here, so there is nothing to check");
+        bail!("there is nothing to check: none of the chosen models can run here");
     }
     let placement = Placement::take();
-    let at_a_time = jobs(args)?;
+    let parallel_jobs = jobs(args)?;
     adopt_orphans();
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let began = Instant::now();
-    let asked = RequestSpec {
+    let started = Instant::now();
+    let spec = RequestSpec {
         protocol: args.protocol,
         seed,
         bulk: BULK,
@@ -145,14 +146,14 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             .filter(|check| {
                 args.guarantees
                     .iter()
-                    .any(|asked| asked.guarantee == check.guarantee)
+                    .any(|chosen| chosen.guarantee == check.guarantee)
             })
             .collect()
     };
     let runner = CheckRunner {
         args,
         placement: &placement,
-        asked: &asked,
+        spec: &spec,
         interrupted: &interrupted,
         seed,
         progress: CheckProgress::start(targets.len(), checks.len()),
@@ -166,7 +167,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             checks.map(move |check| (target, *check))
         });
         let threads = match runs_beside {
-            RunsBeside::Any | RunsBeside::Quiet => at_a_time,
+            RunsBeside::Any | RunsBeside::Quiet => parallel_jobs,
             RunsBeside::None => 1,
         };
         cells.extend(runner.carry_out(jobs.collect(), threads));
@@ -181,7 +182,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         protocol: args.protocol.name,
         quick: args.quick,
         seed: seed.to_string(),
-        seconds: began.elapsed().as_secs_f64(),
+        seconds: started.elapsed().as_secs_f64(),
         interrupted,
         guarantees: checks.iter().map(|check| column(check)).collect(),
         targets: targets.iter().map(Target::name).collect(),
@@ -196,7 +197,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         matrix.text(args.verbose)
     })?;
     if interrupted {
-        output::print_error("interrupted: what is not in the matrix was not checked");
+        output::print_error("interrupted: checks that are missing in the matrix were not done");
         return Ok(ExitCode::from(interrupt::STATUS));
     }
     Ok(if matrix.good() {
@@ -206,31 +207,35 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// What is asked for must not be what nobody may want.
-fn sensible(args: &CheckArgs) -> Result<(), String> {
+/// Refuses external servers with equal names, addresses that are given twice, and addresses on other machines, unless
+/// they were allowed.
+fn validate(args: &CheckArgs) -> Result<(), String> {
     ExternalServer::distinct(&args.with)?;
-    for (place, address) in args.at.iter().enumerate() {
-        if args.at[..place].contains(address) {
-            return Err(format!("--at {address} is there twice"));
+    for (index, address) in args.at.iter().enumerate() {
+        if args.at[..index].contains(address) {
+            return Err(format!(
+                "--at {address} is given twice; give each address once"
+            ));
         }
         if !address.ip().is_loopback() && !args.not_only_loopback {
             return Err(format!(
-                "{address} is not on this machine, and these checks are attacks: if it is yours, add --not-only-loopback"
+                "{address} is not on this machine, and the checks attack the server: if the server is yours, add --not-only-loopback"
             ));
         }
     }
     Ok(())
 }
 
-/// So many descriptors the largest check needs, for its peers.
+/// Number of descriptors that the largest check needs for its peers.
 const MOST_PEERS: u64 = 2_500;
 
-/// How many checks run at the same time: as many as were asked for, and as there are descriptors for.
+/// Returns the number of checks that run at the same time: as many as `--jobs` asks for and as the limit on descriptors
+/// allows.
 fn jobs(args: &CheckArgs) -> anyhow::Result<usize> {
     let limit = raise_descriptor_limit().now.unwrap_or(u64::MAX);
     if limit < MOST_PEERS {
         bail!(
-            "this process may have {limit} files open, and some checks have {MOST_PEERS} peers: raise the limit (ulimit -n)"
+            "some checks need {MOST_PEERS} descriptors for their peers, and this process may open {limit}: raise the limit (ulimit -n)"
         );
     }
     let fit = usize::try_from(limit / MOST_PEERS).unwrap_or(usize::MAX);
@@ -244,7 +249,7 @@ fn column(check: &Check) -> Column {
     }
 }
 
-/// Where and how it was checked, in a sentence or two.
+/// Describes in a sentence or two what was checked, and where.
 fn conditions(
     targets: &[Target],
     checks: &[&Check],
@@ -283,10 +288,10 @@ fn conditions(
 
 fn targets(args: &CheckArgs) -> Vec<Target> {
     let mut targets = Vec::new();
-    let others = !args.with.is_empty() || !args.at.is_empty();
+    let external_only = !args.with.is_empty() || !args.at.is_empty();
     for model in registry::models() {
-        let named = args.models.iter().any(|asked| asked.name == model.name);
-        if !named && (others || !args.models.is_empty()) {
+        let named = args.models.iter().any(|chosen| chosen.name == model.name);
+        if !named && (external_only || !args.models.is_empty()) {
             continue;
         }
         match (model.available)() {
@@ -299,18 +304,18 @@ fn targets(args: &CheckArgs) -> Vec<Target> {
     targets
 }
 
-/// Where everything is checked.
+/// Conditions under which all targets are checked.
 struct CheckRunner<'a> {
     args: &'a CheckArgs,
     placement: &'a Placement,
-    asked: &'a RequestSpec,
+    spec: &'a RequestSpec,
     interrupted: &'a Arc<AtomicBool>,
     seed: u64,
     progress: CheckProgress,
 }
 
 impl CheckRunner<'_> {
-    /// Carries out jobs, so many at a time.
+    /// Carries out the jobs, on this number of threads.
     fn carry_out(
         &self,
         jobs: VecDeque<(&Target, &'static Check)>,
@@ -325,7 +330,8 @@ impl CheckRunner<'_> {
         };
         thread::scope(|scope| {
             for _ in 0..threads {
-                // Each lives longer than the servers that it starts.
+                // This thread must live longer than the servers that it starts: the kernel kills a server when its
+                // starter ends.
                 scope.spawn(|| {
                     while let Some((target, check)) = take() {
                         if self.interrupted.load(Ordering::Relaxed) {
@@ -344,23 +350,23 @@ impl CheckRunner<'_> {
     }
 
     fn check(&self, target: &Target, check: &'static Check) -> Option<MatrixCell> {
-        let began = Instant::now();
+        let started = Instant::now();
         self.progress.begin(&target.name(), check.guarantee.name());
-        // What a page has is learned from the first reply: of each server by itself.
-        let asked = RequestSpec {
+        // The content of the page is learned from the first reply of each server. Each server has its own page.
+        let spec = RequestSpec {
             page: Arc::new(Page::default()),
-            ..self.asked.clone()
+            ..self.spec.clone()
         };
         let case = CheckCase {
             target,
             guarantee: check.guarantee,
-            asked: &asked,
+            spec: &spec,
             placement: self.placement,
             quick: self.args.quick,
             interrupted: self.interrupted,
         };
         let status = match (check.check)(&case) {
-            Ok(kept) => self.status(&case, check, kept),
+            Ok(passed) => self.status(&case, check, passed),
             Err(CheckFailure::NotApplicable(why)) => CellStatus::NotApplicable { why },
             Err(CheckFailure::Broken(broken)) => CellStatus::Broken {
                 expected: broken.expected,
@@ -377,33 +383,38 @@ impl CheckRunner<'_> {
             target: target.name(),
             guarantee: check.guarantee.name(),
             status,
-            seconds: began.elapsed().as_secs_f64(),
+            seconds: started.elapsed().as_secs_f64(),
         };
         self.progress.done(&cell);
         Some(cell)
     }
 
-    /// What is declared must be seen, and what is seen declared.
-    fn status(&self, case: &CheckCase<'_>, check: &'static Check, kept: Passed) -> CellStatus {
-        match (kept.by_design, case.deviation()) {
+    /// Compares the observed behaviour with the declared one: a declared deviation must be seen, and a deviation that
+    /// is seen must be declared.
+    fn status(&self, case: &CheckCase<'_>, check: &'static Check, passed: Passed) -> CellStatus {
+        match (passed.by_design, case.deviation()) {
             (None, None) => CellStatus::Keeps {
-                figure: kept.figure,
-                details: kept.details,
+                figure: passed.figure,
+                details: passed.details,
             },
             (Some(seen), Some(deviation)) => CellStatus::ByDesign {
                 reason: deviation.reason.to_string(),
                 seen,
-                figure: kept.figure,
-                details: kept.details,
+                figure: passed.figure,
+                details: passed.details,
             },
             (None, Some(deviation)) => CellStatus::Broken {
-                expected: format!("what the model declares: {}", deviation.reason),
-                seen: "that it keeps the guarantee".to_string(),
+                expected: format!(
+                    "the deviation that the model declares: {}",
+                    deviation.reason
+                ),
+                seen: "the guarantee is kept".to_string(),
                 transcript: None,
                 reproduce: self.reproduce(case.target, check),
             },
             (Some(seen), None) => CellStatus::Broken {
-                expected: "the guarantee, since nothing else is declared".to_string(),
+                expected: "the guarantee is kept, because the model declares no deviation"
+                    .to_string(),
                 seen,
                 transcript: None,
                 reproduce: self.reproduce(case.target, check),
@@ -411,25 +422,25 @@ impl CheckRunner<'_> {
         }
     }
 
-    /// The command that does this check again.
+    /// Returns the command that repeats this check.
     fn reproduce(&self, target: &Target, check: &'static Check) -> String {
         self.command(std::slice::from_ref(target), &[check])
     }
 
-    /// The command that does these checks again.
+    /// Returns the command that repeats these checks.
     fn command(&self, targets: &[Target], checks: &[&Check]) -> String {
         let mut words = vec!["samewire".to_string(), "check".to_string()];
         for target in targets {
             match target {
                 Target::Model(model) => words.push(model.name.to_string()),
                 Target::ExternalServer(external) => {
-                    words.extend(["--with".to_string(), external.text()])
+                    words.extend(["--with".to_string(), external.text()]);
                 }
                 Target::At(address) => words.extend(["--at".to_string(), address.to_string()]),
             }
         }
         words.push("--protocol".to_string());
-        words.push(self.asked.protocol.name.to_string());
+        words.push(self.spec.protocol.name.to_string());
         if checks.len() < CHECKS.len() {
             let names: Vec<_> = checks.iter().map(|check| check.guarantee.name()).collect();
             words.extend(["--guarantees".to_string(), names.join(",")]);

@@ -1,4 +1,4 @@
-//! How far the checks have come: a bar on a terminal, a line per target elsewhere; on standard error.
+//! The progress of the checks: a bar on a terminal, otherwise a line for each target, on standard error.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::matrix::{CellStatus, MatrixCell};
 use crate::output;
 
+/// Display of the progress of all checks.
 pub(super) struct CheckProgress {
     bar: ProgressBar,
-    /// How many checks of each target are done.
+    /// Number of checks that are done, for each target.
     done: Mutex<HashMap<String, usize>>,
+    /// Number of checks for each target.
     checks: usize,
 }
 
 impl CheckProgress {
-    /// Of so many targets, and checks of each.
+    /// Shows the progress of this number of targets, with this number of checks for each.
     pub(super) fn start(targets: usize, checks: usize) -> CheckProgress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed}  {msg}");
         let all = Some((targets * checks) as u64);
@@ -28,17 +30,18 @@ impl CheckProgress {
         }
     }
 
-    /// A check begins. Drawn now, and not while it runs: what draws takes time on a CPU of the client's.
+    /// Shows that a check begins. The bar is drawn now and not while the check runs, because drawing takes time on a
+    /// CPU of the client.
     pub(super) fn begin(&self, target: &str, check: &str) {
         self.bar.set_message(format!("{target}, {check}"));
         self.bar.tick();
     }
 
-    /// A check is done. What is broken is told at once.
+    /// Shows that a check is done. A BROKEN guarantee and a check that failed are reported at once.
     pub(super) fn done(&self, cell: &MatrixCell) {
-        let bad = match &cell.status {
+        let message = match &cell.status {
             CellStatus::Broken { expected, seen, .. } => Some(format!(
-                "BROKEN: {}, {}: expected {expected}, saw {seen}",
+                "BROKEN: {}, {}: expected {expected}; saw {seen}",
                 cell.target, cell.guarantee
             )),
             CellStatus::Unchecked { why } => Some(format!(
@@ -48,21 +51,22 @@ impl CheckProgress {
             _ => None,
         };
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_it = done.entry(cell.target.clone()).or_default();
-        *of_it += 1;
+        let count = done.entry(cell.target.clone()).or_default();
+        *count += 1;
         if self.bar.is_hidden() {
-            if let Some(bad) = bad {
-                output::print_error(&bad);
+            if let Some(message) = message {
+                output::print_error(&message);
             }
-            if *of_it == self.checks {
-                output::print_error(&format!("{}: {of_it} checks done", cell.target));
+            if *count == self.checks {
+                output::print_error(&format!("{}: {count} checks done", cell.target));
             }
-        } else if let Some(bad) = bad {
-            self.bar.println(bad);
+        } else if let Some(message) = message {
+            self.bar.println(message);
         }
         self.bar.inc(1);
     }
 
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

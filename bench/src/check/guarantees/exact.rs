@@ -1,4 +1,4 @@
-//! 1. Replies are exact, however the bytes are cut or joined on the way.
+//! The check of `exact`: replies are exact, however the bytes are cut or joined on the way.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,73 +10,78 @@ use protocol::http::{Content, Page};
 use super::super::case::{CheckCase, CheckFailure, PATIENCE, Passed, Verdict, kind};
 use crate::target::TargetSettings;
 
-/// Between two pieces: time for a server to read the first. If it does not, it sees less, and nothing is wrong.
+/// Pause between two pieces, so that a server can read the first. If the server does not, the check sees less, and
+/// nothing is wrong.
 const BETWEEN: Duration = Duration::from_millis(2);
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let running = case.start(&TargetSettings::default())?;
     let driver = case.driver(&running)?;
-    let act = |peer_scripts: Vec<PeerScript>, who: &str| -> Result<(), CheckFailure> {
+    let finish_all = |peer_scripts: Vec<PeerScript>, label: &str| -> Result<(), CheckFailure> {
         let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
-        case.all_done(&outcomes, who)
+        case.all_done(&outcomes, label)
     };
     for name in ["byte-by-byte", "cut-everywhere", "pipelined"] {
         let kind = kind(name);
-        let Some(peer_scripts) = case.misbehave(kind, clients(case.asked, kind)) else {
+        let Some(peer_scripts) = case.misbehave(kind, clients(case.spec, kind)) else {
             continue;
         };
-        act(peer_scripts, name)?;
+        finish_all(peer_scripts, name)?;
     }
     if !case.quick {
-        act(crowd(case), "many whose pieces arrive in turns")?;
+        finish_all(
+            crowd(case),
+            "one of many clients whose pieces arrive interleaved",
+        )?;
     }
-    if case.asked.may_cut() {
+    if case.spec.may_cut() {
         let two = joined_and_cut(case);
-        act(two, "two requests at once, cut at every position")?;
+        finish_all(two, "two requests at once, cut at every position")?;
     }
-    let who = "requests by the MiB of one who reads late (so that the server can't send in one piece what it owes)";
-    act(late_readers(case, false), who)?;
+    let label = "a client that sends MiB of requests and reads late (the server can't send all replies in one piece)";
+    finish_all(late_readers(case, false), label)?;
     case.serves(&driver, 10, "afterwards")?;
     drop(driver);
     case.stop(running)?;
-    Passed::simply()
+    Passed::plain()
 }
 
-/// So many that every position of a request is somebody's.
-fn clients(asked: &RequestSpec, kind: &Misbehaviour) -> usize {
+/// Returns the number of clients of a kind: enough for every position in a request to be cut by one of them.
+fn clients(spec: &RequestSpec, kind: &Misbehaviour) -> usize {
     if kind.name == "cut-everywhere" {
-        // The longest of their requests: the number is part of it.
-        kind.clients.max(asked.request(999).len())
+        // The longest of their requests, because the client's number is part of a request.
+        kind.clients.max(spec.request(999).len())
     } else {
         kind.clients
     }
 }
 
-/// Everybody's first piece comes before anybody's second.
+/// Returns scripts of clients that all send their first piece before any of them sends its second.
 fn crowd(case: &CheckCase<'_>) -> Vec<PeerScript> {
-    let cut = if case.asked.may_cut() {
+    let cut = if case.spec.may_cut() {
         Cut::At(7, BETWEEN)
     } else {
         Cut::Whole
     };
     let peer_script = |client| {
         PeerScript::new(vec![Action::Converse {
-            script: case.asked.scripts(client),
-            requests: case.asked.requests(2),
+            script: case.spec.scripts(client),
+            requests: case.spec.requests(2),
             cut,
         }])
     };
     (500..550).map(peer_script).collect()
 }
 
-/// The second piece may begin with the end of the first request, or with some of the second: who believes that a reading
-/// is a request, or has its beginning at least, is wrong here.
+/// Returns scripts of clients that send two requests in two pieces. The second piece may begin with the end of the
+/// first request or within the second request. So a server that takes each read for one request, or for the beginning
+/// of one, fails here.
 fn joined_and_cut(case: &CheckCase<'_>) -> Vec<PeerScript> {
-    let length = |client| case.asked.all_at_once(client, None, 2).0.len();
+    let length = |client| case.spec.all_at_once(client, None, 2).0.len();
     let peer_script = |at| {
         PeerScript::new(vec![
             Action::Converse {
-                script: case.asked.pipeline(at, None, 2),
+                script: case.spec.pipeline(at, None, 2),
                 requests: 1,
                 cut: Cut::At(at, BETWEEN),
             },
@@ -87,16 +92,17 @@ fn joined_and_cut(case: &CheckCase<'_>) -> Vec<PeerScript> {
     (1..length(999)).map(peer_script).collect()
 }
 
-/// More than the buffers of both sides hold. If they `finish`, they end their side as soon as all is asked.
+/// Returns the script of a client that asks for more than the buffers of both sides hold. With `finish`, it ends its
+/// side as soon as it has sent all requests.
 pub(super) fn late_readers(case: &CheckCase<'_>, finish: bool) -> Vec<PeerScript> {
     let owed = owed();
-    let mut asked = case.asked.clone();
-    let (size, reply) = match asked.protocol.name {
+    let mut spec = case.spec.clone();
+    let (size, reply) = match spec.protocol.name {
         "bulk" => (None, 3 * 64 * 1024),
-        // Only of our own it is known what else they have.
+        // Other pages are known only of our own models.
         "http" if case.target.model().is_some() => {
             let body = b"Hello World!\n".repeat(1024);
-            asked.page = Arc::new(Page {
+            spec.page = Arc::new(Page {
                 path: "/files/13k".to_string(),
                 content: OnceLock::from(Content::of(&body)),
                 ..Page::default()
@@ -111,23 +117,23 @@ pub(super) fn late_readers(case: &CheckCase<'_>, finish: bool) -> Vec<PeerScript
     let requests = (owed / reply) as u64;
     let peer_script = |client| {
         let overfill = Action::Overfill {
-            script: asked.pipeline(client, size, requests),
+            script: spec.pipeline(client, size, requests),
             still: Duration::from_millis(if case.quick { 50 } else { 100 }),
             finish,
         };
         let end = finish.then_some(Action::ExpectFin);
         PeerScript {
-            // So that it is the server's buffer that has to hold it.
+            // Small buffers at the client, so that the server's buffer has to hold the replies.
             small_buffers: true,
             ..PeerScript::new([overfill].into_iter().chain(end).collect())
         }
     };
-    // One shows it, and with small buffers it takes its time.
+    // One client is enough, and with small buffers it takes its time.
     vec![peer_script(if finish { 701 } else { 700 })]
 }
 
-/// 2 MiB more than the kernel keeps of what a socket has to send, where nobody says otherwise; or as much as can be asked
-/// for and checked in a moment.
+/// Returns the number of bytes that the server must owe: 2 MiB more than the kernel's send buffer of a socket holds by
+/// default, within the limits of what can be requested and checked in a moment.
 fn owed() -> usize {
     const LEAST: usize = 6 << 20;
     const MOST: usize = 32 << 20;

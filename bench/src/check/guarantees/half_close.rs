@@ -1,4 +1,5 @@
-//! 2. FIN: everything owed is sent, then closed. RST: that connection dies, nothing else.
+//! The check of `half-close`: after FIN every reply that is owed is sent, then the connection is closed; RST ends that
+//! connection and no other.
 
 use std::time::Duration;
 
@@ -15,60 +16,62 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let settings = TargetSettings::default();
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
-    let (bystanders, lasting) = bystanders(case, &driver, case.places(&settings) > 1);
+    let (bystanders, lasting) = bystanders(case, &driver, case.slots(&settings) > 1);
 
     for name in ["half-close", "fin-mid-line"] {
         let kind = kind(name);
         if let Some(peer_scripts) = case.misbehave(kind, kind.clients) {
-            act(case, &driver, peer_scripts, name)?;
+            finish_all(case, &driver, peer_scripts, name)?;
         }
     }
-    let who = "FIN behind a last line that has no end, or behind nothing";
-    act(case, &driver, last_lines(case), who)?;
-    let who = "FIN behind more than is read at once, or exactly as much";
-    act(case, &driver, long_ones(case), who)?;
-    if case.asked.protocol.requests_per_connection.is_none() {
-        let who = "FIN behind requests by the MiB, of one who reads late: more is owed at the end than goes out in one piece";
-        act(case, &driver, late_readers(case, true), who)?;
+    let label = "FIN after a last line without a line end, or after no bytes";
+    finish_all(case, &driver, last_lines(case), label)?;
+    let label = "FIN after exactly as many bytes as the server reads at once, or more";
+    finish_all(case, &driver, long_ones(case), label)?;
+    if case.spec.protocol.requests_per_connection.is_none() {
+        let label = "a client that sends MiB of requests and FIN, and reads late (more is owed at FIN than goes out in one piece)";
+        finish_all(case, &driver, late_readers(case, true), label)?;
     }
 
     for name in ["rst-mid-request", "rst-mid-reply", "hit-and-run"] {
         let kind = kind(name);
         if let Some(peer_scripts) = case.misbehave(kind, kind.clients) {
-            act(case, &driver, peer_scripts, name)?;
+            finish_all(case, &driver, peer_scripts, name)?;
             case.serves(&driver, 2, &format!("after {name}"))?;
         }
     }
-    let others = "RST between requests, behind one, and after FIN";
-    act(case, &driver, resets(case), others)?;
-    case.serves(&driver, 3, &format!("after {others}"))?;
+    let label = "RST between requests, after a request, and after FIN";
+    finish_all(case, &driver, resets(case), label)?;
+    case.serves(&driver, 3, &format!("after {label}"))?;
 
     undisturbed(case, bystanders, lasting)?;
     drop(driver);
     case.stop(running)?;
-    Passed::simply()
+    Passed::plain()
 }
 
-fn act(
+/// Lets peers carry out their scripts, and checks that none has a fault. `label` describes the peers.
+fn finish_all(
     case: &CheckCase<'_>,
     driver: &PeerDriver,
     peer_scripts: Vec<PeerScript>,
-    who: &str,
+    label: &str,
 ) -> Result<(), CheckFailure> {
     let outcomes = driver.enter(peer_scripts).finish(2 * PATIENCE);
-    case.all_done(&outcomes, who)
+    case.all_done(&outcomes, label)
 }
 
-/// Those who converse all the time; and whether each does so in one conversation, which shows more. It does not if others
-/// would never have their turn, or if a conversation is short anyway.
+/// Connects clients that converse all the time. The second value says whether each of them does so in one conversation,
+/// which shows more. They do not if other peers would then never be served, or if the protocol's conversations are
+/// short anyway.
 fn bystanders(case: &CheckCase<'_>, driver: &PeerDriver, side_by_side: bool) -> (PeerGroup, bool) {
-    let lasting = side_by_side && case.asked.protocol.requests_per_connection.is_none();
+    let lasting = side_by_side && case.spec.protocol.requests_per_connection.is_none();
     let peer_script = |client| {
         if lasting {
             PeerScript::new(vec![Action::Converse {
-                script: case.asked.scripts(client),
+                script: case.spec.scripts(client),
                 requests: u64::MAX,
-                // The pause is what matters: nobody needs to be in a hurry.
+                // Only the pause matters: these clients need not be fast.
                 cut: Cut::At(1, Duration::from_millis(2)),
             }])
         } else {
@@ -84,7 +87,7 @@ fn bystanders(case: &CheckCase<'_>, driver: &PeerDriver, side_by_side: bool) -> 
     (driver.enter((800..803).map(peer_script).collect()), lasting)
 }
 
-/// Nothing was wrong with any of them, and each was served to the last.
+/// Checks that no bystander had a fault, and that each was served until the end.
 fn undisturbed(
     case: &CheckCase<'_>,
     bystanders: PeerGroup,
@@ -103,7 +106,7 @@ fn undisturbed(
         if let Some(fault) = &outcome.fault {
             return broken_by(
                 format!(
-                    "that one who converses meanwhile is not disturbed: {}",
+                    "a client that converses meanwhile is not disturbed: {}",
                     fault.expected
                 ),
                 fault.seen.clone(),
@@ -112,7 +115,7 @@ fn undisturbed(
         }
         if !served {
             return broken_by(
-                "that those who converse meanwhile go on to be served",
+                "clients that converse meanwhile are still served",
                 format!("no reply for {PATIENCE:?}"),
                 &outcome,
             );
@@ -121,22 +124,22 @@ fn undisturbed(
     Ok(())
 }
 
-/// FIN is an end too.
+/// Returns scripts of clients that send FIN where a line end would be: FIN ends a line too.
 fn last_lines(case: &CheckCase<'_>) -> Vec<PeerScript> {
-    let asked = case.asked;
+    let spec = case.spec;
     let mut inputs = vec![Vec::new()];
-    if asked.deterministic() {
+    if spec.deterministic() {
         inputs.push(b"a".to_vec());
         for client in [900, 901] {
-            let (mut input, _) = asked.all_at_once(client, None, 3);
+            let (mut input, _) = spec.all_at_once(client, None, 3);
             input.extend_from_slice(b"the last");
             inputs.push(input);
         }
     }
     let peer_script = |input: Vec<u8>| {
         let mut actions = vec![Action::send(input.clone()), Action::HalfClose];
-        if asked.deterministic() {
-            actions.push(Action::expect(asked.replies(&input, true).bytes));
+        if spec.deterministic() {
+            actions.push(Action::expect(spec.replies(&input, true).bytes));
         }
         actions.push(Action::ExpectFin);
         PeerScript::new(actions)
@@ -144,12 +147,13 @@ fn last_lines(case: &CheckCase<'_>) -> Vec<PeerScript> {
     inputs.into_iter().map(peer_script).collect()
 }
 
-/// As long as what our servers read at once, and a byte less and more: the end comes with the last of it, or alone.
+/// Returns scripts that send exactly as many bytes as our models read at once, one byte less, and more: FIN comes with
+/// the last of the bytes, or alone.
 fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
-    let asked = case.asked;
-    // Who answers the first bytes and closes would break off over the others; and what bulk is asked for in so many
-    // bytes would take long to come.
-    if !asked.may_cut() || asked.protocol.name == "bulk" {
+    let spec = case.spec;
+    // If a server answers the first bytes and closes, it resets the connection because of the remaining bytes. And the
+    // replies of `bulk` to this number of bytes would take long to arrive.
+    if !spec.may_cut() || spec.protocol.name == "bulk" {
         return Vec::new();
     }
     let sizes = [
@@ -160,13 +164,13 @@ fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
         50_000,
     ];
     let peer_script = |(client, size): (usize, usize)| {
-        if !asked.deterministic() {
-            // Whole requests only: who is cut off is told so, and in whose words?
-            let one = asked.request(client).len();
+        if !spec.deterministic() {
+            // Whole requests only: the form of an error for a cut-off request is not known.
+            let one = spec.request(client).len();
             let most = (size / one) as u64;
-            let script = asked.pipeline_heard(client, None, most);
+            let script = spec.pipeline_heard(client, None, most);
             return PeerScript::new(vec![
-                Action::send(asked.all_at_once(client, None, most).0),
+                Action::send(spec.all_at_once(client, None, most).0),
                 Action::HalfClose,
                 Action::Converse {
                     script,
@@ -176,9 +180,9 @@ fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
                 Action::ExpectFin,
             ]);
         }
-        let (mut input, _) = asked.all_at_once(client, Some(128), (size / 128 + 1) as u64);
+        let (mut input, _) = spec.all_at_once(client, Some(128), (size / 128 + 1) as u64);
         input.truncate(size);
-        let replies = asked.replies(&input, true).bytes;
+        let replies = spec.replies(&input, true).bytes;
         PeerScript::new(vec![
             Action::send(input),
             Action::HalfClose,
@@ -189,22 +193,22 @@ fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
     sizes.into_iter().enumerate().map(peer_script).collect()
 }
 
-/// The other moments in which one can break off.
+/// Returns scripts of clients that send RST at the remaining moments of a conversation.
 fn resets(case: &CheckCase<'_>) -> Vec<PeerScript> {
-    let asked = case.asked;
+    let spec = case.spec;
     let mut peer_scripts = Vec::new();
     for client in 950..955 {
         let converse = Action::Converse {
-            script: asked.scripts(client),
+            script: spec.scripts(client),
             requests: 1,
             cut: Cut::Whole,
         };
         peer_scripts.push(PeerScript::new(vec![converse, Action::Reset]));
         peer_scripts.push(PeerScript::new(vec![
-            Action::send(asked.request(client)),
+            Action::send(spec.request(client)),
             Action::Reset,
         ]));
-        let (much, _) = asked.all_at_once(client, Some(1000), 100);
+        let (much, _) = spec.all_at_once(client, Some(1000), 100);
         peer_scripts.push(PeerScript {
             small_buffers: true,
             ..PeerScript::new(vec![

@@ -1,7 +1,7 @@
-//! 3. Idle too long: closed and counted, and nobody else notices.
+//! The check of `idle`: a peer that is idle for too long is closed and counted, and no other peer is affected.
 //!
-//! Too early is wrong by any time, and is measured so that it cannot be this side's doing: from before the peer did its
-//! last to after its end came. Too late is wrong by seconds only.
+//! A close is too early by any time before the time-out. That is measured so that a slow client cannot be the cause:
+//! from before the peer's last action to after the close was seen. A close is too late only from seconds on.
 
 use std::time::{Duration, Instant};
 
@@ -14,56 +14,59 @@ use super::super::case::{
 use super::parked_clients::{requests, two_requests};
 use crate::target::{Need, TargetSettings};
 
+/// Idle time-out of the server.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Between two things that somebody does who is not idle. The rest of the time-out is for this machine to be slow in.
+/// Pause between two actions of a peer that is not idle. The rest of the time-out allows for a slow machine.
 const PACE: Duration = Duration::from_millis(75);
 
-/// Later than this is wrong, however busy the machine. Less would be a flaw of this machine's as often as of a server's;
-/// whether somebody is late by tenths of a second, the figure tells.
+/// A close that is later than this is wrong, however busy the machine is. With a smaller limit, the machine would be
+/// the cause as often as the server. Delays of tenths of a second are visible in the figure.
 const LATEST: Duration = Duration::from_secs(3);
 
-/// If this machine can't keep the pace, the server is right to close; that proves nothing.
+/// Number of attempts: if this machine can't keep the pace, the server is right to close the peers, and nothing is
+/// proved.
 const ATTEMPTS: usize = 8;
 
-/// Who does nothing for longer may have been closed for good reason.
+/// A peer that pauses for longer may have been closed for a good reason.
 const TOO_SLOW: Duration = Duration::from_millis(270);
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::IdleTimeout)?;
     for _ in 0..ATTEMPTS {
-        if let Some(kept) = attempt(case)? {
-            return Ok(kept);
+        if let Some(passed) = attempt(case)? {
+            return Ok(passed);
         }
     }
-    Err(anyhow::anyhow!("this machine is too busy to do anything every {PACE:?}").into())
+    Err(anyhow::anyhow!("this machine is too busy to send something every {PACE:?}").into())
 }
 
-/// Those who are never idle for too long, as far as it is up to this side.
+/// Peers that are never idle for too long, as far as the client controls it.
 #[derive(Default)]
 struct Active {
-    /// Somebody was, because this machine was too slow.
+    /// Whether such a peer was idle for too long because this machine was slow.
     too_slow: bool,
 }
 
 impl Active {
-    /// All of them came to their end; `false`: somebody did not, and this side was too slow. Only that is an excuse:
-    /// a server that closes who is not idle does so now and then, and the next time may look good.
+    /// Checks that all peers came to the end of their scripts. `false`: a peer did not, and this machine was too slow.
+    /// Only a slow machine is an excuse: a server that closes active peers does so now and then, and the next attempt
+    /// may look good.
     fn done(
         &mut self,
         case: &CheckCase<'_>,
         outcomes: &[PeerOutcome],
         entered: Duration,
-        who: &str,
+        label: &str,
     ) -> Result<bool, CheckFailure> {
         let slow = |outcome: &PeerOutcome| {
-            // It may have been connected, and accepted, before this side saw it.
+            // The peer may have been connected, and accepted, before the client saw it.
             let connected = outcome.done_at.first().copied().flatten();
             connected.is_some_and(|at| at.saturating_sub(entered) > TOO_SLOW)
                 || outcome.transcript.longest_pause() > TOO_SLOW
         };
         self.too_slow |= outcomes.iter().any(slow);
-        match case.all_done(outcomes, who) {
+        match case.all_done(outcomes, label) {
             Err(CheckFailure::Broken(_)) if outcomes.iter().any(|o| !o.done && slow(o)) => {
                 Ok(false)
             }
@@ -71,7 +74,7 @@ impl Active {
         }
     }
 
-    /// The server is alive and well.
+    /// Checks that the server serves well-behaved clients.
     fn serves(
         &mut self,
         case: &CheckCase<'_>,
@@ -85,20 +88,20 @@ impl Active {
     }
 }
 
-/// What somebody does.
+/// Behaviour of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    /// Says nothing.
-    Silent,
+enum Behaviour {
+    /// Sends nothing.
+    Idle,
     /// Begins a request after a while, and never goes on.
-    MidLine,
+    StopsMidRequest,
     /// Sends a few bytes at a time, for much longer than the time-out.
-    Slow,
-    /// Asks now and then, for as long.
-    Asks,
+    SendsSlowly,
+    /// Sends a request now and then, for as long.
+    Requests,
 }
 
-/// `None`: this machine was too slow, and nothing is proved.
+/// Checks all behaviours once. `None`: this machine was too slow, and nothing is proved.
 fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
     let settings = TargetSettings {
         idle_timeout: Some(TIMEOUT),
@@ -109,54 +112,60 @@ fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
     let mut active = Active::default();
-    if !active.serves(case, &driver, "before anybody is idle")? {
+    if !active.serves(case, &driver, "before any peer is idle")? {
         return Ok(None);
     }
 
-    let mut parts = vec![Part::Silent; if one_by_one { 1 } else { 5 }];
-    let others = [Part::MidLine, Part::Slow, Part::Asks];
-    parts.extend(
-        others
+    let mut behaviours = vec![Behaviour::Idle; if one_by_one { 1 } else { 5 }];
+    let further = [
+        Behaviour::StopsMidRequest,
+        Behaviour::SendsSlowly,
+        Behaviour::Requests,
+    ];
+    behaviours.extend(
+        further
             .into_iter()
-            .filter(|part| peer_script(case, *part, 0).is_some()),
+            .filter(|behaviour| peer_script(case, *behaviour, 0).is_some()),
     );
-    // Where one is served at a time they come one after the other.
-    let turns: Vec<&[Part]> = match one_by_one {
-        true => parts.chunks(1).collect(),
-        false => vec![&parts],
+    // If the server serves one peer at a time, the peers connect one after the other.
+    let turns: Vec<&[Behaviour]> = match one_by_one {
+        true => behaviours.chunks(1).collect(),
+        false => vec![&behaviours],
     };
     let (mut late, mut stuck, mut timed_out) = (Vec::new(), None, 0);
-    for parts in turns {
-        let peer_scripts = parts.iter().enumerate();
+    for behaviours in turns {
+        let peer_scripts = behaviours.iter().enumerate();
         let peer_scripts =
-            peer_scripts.filter_map(|(client, part)| peer_script(case, *part, client));
+            peer_scripts.filter_map(|(client, behaviour)| peer_script(case, *behaviour, client));
         let entered = driver.opened().elapsed();
         let group = driver.enter(peer_scripts.collect());
         if !one_by_one {
-            stuck = never_reads(case, &driver)?;
+            stuck = stops_reading(case, &driver)?;
         }
         let outcomes = group.finish(2 * PATIENCE);
-        for (part, outcome) in parts.iter().zip(&outcomes) {
+        for (behaviour, outcome) in behaviours.iter().zip(&outcomes) {
             let own = std::slice::from_ref(outcome);
-            let who = match part {
-                Part::Silent | Part::MidLine => "a peer that is idle for too long is closed",
-                Part::Slow => "who sends some bytes now and then is not closed",
-                Part::Asks => "who asks now and then is not closed",
+            let label = match behaviour {
+                Behaviour::Idle | Behaviour::StopsMidRequest => {
+                    "a peer that is idle for too long is closed"
+                }
+                Behaviour::SendsSlowly => "a peer that sends some bytes now and then is not closed",
+                Behaviour::Requests => "a peer that sends a request now and then is not closed",
             };
-            if !active.done(case, own, entered, who)? {
+            if !active.done(case, own, entered, label)? {
                 return Ok(None);
             }
-            if matches!(part, Part::Silent | Part::MidLine) {
+            if matches!(behaviour, Behaviour::Idle | Behaviour::StopsMidRequest) {
                 timed_out += 1;
-                let Some(lateness) = judge(*part, outcome, entered)? else {
+                let Some(lateness) = lateness(*behaviour, outcome, entered)? else {
                     return Ok(None);
                 };
-                late.push((*part, lateness));
+                late.push((*behaviour, lateness));
             }
         }
     }
     if one_by_one {
-        stuck = never_reads(case, &driver)?;
+        stuck = stops_reading(case, &driver)?;
     }
     if let Some(stuck) = stuck {
         timed_out += 1;
@@ -164,11 +173,11 @@ fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
             let outcomes = stuck.leave();
             return match outcomes.first() {
                 Some(outcome) => broken_by(
-                    format!("that a peer that stops reading is closed after {TIMEOUT:?}"),
-                    format!("that it is not, after {PATIENCE:?}"),
+                    format!("a peer that stops reading is closed after {TIMEOUT:?}"),
+                    format!("it is still open after {PATIENCE:?}"),
                     outcome,
                 ),
-                None => Err(anyhow::anyhow!("nobody was there").into()),
+                None => Err(anyhow::anyhow!("no peer was connected").into()),
             };
         }
         drop(stuck);
@@ -183,25 +192,25 @@ fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
             return Ok(None);
         }
         return broken(
-            format!("{timed_out} peers that were idle for too long in the tally"),
+            format!("a tally with {timed_out} peers that timed out"),
             format!("{tally}"),
         );
     }
     Ok(Some(report(late)))
 }
 
-/// How late those were closed.
-fn report(late: Vec<(Part, Duration)>) -> Passed {
-    let of = |part| {
+/// Reports how late the idle peers were closed.
+fn report(late: Vec<(Behaviour, Duration)>) -> Passed {
+    let of = |behaviour| {
         let mut late: Vec<_> = late
             .iter()
-            .filter(|(other, _)| *other == part)
+            .filter(|(other, _)| *other == behaviour)
             .map(|(_, late)| *late)
             .collect();
         late.sort_unstable();
         late
     };
-    let (silent, mid_line) = (of(Part::Silent), of(Part::MidLine));
+    let (idle, stopped_mid_request) = (of(Behaviour::Idle), of(Behaviour::StopsMidRequest));
     let text = |late: Duration| {
         let milliseconds = late.as_secs_f64() * 1e3;
         if milliseconds < 9.95 {
@@ -210,20 +219,17 @@ fn report(late: Vec<(Part, Duration)>) -> Passed {
             format!("+{milliseconds:.0} ms")
         }
     };
-    let median = silent.get(silent.len() / 2).copied().map(text);
+    let median = idle.get(idle.len() / 2).copied().map(text);
     let mut details = Vec::new();
-    if let (Some(median), Some(worst)) = (&median, silent.last()) {
+    if let (Some(median), Some(worst)) = (&median, idle.last()) {
         details.push(format!(
-            "silent peers are closed after {TIMEOUT:?} {median} (median of {}; the last {})",
-            silent.len(),
+            "idle peers are closed after {TIMEOUT:?} {median} (median of {}; the latest {})",
+            idle.len(),
             text(*worst)
         ));
     }
-    if let Some(worst) = mid_line.last() {
-        details.push(format!(
-            "silent in the middle of a request: {}",
-            text(*worst)
-        ));
+    if let Some(worst) = stopped_mid_request.last() {
+        details.push(format!("idle in the middle of a request: {}", text(*worst)));
     }
     Passed {
         figure: median,
@@ -232,59 +238,61 @@ fn report(late: Vec<(Part, Duration)>) -> Passed {
     }
 }
 
-/// How late it was closed; `None`: it could not keep its own pace.
-fn judge(
-    part: Part,
+/// Returns how late a peer was closed. `None`: the peer could not keep its pace.
+fn lateness(
+    behaviour: Behaviour,
     outcome: &PeerOutcome,
     entered: Duration,
 ) -> Result<Option<Duration>, CheckFailure> {
-    // (A time is taken before what follows is done.)
+    // The time of an action is taken before the next action begins.
     let at = |act: usize| outcome.done_at.get(act).copied().flatten();
     let (Some(connected), Some(closed)) = (at(0), at(outcome.done_at.len() - 1)) else {
-        return Err(anyhow::anyhow!("who is done has not done it").into());
+        return Err(anyhow::anyhow!("a peer that is done has no time of its end").into());
     };
-    let (earliest, last) = match part {
-        Part::MidLine => {
-            // After the pause.
+    let (earliest, last) = match behaviour {
+        Behaviour::StopsMidRequest => {
+            // The time after the pause.
             let Some(resumed) = at(outcome.done_at.len() - 3) else {
-                return Err(anyhow::anyhow!("who is done has not begun").into());
+                return Err(
+                    anyhow::anyhow!("a peer that is done has no time of its request").into(),
+                );
             };
-            let asked = at(outcome.done_at.len() - 4).unwrap_or(connected);
-            if resumed - asked > TIMEOUT * 9 / 10 {
+            let requested = at(outcome.done_at.len() - 4).unwrap_or(connected);
+            if resumed - requested > TIMEOUT * 9 / 10 {
                 return Ok(None);
             }
             (resumed, resumed)
         }
-        // It may have been connected, and accepted, before this side saw it.
+        // The peer may have been connected, and accepted, before the client saw it.
         _ => (entered, connected),
     };
     if closed < earliest + TIMEOUT {
         return broken_by(
-            format!("that an idle peer is closed after {TIMEOUT:?}, and not before"),
-            format!("that it was closed after {:?}", closed - earliest),
+            format!("an idle peer is closed after {TIMEOUT:?}, and not before"),
+            format!("it was closed after {:?}", closed - earliest),
             outcome,
         );
     }
     let late = (closed - last).saturating_sub(TIMEOUT);
     if late > LATEST {
         return broken_by(
-            format!("that an idle peer is closed after {TIMEOUT:?}"),
-            format!("that it was closed after {:?}", closed - last),
+            format!("an idle peer is closed after {TIMEOUT:?}"),
+            format!("it was closed after {:?}", closed - last),
             outcome,
         );
     }
     Ok(Some(late))
 }
 
-/// `None`: that can't be done over this protocol.
-fn peer_script(case: &CheckCase<'_>, part: Part, client: usize) -> Option<PeerScript> {
-    let asked = case.asked;
-    let ends_itself = asked.protocol.requests_per_connection.is_some();
+/// Returns the script of a peer with this behaviour; `None` if it is not possible over this protocol.
+fn peer_script(case: &CheckCase<'_>, behaviour: Behaviour, client: usize) -> Option<PeerScript> {
+    let spec = case.spec;
+    let ends_itself = spec.protocol.requests_per_connection.is_some();
     let times = if case.quick { 5 } else { 8 };
-    let actions = match part {
-        Part::Silent => vec![Action::ReadToEnd],
-        Part::MidLine => {
-            let half = (kind("slowloris").peer_script)(asked, client)?
+    let actions = match behaviour {
+        Behaviour::Idle => vec![Action::ReadToEnd],
+        Behaviour::StopsMidRequest => {
+            let half = (kind("slowloris").peer_script)(spec, client)?
                 .actions
                 .into_iter()
                 .next()?;
@@ -292,26 +300,26 @@ fn peer_script(case: &CheckCase<'_>, part: Part, client: usize) -> Option<PeerSc
             vec![first, Action::Pause(TIMEOUT / 2), half, Action::ReadToEnd]
         }
         _ if ends_itself => return None,
-        Part::Slow => {
-            // (Over bulk it has four things to say, the others have one.)
-            let pieces = if asked.protocol.name == "bulk" {
+        Behaviour::SendsSlowly => {
+            // Over bulk a client sends four messages in a conversation; over the other protocols it sends one.
+            let pieces = if spec.protocol.name == "bulk" {
                 2
             } else {
                 times
             };
-            let size = (asked.request(client).len() / pieces).max(1);
+            let size = (spec.request(client).len() / pieces).max(1);
             let slowly = Action::Converse {
-                script: asked.scripts(client),
+                script: spec.scripts(client),
                 requests: 1,
                 cut: Cut::Every(size, PACE),
             };
             vec![slowly, Action::HalfClose, Action::ExpectFin]
         }
-        Part::Asks => {
-            let mut asks = requests(case, client);
+        Behaviour::Requests => {
+            let mut next_request = requests(case, client);
             let mut actions = Vec::new();
             for _ in 0..times {
-                actions.extend([asks(), Action::Pause(PACE)]);
+                actions.extend([next_request(), Action::Pause(PACE)]);
             }
             actions.extend([Action::HalfClose, Action::ExpectFin]);
             actions
@@ -320,17 +328,17 @@ fn peer_script(case: &CheckCase<'_>, part: Part, client: usize) -> Option<PeerSc
     Some(PeerScript::new(actions))
 }
 
-/// Lets somebody in who asks for much and reads nothing; it must not be closed too early. It has failed when it is
-/// closed: then nothing more can be sent. `None`: that can't be done over this protocol.
-fn never_reads(
+/// Connects a peer that requests much and reads nothing; it must not be closed too early. When it is closed, it fails,
+/// because it can send nothing more. `None` if it is not possible over this protocol.
+fn stops_reading(
     case: &CheckCase<'_>,
     driver: &PeerDriver,
 ) -> Result<Option<PeerGroup>, CheckFailure> {
-    let asked = case.asked;
-    if asked.protocol.requests_per_connection.is_some() || asked.protocol.name == "bulk" {
+    let spec = case.spec;
+    if spec.protocol.requests_per_connection.is_some() || spec.protocol.name == "bulk" {
         return Ok(None);
     }
-    let (requests, _) = asked.all_at_once(100, Some(1000), 100);
+    let (requests, _) = spec.all_at_once(100, Some(1000), 100);
     let flood = Action::Flood {
         bytes: requests.into(),
         most: u64::MAX,
@@ -347,8 +355,8 @@ fn never_reads(
         let outcomes = group.leave();
         if let Some(outcome) = outcomes.first() {
             return broken_by(
-                format!("that a peer that stops reading is closed after {TIMEOUT:?}"),
-                format!("that it was closed after {:?}", entered.elapsed()),
+                format!("a peer that stops reading is closed after {TIMEOUT:?}"),
+                format!("it was closed after {:?}", entered.elapsed()),
                 outcome,
             );
         }

@@ -1,15 +1,16 @@
-//! 11. Peers that misbehave, in whatever way, do not keep the others from being served.
+//! The check of `isolation`: peers that misbehave, in whatever way, do not keep other peers from being served.
 //!
-//! Twenty well-behaved clients ask at a rate that no server here finds high: first undisturbed, then beside each kind of
-//! misbehaving clients, who come before them. Each time the server is a new one. Who is answered decides; how late is
-//! shown: the ratio of the 99th percentiles, from the planned time to the reply.
+//! Twenty well-behaved clients send at a rate that is low for every server here: first undisturbed, then beside each
+//! kind of misbehaving clients, which connect before them. Each load has a new server. The verdict depends on whether
+//! every client gets a reply. The figure shows how late the replies are: the ratio of the 99th percentiles, from the
+//! planned time to the reply.
 //!
-//! Both sides of the wire share this machine, and both kinds of clients a CPU. So those that misbehave have a thread that
-//! gives way to the other one, and all together begin again 2,000 times a second at most; and where the well-behaved
-//! were late by themselves, the ratio is marked with a question mark.
+//! The server and the clients share this machine, and both kinds of clients share a CPU. So the misbehaving clients
+//! have a thread that yields to the other one, and all of them together start again at most 2,000 times a second. If
+//! the well-behaved clients themselves were late, the ratio is marked with a question mark.
 //!
-//! A neighbour on the machine makes a p99 ten times as long, now and then and once; misbehaving clients do so every time.
-//! So whatever stands out is measured again, and the least of its p99s counts; of the undisturbed too.
+//! Another program on the machine makes a p99 ten times as long, but only now and then. Misbehaving clients make it so
+//! every time. So outliers are measured again, and the lowest p99 counts. The same applies to the undisturbed load.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,70 +23,76 @@ use crate::format;
 use crate::misbehave::again_and_again;
 use crate::target::{RunningTarget, TargetSettings};
 
+/// Number of well-behaved clients.
 const CLIENTS: usize = 20;
 
-/// A thousand requests, and half of that.
-const LONG: Duration = Duration::from_millis(200);
-const SHORT: Duration = Duration::from_millis(100);
+/// Duration of the load: for a thousand requests, and with `--quick` for half of that.
+const FULL_LOAD: Duration = Duration::from_millis(200);
+/// Duration of the load with `--quick`.
+const QUICK_LOAD: Duration = Duration::from_millis(100);
 
-/// Whoever is not answered by then is starved.
-const STARVED: Duration = Duration::from_secs(10);
+/// A client without a reply after this time counts as unanswered.
+const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A kind beside which the p99 is longer than so many times the undisturbed one is measured again: so often in all, and
-/// each so often at most.
-const STANDS_OUT: f64 = 2.0;
-const AGAIN: usize = 4;
-const EACH: usize = 3;
+/// A kind beside which the p99 is more than this multiple of the undisturbed p99 is measured again.
+const OUTLIER: f64 = 2.0;
+/// Number of further measurements, of all kinds together.
+const MAX_REPEATS: usize = 4;
+/// Number of measurements of each kind at most, and of the undisturbed load.
+const MAX_PER_KIND: usize = 3;
 
-/// What is seen of each model in little time.
+/// Kinds that are tried with `--quick`.
 const QUICK: [&str; 2] = ["slowloris", "storm"];
 
-/// How the well-behaved fared.
+/// Response times of the well-behaved clients under one load, in nanoseconds.
 #[derive(Debug, Default)]
-struct Fared {
+struct Latencies {
     p50: u64,
     p99: u64,
     samples: u64,
-    /// Whether the client itself was late.
+    /// Whether the clients themselves were late.
     late: bool,
-    /// How many got no answer; why, in words.
-    starved: Option<String>,
-    /// How often this was measured.
-    times: usize,
+    /// Number of clients without a reply, and after how long, in words; `None` if all had a reply.
+    unanswered: Option<String>,
+    /// Number of measurements.
+    measurements: usize,
 }
 
-impl Fared {
-    /// The same, measured again: what is less counts.
-    fn or(self, other: Fared) -> Fared {
-        let times = self.times + other.times;
+impl Latencies {
+    /// Combines two measurements of the same load: the one with the lower p99 counts.
+    fn or_lower(self, other: Latencies) -> Latencies {
+        let measurements = self.measurements + other.measurements;
         let less = if self.p99 <= other.p99 { self } else { other };
-        Fared { times, ..less }
+        Latencies {
+            measurements,
+            ..less
+        }
     }
 }
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let settings = TargetSettings::default();
-    // Where one is served at a time, there can't be twenty.
-    let places = case.places(&settings);
-    let alone = places == 1;
-    let clients = if alone { 1 } else { CLIENTS };
+    // A server that serves one peer at a time can't serve twenty clients at once.
+    let slots = case.slots(&settings);
+    let one_slot = slots == 1;
+    let clients = if one_slot { 1 } else { CLIENTS };
     let declared = case.deviation().is_some();
     let mut seen = Vec::new();
     let mut details = Vec::new();
 
-    if alone {
+    if one_slot {
         let running = case.start(&settings)?;
-        let fared = well_behaved(case, &running, CLIENTS, usual_rate(case), true)?;
-        if let Some(starved) = fared.starved {
-            seen.push(format!("with nobody else there, {starved}"));
+        let latencies = well_behaved(case, &running, CLIENTS, usual_rate(case), true)?;
+        if let Some(unanswered) = latencies.unanswered {
+            seen.push(format!("without misbehaving clients, {unanswered}"));
         }
         case.kill(running);
     }
     let running = case.start(&settings)?;
     let (rate, mut undisturbed) = undisturbed(case, &running, clients)?;
-    for _ in 1..if case.quick { 1 } else { EACH } {
+    for _ in 1..if case.quick { 1 } else { MAX_PER_KIND } {
         let again = well_behaved(case, &running, clients, rate, false)?;
-        undisturbed = undisturbed.or(again);
+        undisturbed = undisturbed.or_lower(again);
     }
     case.kill(running);
     details.push(format!(
@@ -97,136 +104,147 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         late(&undisturbed),
     ));
 
-    let mut starving = Vec::new();
-    let mut fared: Vec<(&Misbehaviour, Fared)> = Vec::new();
+    let mut kinds_unanswered = Vec::new();
+    let mut latencies: Vec<(&Misbehaviour, Latencies)> = Vec::new();
     for kind in MISBEHAVIOURS {
         if case.quick && !QUICK.contains(&kind.name) {
             continue;
         }
-        // Who holds a place holds it for good, and the model says so; but where they leave places for the others, these
-        // are to be served. Who comes and goes must not; but where there is only one place, others are always before one.
-        let all_places = kind.obligation == Obligation::Nothing && kind.clients + clients > places;
-        let for_good = declared && (alone || all_places);
-        let Some(beside) = beside(case, &settings, kind, clients, rate, for_good)? else {
+        // Clients that stay connected hold their slots for good, and the model declares this. But if they leave slots
+        // free, the well-behaved clients must be served. Clients that come and go must not keep them from it, except
+        // with a single slot: then other peers are always first.
+        let all_places = kind.obligation == Obligation::Nothing && kind.clients + clients > slots;
+        let holds_slots = declared && (one_slot || all_places);
+        let Some(beside) = beside(case, &settings, kind, clients, rate, holds_slots)? else {
             continue;
         };
-        match &beside.starved {
-            None => fared.push((kind, beside)),
-            Some(starved) if for_good => {
-                details.push(format!("{:<15} {starved}", kind.name));
-                starving.push(kind.name);
+        match &beside.unanswered {
+            None => latencies.push((kind, beside)),
+            Some(unanswered) if holds_slots => {
+                details.push(format!("{:<15} {unanswered}", kind.name));
+                kinds_unanswered.push(kind.name);
             }
-            Some(starved) => {
+            Some(unanswered) => {
                 return broken(
                     format!(
-                        "that {clients} clients that behave well are served beside {}",
+                        "{clients} well-behaved clients are served beside {}",
                         kind.name
                     ),
-                    starved,
+                    unanswered,
                 );
             }
         }
     }
-    let ratio = |fared: &Fared| fared.p99 as f64 / undisturbed.p99.max(1) as f64;
-    for _ in 0..if case.quick { 1 } else { AGAIN } {
-        let worst = fared
+    let ratio = |latencies: &Latencies| latencies.p99 as f64 / undisturbed.p99.max(1) as f64;
+    for _ in 0..if case.quick { 1 } else { MAX_REPEATS } {
+        let worst = latencies
             .iter_mut()
-            .filter(|(_, fared)| fared.times < EACH && ratio(fared) > STANDS_OUT)
-            .max_by_key(|(_, fared)| fared.p99);
+            .filter(|(_, latencies)| {
+                latencies.measurements < MAX_PER_KIND && ratio(latencies) > OUTLIER
+            })
+            .max_by_key(|(_, latencies)| latencies.p99);
         let Some((kind, worst)) = worst else { break };
         let again = beside(case, &settings, kind, clients, rate, false)?;
-        if let Some(again) = again.filter(|again| again.starved.is_none()) {
-            *worst = std::mem::take(worst).or(again);
+        if let Some(again) = again.filter(|again| again.unanswered.is_none()) {
+            *worst = std::mem::take(worst).or_lower(again);
         }
     }
-    for (kind, fared) in &fared {
+    for (kind, latencies) in &latencies {
         details.push(format!(
             "{:<15} p50 {}, p99 {}: {}{}",
             kind.name,
-            format::time(fared.p50),
-            format::time(fared.p99),
-            times(ratio(fared)),
-            late(fared),
+            format::time(latencies.p50),
+            format::time(latencies.p99),
+            multiple(ratio(latencies)),
+            late(latencies),
         ));
     }
-    let worst = fared.iter().max_by_key(|(_, fared)| fared.p99);
-    if !starving.is_empty() {
-        seen.push(format!("some get no answer beside {}", starving.join(", ")));
+    let worst = latencies.iter().max_by_key(|(_, latencies)| latencies.p99);
+    if !kinds_unanswered.is_empty() {
+        seen.push(format!(
+            "some clients get no reply beside {}",
+            kinds_unanswered.join(", ")
+        ));
     }
     details.push(
-        "those that misbehave share the clients' CPU and give way; they begin again 2,000 times a second at most"
+        "the misbehaving clients share the CPU of the well-behaved clients and yield to them; they start again at most 2,000 times a second"
             .to_string(),
     );
     Ok(Passed {
         figure: worst.map(|(_, worst)| {
             let late = worst.late || undisturbed.late;
-            format!("{}{}", times(ratio(worst)), if late { "?" } else { "" })
+            format!("{}{}", multiple(ratio(worst)), if late { "?" } else { "" })
         }),
         details,
         by_design: (!seen.is_empty()).then(|| seen.join("; ")),
     })
 }
 
-/// Two digits that mean something.
-fn times(ratio: f64) -> String {
+/// Formats a multiple with two significant digits below 10, and as a whole number from there on.
+fn multiple(ratio: f64) -> String {
     match ratio {
         r if r < 9.95 => format!("{r:.1}×"),
         r => format!("{}×", format::count(r.round() as u64)),
     }
 }
 
-fn late(fared: &Fared) -> &'static str {
-    if fared.late {
+/// Returns a remark if the clients themselves were late.
+fn late(latencies: &Latencies) -> &'static str {
+    if latencies.late {
         " (? the clients themselves were late)"
     } else {
         ""
     }
 }
 
-/// Requests a second, far below what any of our servers answers.
+/// Returns the rate of requests per second of all clients together; it is far below what any of our servers can answer.
 fn usual_rate(case: &CheckCase<'_>) -> u32 {
-    match case.asked.protocol.name {
-        // A connection for each.
+    match case.spec.protocol.name {
+        // A connection for each request.
         "hello" => 1000,
-        // 192 KiB for each.
+        // 192 KiB for each request.
         "bulk" => 500,
         _ => 5000,
     }
 }
 
-/// Undisturbed. A server for which the rate is too high is asked less, for longer.
+/// Measures the undisturbed load, and returns the rate. A server for which the rate is too high gets half of it, for
+/// longer.
 fn undisturbed(
     case: &CheckCase<'_>,
     running: &RunningTarget,
     clients: usize,
-) -> Result<(u32, Fared), CheckFailure> {
+) -> Result<(u32, Latencies), CheckFailure> {
     let (usual, least) = (usual_rate(case), usual_rate(case) / 2);
     let mut rate = usual;
     loop {
-        let fared = well_behaved(case, running, clients, rate, false)?;
-        match &fared.starved {
-            Some(starved) => {
+        let latencies = well_behaved(case, running, clients, rate, false)?;
+        match &latencies.unanswered {
+            Some(unanswered) => {
                 return broken(
-                    format!("that {clients} clients are served with nobody beside them"),
-                    starved,
+                    format!("{clients} clients are served without other clients"),
+                    unanswered,
                 );
             }
-            // So late on an empty server: that is above the knee, or the machine has other things to do.
-            None if fared.p50 > 20_000_000 && rate > least => rate /= 2,
-            None => return Ok((rate, fared)),
+            // If even the median is this late on an idle server, the rate is beyond what it can serve, or the machine
+            // is busy.
+            None if latencies.p50 > 20_000_000 && rate > least => rate /= 2,
+            None => return Ok((rate, latencies)),
         }
     }
 }
 
-/// Those of a kind, such that they never end for good; `None`: that can't be done over this protocol.
+/// Returns scripts of clients of a kind, which start again and again; `None` if the kind is not possible over this
+/// protocol.
 fn peer_scripts(case: &CheckCase<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScript>> {
     let peer_scripts = case.misbehave(kind, kind.clients);
     let mut peer_scripts = match peer_scripts {
         Some(peer_scripts) => peer_scripts,
-        // Half a request is what they hold their places with. Where there is none, silence does it.
+        // These clients hold their slots with half a request. If half a request is not possible, they hold them by
+        // being idle.
         None if kind.name == "slowloris" => {
-            let silent = case::kind("silent");
-            case.misbehave(silent, kind.clients)?
+            let idle = case::kind("silent");
+            case.misbehave(idle, kind.clients)?
         }
         None => return None,
     };
@@ -234,15 +252,15 @@ fn peer_scripts(case: &CheckCase<'_>, kind: &Misbehaviour) -> Option<Vec<PeerScr
     Some(peer_scripts)
 }
 
-/// Beside a kind, in front of a server of their own; `None`: that kind can't do that over this protocol.
+/// Measures the load beside a kind, with a server of its own; `None` if the kind is not possible over this protocol.
 fn beside(
     case: &CheckCase<'_>,
     settings: &TargetSettings,
     kind: &Misbehaviour,
     clients: usize,
     rate: u32,
-    for_good: bool,
-) -> Result<Option<Fared>, CheckFailure> {
+    holds_slots: bool,
+) -> Result<Option<Latencies>, CheckFailure> {
     let Some(peer_scripts) = peer_scripts(case, kind) else {
         return Ok(None);
     };
@@ -255,85 +273,90 @@ fn beside(
     let driver = PeerDriver::open(running.address, options)?;
     let peers = peer_scripts.len() as u64;
     let group = driver.enter(peer_scripts);
-    settle(case, &group, peers)?;
-    let fared = well_behaved(case, &running, clients, rate, for_good)?;
+    wait_for_connects(case, &group, peers)?;
+    let latencies = well_behaved(case, &running, clients, rate, holds_slots)?;
     let outcomes = group.leave();
     drop(driver);
     case.kill(running);
     if kind.obligation == Obligation::Replies {
-        let wronged: Vec<_> = outcomes
+        let failed: Vec<_> = outcomes
             .into_iter()
             .filter(|outcome| outcome.fault.is_some())
             .collect();
-        case.all_done(&wronged, kind.name)?;
+        case.all_done(&failed, kind.name)?;
     }
-    Ok(Some(fared))
+    Ok(Some(latencies))
 }
 
-/// Waits until they are all connected, or it takes long: a server may let some wait, and they may have their time too.
-fn settle(case: &CheckCase<'_>, group: &PeerGroup, peers: u64) -> Result<(), CheckFailure> {
+/// Waits until all peers are connected, for at most two seconds: a server may let some of them wait. Then gives them
+/// time to send.
+fn wait_for_connects(
+    case: &CheckCase<'_>,
+    group: &PeerGroup,
+    peers: u64,
+) -> Result<(), CheckFailure> {
     group.wait(Duration::from_secs(2), |seen| {
         seen.connects >= peers || seen.failed > 0
     });
     case.pause(Duration::from_millis(20))
 }
 
-/// Lets the well-behaved ask.
+/// Measures the load of the well-behaved clients.
 fn well_behaved(
     case: &CheckCase<'_>,
     running: &RunningTarget,
     clients: usize,
     rate: u32,
-    for_good: bool,
-) -> Result<Fared, CheckFailure> {
+    holds_slots: bool,
+) -> Result<Latencies, CheckFailure> {
     let load = Load::Open {
         rate: f64::from(rate),
         arrivals: Arrivals::Constant,
         warmup: Duration::from_millis(20),
-        // As many requests at any rate.
-        duration: if case.quick { SHORT } else { LONG } * (usual_rate(case) / rate),
+        // The same number of requests at any rate.
+        duration: if case.quick { QUICK_LOAD } else { FULL_LOAD } * (usual_rate(case) / rate),
     };
     let report = drive(case, running, clients, load)?;
-    let starved = starved(case, running, clients, &report, for_good)?;
+    let unanswered = unanswered(case, running, clients, &report, holds_slots)?;
     let quantile = |quantile| report.response_time.value_at_quantile(quantile);
     let p99 = quantile(0.99);
-    Ok(Fared {
+    Ok(Latencies {
         p50: quantile(0.5),
         p99,
         samples: report.response_time.len(),
         late: report.lag.value_at_quantile(0.99) > p99 / 2,
-        starved,
-        times: 1,
+        unanswered,
+        measurements: 1,
     })
 }
 
-/// Whether somebody is not served at all. Who only had to wait longer than this load took has seconds more, unless they
-/// are to wait for good, as the model says.
-fn starved(
+/// Returns how many clients were not served at all. Clients that only had to wait for longer than the load lasted get
+/// some seconds more, unless the model declares that they wait for good.
+fn unanswered(
     case: &CheckCase<'_>,
     running: &RunningTarget,
     clients: usize,
     report: &Report,
-    for_good: bool,
+    holds_slots: bool,
 ) -> Result<Option<String>, CheckFailure> {
     let wrong = report.errors.wrong_reply + report.errors.reset + report.errors.closed_early;
     if wrong > 0 {
         return broken(
-            format!("right answers for {clients} clients that behave well"),
+            format!("right replies for {clients} well-behaved clients"),
             report.examples.join("; "),
         );
     }
     if report.errors.refused > 0 {
-        return broken("a server that listens", report.examples.join("; "));
+        return broken("the server accepts connections", report.examples.join("; "));
     }
     let words = |report: &Report| match report.never_served {
         0 => None,
         unserved => Some(format!(
-            "{unserved} of {clients} clients get no answer in {:.1?}",
+            "{unserved} of {clients} clients get no reply in {:.1?}",
             report.elapsed
         )),
     };
-    if for_good {
+    if holds_slots {
         return Ok(words(report));
     }
     if report.never_served == 0 && report.errors.total() == 0 {
@@ -343,12 +366,13 @@ fn starved(
         messages: 1,
         think: Duration::ZERO,
         rounds: 1,
-        limit: Some(STARVED),
+        limit: Some(REPLY_LIMIT),
     };
     let report = drive(case, running, clients, one)?;
     Ok(words(&report))
 }
 
+/// Runs a load of the well-behaved clients.
 fn drive(
     case: &CheckCase<'_>,
     running: &RunningTarget,
@@ -357,21 +381,21 @@ fn drive(
 ) -> Result<Report, CheckFailure> {
     let plan = Plan {
         address: running.address,
-        protocol: case.asked.protocol,
+        protocol: case.spec.protocol,
         connections: clients,
         size: None,
-        bulk: case.asked.bulk,
-        page: case.asked.page.clone(),
+        bulk: case.spec.bulk,
+        page: case.spec.page.clone(),
         work: None,
         load,
         connect_first: true,
         ramp: Duration::ZERO,
-        timeout: STARVED,
-        seed: case.asked.seed,
+        timeout: REPLY_LIMIT,
+        seed: case.spec.seed,
         threads: 1,
         cpus: case.placement.client.clone(),
     };
     let report = client::drive(&plan, &(), case.interrupted).map_err(anyhow::Error::from)?;
-    case.go_on()?;
+    case.check_interrupted()?;
     Ok(report)
 }

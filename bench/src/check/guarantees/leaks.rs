@@ -1,7 +1,7 @@
-//! 12. Nothing leaks: after thousands of connections the server has what it had before.
+//! The check of `leaks`: after thousands of connections the server uses the same resources as before.
 //!
-//! Whoever is timed out takes a while: of those there are few, in front of a server of their own, and what leaks there is
-//! seen if it is a descriptor, a thread or a process. Of memory it would be too little.
+//! Connections that time out take a while. So there are only a few of them, with a server of their own: a descriptor, a
+//! thread or a process that leaks there is seen. The memory that they could leak would be too little to see.
 
 use std::time::{Duration, Instant};
 
@@ -12,27 +12,28 @@ use super::super::case::{CheckCase, CheckFailure, PATIENCE, Passed, Verdict, bro
 use super::quiescence::{quiescent, until_quiescent};
 use crate::target::{Need, TargetSettings};
 
-/// How many are there at the same time: as many when it counts as when it is warmed up, so that what a server keeps for
-/// the most that it ever had is there before.
+/// Number of connections at the same time. It is the same in the warm-up and in the measurement, so that the server has
+/// reached its peak of memory and threads before it is measured.
 const TOGETHER: usize = 64;
 
-/// What it may have more of in the end, in bytes: what is reused has holes, and what allocators give back, they give back
-/// when they like. Of 20,000 connections that leave 500 bytes each there are 10 MB.
+/// Growth of memory that is allowed, in bytes: reused memory has holes, and allocators return memory at any time.
+/// 20,000 connections that leak 500 bytes each make 10 MB.
 const TOLERANCE: u64 = 5 << 20;
 
-/// How long it may take to get rid of what it had for those of the warm-up; what it has longer, it keeps.
-const START: Duration = Duration::from_secs(2);
+/// Time in which the server may free the resources of the warm-up. Resources that it holds for longer count as its own.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
-/// Of somebody else's server so many times as many may come and go. A runtime that collects its garbage when it likes
-/// takes memory, or a thread, until it has found its size; what leaks grows every time. So one round of these in which
-/// nothing grew is enough: who leaks less often than in each of five is not caught.
+/// Number of rounds for an external server. A runtime that collects its garbage at any time takes memory, or a thread,
+/// until it has found its size; a leak grows in every round. So one round without growth is enough. A leak that does
+/// not occur in each of the five rounds is not found.
 const ROUNDS: u32 = 5;
 
-/// Until those are closed who say nothing, and how many of them come at a time.
+/// Idle time-out of the server, for clients that stay idle.
 const IDLE: Duration = Duration::from_millis(150);
-const IDLERS: usize = 12;
+/// Number of idle clients at a time.
+const IDLE_CLIENTS: usize = 12;
 
-/// How long all of them may take without one that ends.
+/// Time without any connection that ends, after which the server counts as stuck.
 const STANDSTILL: Duration = PATIENCE;
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
@@ -45,10 +46,10 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     };
     let capacity = case.target.model().map(|model| model.capacity);
     let settings = TargetSettings {
-        // Two hundred processes take long to look at.
+        // Two hundred processes take long to inspect.
         workers: (capacity == Some(Capacity::Workers)).then_some(16),
-        // Who leaves at once does so before it is accepted, and comes again: without a limit there might be a thousand of
-        // them in the backlog, and then in the server, sooner or later.
+        // A client that leaves at once does so before it is accepted, and connects again. Without a limit there could
+        // be a thousand such connections in the backlog, and later in the server.
         max_connections: Some(2 * TOGETHER),
         ..TargetSettings::default()
     };
@@ -59,8 +60,8 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     come_and_go(case, &running, 1)?;
     let fresh = quiescent(case, &mut tree)?;
     come_and_go(case, &running, warm_up)?;
-    // What is still ending must not be taken for what it has.
-    let mut before = until_quiescent(case, &mut tree, START, |now| now.within(&fresh))?;
+    // Processes, threads and descriptors that are still being freed must not count as the server's own.
+    let mut before = until_quiescent(case, &mut tree, SETTLE_TIME, |now| now.within(&fresh))?;
     let mut memory_before = memory(&tree)?;
     let rounds = match case.target.model() {
         Some(_) => 1,
@@ -70,10 +71,10 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let (after, memory_after, more) = loop {
         come_and_go(case, &running, count)?;
         let last = round == rounds;
-        let patience = if last { PATIENCE } else { START };
-        let after = until_quiescent(case, &mut tree, patience, |now| now.within(&before))?;
+        let limit = if last { PATIENCE } else { SETTLE_TIME };
+        let after = until_quiescent(case, &mut tree, limit, |now| now.within(&before))?;
         let mut memory_after = memory(&tree)?;
-        let end = Instant::now() + patience / 2;
+        let end = Instant::now() + limit / 2;
         while memory_after > memory_before + TOLERANCE && Instant::now() < end {
             case.pause(Duration::from_millis(20))?;
             memory_after = memory(&tree)?;
@@ -88,17 +89,17 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         }
         if !after.within(&before) {
             return broken(
-                format!("that it has no more than before: {before}"),
-                format!("{after}, after {count} connections that have come and gone"),
+                format!("the server has no more than before: {before}"),
+                format!("{after}, after {count} connections were opened and closed"),
             );
         }
         return broken(
             format!(
-                "that its memory grows by no more than {} MiB",
+                "the memory of the server grows by no more than {} MiB",
                 TOLERANCE >> 20
             ),
             format!(
-                "{:.1} MiB more after {count} connections that have come and gone: {} bytes for each",
+                "{:.1} MiB more after {count} connections were opened and closed: {} bytes for each",
                 mebibytes(more),
                 more / count
             ),
@@ -108,7 +109,7 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     Ok(Passed {
         figure: Some(format!("+{:.1} MiB", mebibytes(more))),
         details: vec![format!(
-            "{count} connections later: {after}, and {:.1} MiB (it had {before}, and {:.1} MiB)",
+            "after {count} connections: {after}, {:.1} MiB; before: {before}, {:.1} MiB",
             mebibytes(memory_after),
             mebibytes(memory_before)
         )],
@@ -116,33 +117,36 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     })
 }
 
-/// Lets some come, round by round, that the server has to get rid of itself.
+/// Checks, round by round, that connections leave nothing behind if the server closes them because of the idle
+/// time-out.
 fn closed_by_the_server(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
-    if !case.can(Need::IdleTimeout) {
+    if !case.supports(Need::IdleTimeout) {
         return Ok(());
     }
     let capacity = case.target.model().map(|model| model.capacity);
     let settings = TargetSettings {
         idle_timeout: Some(IDLE),
-        workers: (capacity == Some(Capacity::Workers)).then_some(IDLERS),
+        workers: (capacity == Some(Capacity::Workers)).then_some(IDLE_CLIENTS),
         ..TargetSettings::default()
     };
     let rounds = if case.quick { 1 } else { 2 };
-    // Where one is served at a time, each would have to wait for the time-outs of the others.
-    let idlers = IDLERS.min(case.places(&settings));
+    // If the server serves one peer at a time, each would have to wait for the time-outs of the others.
+    let idle_clients = IDLE_CLIENTS.min(case.slots(&settings));
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
     let round = || -> Result<(), CheckFailure> {
-        let peer_scripts = (0..idlers).map(|client| idler(case, client)).collect();
+        let peer_scripts = (0..idle_clients)
+            .map(|client| idle_client(case, client))
+            .collect();
         let outcomes = driver.enter(peer_scripts).finish(PATIENCE);
-        case.go_on()?;
+        case.check_interrupted()?;
         match outcomes.iter().find(|outcome| !ended(outcome)) {
             Some(outcome) => case.all_done(
                 std::slice::from_ref(outcome),
-                "who says nothing, or not all of a request, is closed in the end",
+                "a peer that sends nothing, or only a part of a request, is closed",
             ),
             None => Ok(()),
         }
@@ -158,15 +162,15 @@ fn closed_by_the_server(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
             round()?;
         }
         tries -= 1;
-        let patience = if tries == 0 { PATIENCE } else { START };
-        let after = until_quiescent(case, &mut tree, patience, |now| now.within(&before))?;
+        let limit = if tries == 0 { PATIENCE } else { SETTLE_TIME };
+        let after = until_quiescent(case, &mut tree, limit, |now| now.within(&before))?;
         if after.within(&before) {
             break;
         }
         if tries == 0 {
-            let count = rounds * idlers;
+            let count = rounds * idle_clients;
             return broken(
-                format!("that it has no more than before: {before}"),
+                format!("the server has no more than before: {before}"),
                 format!("{after}, after {count} connections that were idle for too long"),
             );
         }
@@ -177,15 +181,15 @@ fn closed_by_the_server(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     Ok(())
 }
 
-/// Says nothing, or the half of a request, and is closed.
-fn idler(case: &CheckCase<'_>, client: usize) -> PeerScript {
-    let half = (kind("slowloris").peer_script)(case.asked, client);
+/// Returns the script of a client that sends nothing, or half a request, until the server closes the connection.
+fn idle_client(case: &CheckCase<'_>, client: usize) -> PeerScript {
+    let half = (kind("slowloris").peer_script)(case.spec, client);
     let half = half.and_then(|peer_script| peer_script.actions.into_iter().next());
     let half = half.filter(|_| client % 2 == 1);
     PeerScript::new(half.into_iter().chain([Action::ReadToEnd]).collect())
 }
 
-/// It came to its end, or the server's end came in the midst of it.
+/// Returns whether a client came to the end of its script, or the server closed the connection before.
 fn ended(outcome: &PeerOutcome) -> bool {
     let kind = outcome.fault.as_ref().map(|fault| fault.kind);
     outcome.done || matches!(kind, Some(FaultKind::End | FaultKind::Reset))
@@ -200,13 +204,13 @@ fn memory(tree: &crate::resources::ProcessTree) -> Result<u64, CheckFailure> {
     Ok(tree.memory().ok_or_else(unknown)?)
 }
 
-/// Lets so many connections come and go, in all the ways in which they do.
+/// Opens and closes this number of connections, in all ways in which connections end.
 fn come_and_go(
     case: &CheckCase<'_>,
     running: &crate::target::RunningTarget,
     count: u64,
 ) -> Result<(), CheckFailure> {
-    // A driver of their own, which closes what is left.
+    // This group has a driver of its own, which closes the remaining connections at the end.
     let driver = case.driver(running)?;
     let peer_scripts = (0..TOGETHER)
         .map(|client| peer_script(case, client))
@@ -214,7 +218,7 @@ fn come_and_go(
     let group = driver.enter(peer_scripts);
     let (mut done, mut since) = (0, Instant::now());
     loop {
-        case.go_on()?;
+        case.check_interrupted()?;
         let step = Duration::from_millis(50);
         if group.wait(step, |seen| seen.completed_runs >= count || seen.failed > 0) {
             break;
@@ -232,37 +236,37 @@ fn come_and_go(
     if let Some(bad) = outcomes.iter().find(|outcome| outcome.fault.is_some()) {
         return case.all_done(
             std::slice::from_ref(bad),
-            &format!("one of {count} who come and go"),
+            &format!("one of {count} connections that are opened and closed"),
         );
     }
     if seen.completed_runs < count {
         return broken(
-            format!("that {count} connections come and go"),
-            format!("none more after {}", seen.completed_runs),
+            format!("{count} connections are opened and closed"),
+            format!("no further one after {}", seen.completed_runs),
         );
     }
-    // Whoever came before these has been accepted, then.
-    case.serves(&driver, 3, "after all had left")
+    // When these clients are served, all connections before them have been accepted.
+    case.serves(&driver, 3, "after all peers had left")
 }
 
-/// Connects, leaves in its own way, and comes again.
+/// Returns the script of a client that connects, leaves in one of the ways, and connects again.
 fn peer_script(case: &CheckCase<'_>, client: usize) -> PeerScript {
-    let asked = case.asked;
+    let spec = case.spec;
     let converse = |client| Action::Converse {
-        script: asked.scripts(client),
+        script: spec.scripts(client),
         requests: 1,
         cut: Cut::Whole,
     };
-    // Of a request the first half, where there is such a thing.
+    // The first half of a request, if the protocol has such a thing.
     let half = || {
-        let peer_script = (kind("slowloris").peer_script)(asked, client);
+        let peer_script = (kind("slowloris").peer_script)(spec, client);
         peer_script.and_then(|peer_script| peer_script.actions.into_iter().next())
     };
-    let ends_itself = asked.protocol.requests_per_connection.is_some();
+    let ends_itself = spec.protocol.requests_per_connection.is_some();
     let actions = match client % 8 {
-        // One, since it takes much longer. Of somebody else's server it is not known that it would refuse it.
+        // Only one client, since this takes much longer. An external server might not refuse a long line.
         _ if client == 5 && case.target.model().is_some() => {
-            match (kind("long-line").peer_script)(asked, client) {
+            match (kind("long-line").peer_script)(spec, client) {
                 Some(peer_script) => peer_script.actions,
                 None => vec![Action::Close],
             }
@@ -277,7 +281,7 @@ fn peer_script(case: &CheckCase<'_>, client: usize) -> PeerScript {
             None => vec![Action::HalfClose, Action::ExpectFin],
         },
         6 => half().into_iter().chain([Action::Reset]).collect(),
-        7 => vec![Action::send(asked.request(client)), Action::Close],
+        7 => vec![Action::send(spec.request(client)), Action::Close],
         _ => vec![converse(client), Action::ExpectFin],
     };
     PeerScript {

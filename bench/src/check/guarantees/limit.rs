@@ -1,4 +1,4 @@
-//! 4. At the connection limit new peers wait in the backlog, and are served when a place is free.
+//! The check of `limit`: at the connection limit new peers wait in the backlog, and are served when a slot is free.
 
 use client::PeerGroup;
 use contract::Capacity;
@@ -10,10 +10,11 @@ use super::parked_clients::parked_clients;
 use super::quiescence::{must_sleep, window};
 use crate::target::{Need, TargetSettings};
 
-/// What it is told.
+/// Connection limit of the server.
 const LIMIT: usize = 8;
 
-/// So many more than it is told may be accepted and wait in the server: one that somebody has in its hand, say.
+/// Number of connections over the limit that the server may accept and keep waiting, such as one that a thread has just
+/// accepted.
 const ACCEPTED: usize = 3;
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
@@ -23,7 +24,7 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let settings = TargetSettings {
         max_connections: Some(LIMIT),
         workers: match capacity {
-            // Fewer than the limit, so that they are seen to be what counts.
+            // Fewer than the limit, so that the number of workers is seen to be what counts.
             Some(Capacity::Workers) => Some(LIMIT / 2),
             Some(Capacity::Shares) => Some(2),
             _ => None,
@@ -34,14 +35,14 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         return shares(case, &settings);
     }
     at_the_limit(case, &settings)?;
-    let places = case.places(&settings);
+    let slots = case.slots(&settings);
     match capacity {
-        Some(Capacity::Descriptors(most)) => descriptors(case, most),
-        _ if places < LIMIT => Ok(by_design(format!(
-            "{places} of {} were served at a time, though {LIMIT} are allowed; all others waited, and were served later",
+        Some(Capacity::Descriptors(highest)) => descriptors(case, highest),
+        _ if slots < LIMIT => Ok(by_design(format!(
+            "{slots} of {} were served at a time, though {LIMIT} are allowed; all others waited, and were served later",
             2 * LIMIT
         ))),
-        _ => Passed::simply(),
+        _ => Passed::plain(),
     }
 }
 
@@ -52,95 +53,95 @@ fn by_design(seen: String) -> Passed {
     }
 }
 
-/// Twice as many come as there is room for. Exactly those who have a place are served; the others wait, and the server
-/// sleeps; each who leaves makes place for one.
+/// Connects twice as many peers as there are slots. Exactly the peers with a slot are served. The other peers wait, the
+/// server sleeps, and each peer that leaves frees a slot for one of them.
 fn at_the_limit(case: &CheckCase<'_>, settings: &TargetSettings) -> Result<(), CheckFailure> {
-    let places = case.places(settings);
+    let slots = case.slots(settings);
     let running = case.start(settings)?;
     let driver = case.driver(&running)?;
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    let first = driver.enter(parked_clients(case, 0..places)?);
-    served(case, first, places, |first| {
+    let first = driver.enter(parked_clients(case, 0..slots)?);
+    served(case, first, slots, |first| {
         tree.look();
         let open_before = tree.descriptors();
         if !case.quick {
-            must_sleep(case, &tree, "while all who are connected are idle")?;
+            must_sleep(case, &tree, "while all connected peers are idle")?;
         }
-        let others = driver.enter(parked_clients(case, places..2 * LIMIT)?);
-        let count = 2 * LIMIT - places;
-        // Into the backlog.
-        reaches(case, &others, |seen| {
+        let waiting = driver.enter(parked_clients(case, slots..2 * LIMIT)?);
+        let count = 2 * LIMIT - slots;
+        // The remaining peers connect into the backlog.
+        reaches(case, &waiting, |seen| {
             seen.connects == count as u64 || seen.failed > 0
         })?;
-        // So many were heard by the time that there was room for them.
-        let waits = |others: PeerGroup, room: usize| -> Result<PeerGroup, CheckFailure> {
-            if others.seen().waiting <= room {
-                return Ok(others);
+        // Checks that no more peers have a reply than there was room for.
+        let must_wait = |waiting: PeerGroup, room: usize| -> Result<PeerGroup, CheckFailure> {
+            if waiting.seen().waiting <= room {
+                return Ok(waiting);
             }
-            let outcomes = others.leave();
+            let outcomes = waiting.leave();
             let answered: Vec<_> = outcomes
                 .iter()
                 .filter(|outcome| outcome.bytes_heard > 0)
                 .collect();
             let Some(over) = answered.last() else {
-                return Err(anyhow::anyhow!("who was answered has heard nothing").into());
+                return Err(
+                    anyhow::anyhow!("a peer that has a reply has received no bytes").into(),
+                );
             };
             broken_by(
                 format!(
-                    "that {} of {} wait until others leave",
+                    "{} of {} peers wait until others leave",
                     count - room,
-                    count + places
+                    count + slots
                 ),
-                format!(
-                    "that {} of them were answered before",
-                    answered.len() - room
-                ),
+                format!("{} of them had a reply before", answered.len() - room),
                 over,
             )
         };
-        must_sleep(case, &tree, "at the limit, while others wait")?;
+        must_sleep(case, &tree, "at the limit, while peers wait")?;
         tree.look();
-        // Of ours it is known that they open nothing else meanwhile.
+        // Our own models are known to open nothing else meanwhile.
         let ours = case.target.model().is_some();
         let more = tree
             .descriptors()
             .zip(open_before)
             .map_or(0, |(now, before)| now.saturating_sub(before));
-        // (Who has fewer places than it may accept, as pools do, may have the rest in a queue.)
-        let most = LIMIT - places + ACCEPTED;
-        if ours && more > most {
+        // A server with fewer slots than connections that it may accept, as the pools are, may have the rest in a
+        // queue.
+        let most_accepted = LIMIT - slots + ACCEPTED;
+        if ours && more > most_accepted {
             return broken(
-                format!("that those who wait do so in the backlog, all {count} but {most}"),
-                format!("{more} descriptors more than before they came"),
+                format!("waiting peers stay in the backlog, all {count} but {most_accepted}"),
+                format!("{more} descriptors more than before they connected"),
             );
         }
-        let mut others = waits(others, 0)?;
-        if others.seen().failed > 0 {
-            return case.all_done(&others.leave(), "somebody who waits for a place");
+        let mut waiting = must_wait(waiting, 0)?;
+        if waiting.seen().failed > 0 {
+            return case.all_done(&waiting.leave(), "a peer that waits for a slot");
         }
-        // Each who leaves makes place for the next.
-        for freed in 1..=places.min(if case.quick { 2 } else { places }) {
+        // Each peer that leaves frees a slot for the next one.
+        for freed in 1..=slots.min(if case.quick { 2 } else { slots }) {
             first.signal(1);
-            let came = reaches(case, &others, |seen| {
+            let moved_up = reaches(case, &waiting, |seen| {
                 seen.waiting >= freed.min(count) || seen.failed > 0
             })?;
-            if !came || others.seen().failed > 0 {
-                let what = format!("who waits for a place, when {freed} had left");
-                return case.all_done(&others.leave(), &what);
+            if !moved_up || waiting.seen().failed > 0 {
+                let what = format!("a peer that waits for a slot, when {freed} had left");
+                return case.all_done(&waiting.leave(), &what);
             }
-            others = waits(others, freed)?;
+            waiting = must_wait(waiting, freed)?;
         }
         first.signal_all();
-        finish_by_turns(case, others, "who waited for a place")
+        finish_by_turns(case, waiting, "a peer that waited for a slot")
     })?;
-    case.serves(&driver, 3, "after all had left")?;
+    case.serves(&driver, 3, "after all peers had left")?;
     case.stop(running)?;
     Ok(())
 }
 
-/// Waits until so many of a group have their first reply, lets the rest happen, and lets them leave.
+/// Waits until this number of peers in a group have their first reply, runs `rest`, and lets the peers leave.
 fn served(
     case: &CheckCase<'_>,
     group: PeerGroup,
@@ -151,23 +152,24 @@ fn served(
         seen.waiting == count || seen.failed > 0
     })?;
     if !all || group.seen().failed > 0 {
-        return case.all_done(&group.leave(), &format!("one of the first {count}"));
+        return case.all_done(&group.leave(), &format!("one of the first {count} peers"));
     }
     rest(&group)?;
     case.all_done(
         &group.finish(PATIENCE),
-        "who had a place from the beginning",
+        "a peer that had a slot from the beginning",
     )
 }
 
-/// Lets whoever is served ask again and leave, until all have done so.
+/// Signals the served peers to send their second request and leave, until all peers have done so.
 pub(super) fn finish_by_turns(
     case: &CheckCase<'_>,
     group: PeerGroup,
-    who: &str,
+    label: &str,
 ) -> Result<(), CheckFailure> {
     loop {
-        // Somebody may be seen to wait until the driver has obeyed: who looked for that would say it again and again.
+        // A peer counts as waiting until the driver has carried out the signal. So the loop waits for any progress and
+        // not for the number of waiting peers, which would lead to signals over and over.
         let before = group.seen();
         group.signal_all();
         let further = reaches(case, &group, |seen| {
@@ -175,49 +177,53 @@ pub(super) fn finish_by_turns(
         })?;
         let seen = group.seen();
         if !further || seen.ended == seen.peers {
-            return case.all_done(&group.leave(), who);
+            return case.all_done(&group.leave(), label);
         }
     }
 }
 
-/// select(2) can serve no more than it has numbers for, whatever the limit.
-fn descriptors(case: &CheckCase<'_>, most: usize) -> Verdict {
+/// Checks a server that can't serve more peers than select(2) has descriptor numbers for, whatever the limit.
+fn descriptors(case: &CheckCase<'_>, highest: usize) -> Verdict {
     const MORE: usize = 76;
-    let peers = most + MORE;
+    let peers = highest + MORE;
     let running = case.start(&TargetSettings::default())?;
     let driver = case.driver(&running)?;
     let group = driver.enter(parked_clients(case, 0..peers)?);
-    // Some numbers are taken by what it has open itself.
-    let least = most - 50;
-    let so_far = |seen: &client::GroupProgress| seen.waiting >= least || seen.failed > 0;
-    if !reaches(case, &group, so_far)? || group.seen().failed > 0 {
+    // The server itself uses some of the numbers.
+    let least = highest - 50;
+    let progressed = |seen: &client::GroupProgress| seen.waiting >= least || seen.failed > 0;
+    if !reaches(case, &group, progressed)? || group.seen().failed > 0 {
         return match case.all_done(&group.leave(), &format!("one of {peers} peers")) {
             Ok(()) => broken(
-                format!("that at least {least} are served"),
-                "that fewer are",
+                format!("at least {least} peers are served"),
+                "fewer are served",
             ),
-            Err(miss) => Err(miss),
+            Err(failure) => Err(failure),
         };
     }
-    // It has the time to serve more, if it could.
+    // The server has time to serve more peers, if it can.
     let mut served = 0;
     case.eventually(|| {
         std::thread::sleep(window(case) / 2);
         let before = std::mem::replace(&mut served, group.seen().waiting);
         served == before
     })?;
-    finish_by_turns(case, group, "who came when all numbers were taken")?;
+    finish_by_turns(
+        case,
+        group,
+        "a peer that came when all descriptor numbers were in use",
+    )?;
     case.stop(running)?;
-    if served < most {
+    if served < highest {
         return Ok(by_design(format!(
             "{served} of {peers} were served at a time, though 10,000 are allowed; the others waited, and were served later"
         )));
     }
-    Passed::simply()
+    Passed::plain()
 }
 
-/// Each loop has its share of the places, and the kernel chooses the loop: so sooner or later somebody waits though
-/// there is room. Never are more served than allowed.
+/// Checks a server whose event loops have a share of the slots each. The kernel chooses the loop of a connection. So
+/// sooner or later a peer waits although there is a free slot. The server never serves more peers than allowed.
 fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
     const TRIES: usize = 30;
     let running = case.start(settings)?;
@@ -227,45 +233,41 @@ fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
     };
     let mut seen = None;
     for _ in 0..TRIES {
-        // No more than there are places in all: if the kernel divides them evenly, all are served.
+        // As many peers as there are slots in all: if the kernel distributes them evenly, all are served.
         let group = driver.enter(parked_clients(case, 0..LIMIT)?);
         let half = |seen: &client::GroupProgress| seen.waiting >= LIMIT / 2 || seen.failed > 0;
         reaches(case, &group, half)?;
         group.wait(window(case), |seen| seen.waiting == LIMIT);
         let served = group.seen().waiting;
         if served < LIMIT {
-            must_sleep(
-                case,
-                &tree,
-                "while somebody waits for the loop that is full",
-            )?;
+            must_sleep(case, &tree, "while a peer waits for a loop that is full")?;
             if group.seen().waiting == served {
                 seen = Some(format!(
                     "{served} of {LIMIT} were served at a time, though {LIMIT} are allowed: the kernel had given the others to a loop that was full"
                 ));
             }
         }
-        finish_by_turns(case, group, "who waited for a loop that was full")?;
+        finish_by_turns(case, group, "a peer that waited for a loop that was full")?;
         if seen.is_some() {
             break;
         }
     }
-    // Twice as many: both loops are full, and that is the limit.
+    // Twice as many as all loops together have slots for: both loops are full, which is the limit.
     let group = driver.enter(parked_clients(case, 0..4 * LIMIT)?);
     reaches(case, &group, |seen| {
         seen.waiting >= LIMIT || seen.failed > 0
     })?;
-    must_sleep(case, &tree, "at the limit, while others wait")?;
+    must_sleep(case, &tree, "at the limit, while peers wait")?;
     let served = group.seen().waiting;
     if served != LIMIT {
         group.leave();
         return broken(
-            format!("{LIMIT} of {} served at a time", 4 * LIMIT),
-            format!("{served}"),
+            format!("{LIMIT} of {} peers are served at a time", 4 * LIMIT),
+            format!("{served} are served"),
         );
     }
-    finish_by_turns(case, group, "who waited for a place")?;
-    case.serves(&driver, 3, "after all had left")?;
+    finish_by_turns(case, group, "a peer that waited for a slot")?;
+    case.serves(&driver, 3, "after all peers had left")?;
     case.stop(running)?;
     Ok(Passed {
         by_design: seen,

@@ -1,4 +1,4 @@
-//! 6. A peer that sends and never reads costs bounded memory, and delays only itself.
+//! The check of `memory`: a peer that sends and never reads costs bounded memory, and delays only itself.
 
 use std::time::{Duration, Instant};
 
@@ -13,38 +13,38 @@ use super::quiescence::{demand, quiescent, window};
 use crate::resources::{CpuDemand, ProcessTree};
 use crate::target::{Need, TargetSettings};
 
-/// What each of them offers, in bytes. Who stores what is not taken has all of it, but for what the kernel holds of the
-/// replies (3 MiB, though the peers have small buffers) and of the requests (6 MiB); who stores nothing takes no more than
-/// that, so it costs no time.
+/// Number of bytes that each peer offers. A server that stores replies that are not read stores all of them, except for
+/// the part that the kernel holds of the replies (3 MiB, although the peers have small buffers) and of the requests (6
+/// MiB). A server that stores nothing accepts no more than that, so the size costs no time.
 const OFFERED: u64 = 16 << 20;
 
-/// What each may cost the server, in bytes. Our own take 30 to 400 KiB: a read buffer, the session, what replies there
-/// are to what was read, a thread's stack or a process of its own.
-const MOST: u64 = 1 << 20;
+/// Memory that each peer may cost the server, in bytes. Our own models take 30 to 400 KiB: a read buffer, the session,
+/// the replies to the bytes that were read, and the stack of a thread or a process of its own.
+const MOST_PER_PEER: u64 = 1 << 20;
 
-/// The same of somebody else's server: a runtime that collects its garbage when it likes has megabytes of it that are
-/// nobody's replies.
-const MOST_OUTSIDE: u64 = 4 << 20;
+/// Memory that each peer may cost an external server, in bytes: a runtime that collects its garbage at any time has
+/// megabytes of garbage that belong to no reply.
+const MOST_PER_PEER_EXTERNAL: u64 = 4 << 20;
 
-/// If all of them together could send no more than this in a while, they are stuck. In bytes.
-const DROPS: u64 = 64 << 10;
+/// The peers are stuck if all of them together could send no more than this during an observation, in bytes.
+const TRICKLE: u64 = 64 << 10;
 
-/// How long they are watched for that.
-const WHILE: Duration = Duration::from_millis(75);
+/// Duration of an observation.
+const OBSERVATION: Duration = Duration::from_millis(75);
 
-/// Workers, where each is held by a peer.
+/// Number of workers, if each worker is held by a peer.
 const WORKERS: usize = 4;
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
-    if case.asked.protocol.requests_per_connection.is_some() {
+    if case.spec.protocol.requests_per_connection.is_some() {
         return not_applicable(format!(
-            "over {} the server ends every conversation itself: nobody can ask for much and not read it",
-            case.asked.protocol.name
+            "over {} the server ends every conversation itself, so a peer can't request much without reading it",
+            case.spec.protocol.name
         ));
     }
     let capacity = case.target.model().map(|model| model.capacity);
-    // How many of them hold up everybody else, by design.
+    // Number of peers that hold up all other peers, by design.
     let holders = match capacity {
         Some(Capacity::One) => Some(1),
         Some(Capacity::Workers) => Some(WORKERS),
@@ -59,10 +59,11 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     let Some(mut tree) = running.tree() else {
         return Err(anyhow::anyhow!("the server has no process").into());
     };
-    case.serves(&driver, 20, "before")?;
+    case.serves(&driver, 20, "before peers sent without reading")?;
     quiescent(case, &mut tree)?;
     let before = memory(&mut tree)?;
-    // As many as leave room for others; or, where those would be too few to measure, as many as there can be.
+    // As many peers as leave slots for others; or, where these would be too few to measure, as many as the server can
+    // serve.
     let peers = match holders {
         Some(holders) => holders,
         None if case.quick => 3,
@@ -80,18 +81,18 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     floods.push(flood(case, &driver, &mut tree, peers - 1..peers)?);
     let grown = memory(&mut tree)?.saturating_sub(before) / peers as u64;
     let most = match case.target.model() {
-        Some(_) => MOST,
-        None => MOST_OUTSIDE,
+        Some(_) => MOST_PER_PEER,
+        None => MOST_PER_PEER_EXTERNAL,
     };
     let offered = OFFERED >> 20;
     if grown > most {
         return broken(
             format!(
-                "that a peer that sends and never reads costs no more than {} KiB",
+                "a peer that sends and never reads costs no more than {} KiB",
                 most >> 10
             ),
             format!(
-                "{} KiB for each of {peers} that offered {offered} MiB",
+                "{} KiB for each of {peers} peers that offered {offered} MiB",
                 grown >> 10,
             ),
         );
@@ -115,17 +116,17 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
             super::limit::finish_by_turns(
                 case,
                 others,
-                "who came while others sent and never read, when those had left",
+                "a peer that came while others sent and never read, after those had left",
             )?;
             waited.then(|| {
                 format!(
-                    "nobody was served while {holders} of them were connected, and all when they had left"
+                    "with {holders} of these peers connected, no other peer was served; when they had left, all were served"
                 )
             })
         }
     };
     drop(floods);
-    case.serves(&driver, 3, "when those who sent and never read have left")?;
+    case.serves(&driver, 3, "when the peers that never read have left")?;
     drop(driver);
     case.stop(running)?;
     Ok(Passed {
@@ -138,13 +139,14 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     })
 }
 
+/// Returns the memory of the server, in bytes.
 fn memory(tree: &mut ProcessTree) -> Result<u64, CheckFailure> {
     tree.look();
     let unknown = || anyhow::anyhow!("the server's memory can't be read");
     Ok(tree.memory().ok_or_else(unknown)?)
 }
 
-/// Peers that send until nothing more is taken. They stay.
+/// Connects peers that send until the server accepts no more. They stay connected.
 fn flood(
     case: &CheckCase<'_>,
     driver: &PeerDriver,
@@ -153,7 +155,7 @@ fn flood(
 ) -> Result<PeerGroup, CheckFailure> {
     let count = clients.len();
     let peer_scripts = clients.map(|client| {
-        let (requests, _) = case.asked.all_at_once(client, Some(1000), 100);
+        let (requests, _) = case.spec.all_at_once(client, Some(1000), 100);
         PeerScript {
             small_buffers: true,
             ..PeerScript::new(vec![
@@ -167,38 +169,38 @@ fn flood(
         }
     });
     let group = driver.enter(peer_scripts.collect());
-    // Until all is taken, or next to nothing more: buffers that are almost full are filled drop by drop for seconds.
+    // Waits until the server accepts no more, or next to nothing: almost full buffers fill drop by drop, for seconds.
     let end = Instant::now() + PATIENCE;
     let (mut sent, mut idle) = (0, 0);
     tree.look();
     let mut before = demand(tree)?;
     while idle < 2 && Instant::now() < end {
-        case.go_on()?;
-        if group.wait(WHILE, |seen| seen.waiting == count || seen.failed > 0) {
+        case.check_interrupted()?;
+        if group.wait(OBSERVATION, |seen| seen.waiting == count || seen.failed > 0) {
             break;
         }
         let now = group.seen().sent;
         tree.look();
         let after = demand(tree)?;
-        let still = now < sent + DROPS && had_its_time(before, after);
-        idle = if still { idle + 1 } else { 0 };
+        let stuck = now < sent + TRICKLE && had_cpu_time(before, after);
+        idle = if stuck { idle + 1 } else { 0 };
         (sent, before) = (now, after);
     }
     if group.seen().failed > 0 {
-        let who = "who sends and never reads, and is to be left waiting";
-        case.all_done(&group.leave(), who)?;
-        return Err(anyhow::anyhow!("somebody failed to send, and nobody knows why").into());
+        let label = "a peer that sends and never reads, and must be left waiting";
+        case.all_done(&group.leave(), label)?;
+        return Err(anyhow::anyhow!("a peer failed to send, for an unknown reason").into());
     }
     Ok(group)
 }
 
-/// Whether a server could have read more, if it had wanted to: it did not want the CPU, or it had it. Who only waited for
-/// the CPU may store all when it gets it.
-fn had_its_time(before: CpuDemand, after: CpuDemand) -> bool {
+/// Returns whether the server could have read more: it did not want the CPU, or it had it. A server that only waited
+/// for the CPU may store everything when it gets the CPU.
+fn had_cpu_time(before: CpuDemand, after: CpuDemand) -> bool {
     let ran = after.ran.saturating_sub(before.ran);
     let waited = after
         .wanted
         .saturating_sub(before.wanted)
         .saturating_sub(ran);
-    waited < WHILE / 10 || ran > WHILE / 4
+    waited < OBSERVATION / 10 || ran > OBSERVATION / 4
 }

@@ -1,4 +1,4 @@
-//! The guarantees: a check each.
+//! The guarantees, with one check for each.
 
 use contract::Guarantee;
 
@@ -20,30 +20,30 @@ mod restart;
 mod stop;
 mod tally;
 
-/// Beside what a check may run, on few CPUs.
+/// Checks that may run at the same time as a check, on few CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunsBeside {
-    /// Anything that does not mind.
+    /// Any check whose results do not depend on the load of the machine.
     Any,
-    /// Its own kind: it is mostly waiting, but tells when something happened.
+    /// Checks of the same kind: such a check mostly waits, but measures when something happens.
     Quiet,
-    /// Nothing: it measures how long replies take.
+    /// No other check: this check measures how long replies take.
     None,
 }
 
 impl RunsBeside {
-    /// All of them, in the order in which checks are done.
+    /// All values, in the order in which the checks run.
     pub(super) const ALL: [RunsBeside; 3] = [RunsBeside::Any, RunsBeside::Quiet, RunsBeside::None];
 }
 
-/// How a guarantee is checked.
+/// Check of one guarantee.
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) guarantee: Guarantee,
-    /// What is looked for, in one line.
+    /// Guarantee as the check tests it, in one line.
     pub(super) summary: &'static str,
     pub(super) check: fn(&CheckCase<'_>) -> Verdict,
-    /// Beside what it may run.
+    /// Checks beside which it may run.
     pub(super) runs_beside: RunsBeside,
 }
 
@@ -57,7 +57,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         guarantee: Guarantee::HalfClose,
-        summary: "FIN: all that is owed is still sent; RST: that connection dies, nothing else",
+        summary: "FIN: all replies that are owed are still sent; RST: that connection ends, no other does",
         check: half_close::check,
         runs_beside: RunsBeside::Any,
     },
@@ -69,37 +69,37 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         guarantee: Guarantee::Limit,
-        summary: "at the limit others wait, are served later, and nobody spins",
+        summary: "at the limit further peers wait and are served later, and the server sleeps meanwhile",
         check: limit::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::Accept,
-        summary: "without descriptors it lives, sleeps, and recovers when they come free",
+        summary: "without free descriptors the server stays up, sleeps, and recovers when descriptors come free",
         check: accept::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::Memory,
-        summary: "peers that never read cost bounded memory, and delay nobody else",
+        summary: "peers that never read cost bounded memory, and delay no other peer",
         check: memory::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::BadInput,
-        summary: "over-long input gets an error and a close; garbage harms nobody",
+        summary: "over-long input gets an error and a close; garbage affects no other peer",
         check: bad_input::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::Stop,
-        summary: "what is under way is finished, the rest cut at the deadline, status 0; a second signal ends it at once",
+        summary: "requests under way are finished, the rest is cut at the deadline, status 0; a second signal ends the server at once",
         check: stop::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::Panic,
-        summary: "a panic in one session leaves the others unharmed",
+        summary: "a panic in one session leaves all other sessions working",
         check: panic::check,
         runs_beside: RunsBeside::Any,
     },
@@ -111,19 +111,19 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         guarantee: Guarantee::Isolation,
-        summary: "well-behaved clients are served beside every kind of misbehaving ones; their p99 against undisturbed",
+        summary: "well-behaved clients are served beside every kind of misbehaving clients; figure: their p99 against undisturbed",
         check: isolation::check,
         runs_beside: RunsBeside::None,
     },
     Check {
         guarantee: Guarantee::Leaks,
-        summary: "after 20,000 connections (--quick: 2,000) it has the descriptors, threads, processes and memory that it had",
+        summary: "after 20,000 connections (--quick: 2,000) the server has the descriptors, threads, processes and memory that it had before",
         check: leaks::check,
         runs_beside: RunsBeside::Any,
     },
     Check {
         guarantee: Guarantee::Restart,
-        summary: "it can be started again on the same port at once",
+        summary: "after its end the server can be started again on the same port at once",
         check: restart::check,
         runs_beside: RunsBeside::Any,
     },

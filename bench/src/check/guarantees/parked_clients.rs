@@ -1,19 +1,19 @@
-//! Peers that hold a place for as long as they are told to: what limits are checked with.
+//! Parked clients: they hold a slot until they are signalled. Limits are checked with them.
 
 use client::{Action, Cut, PeerScript};
 
 use super::super::case::{CheckCase, CheckFailure, not_applicable};
 
-/// Asks once and has the reply, and waits for a signal; asks again, ends its side and hears the server's end. Who waits for
-/// its signal has a place.
+/// Returns the script of a client that sends a request, has the reply and waits for a signal; then it sends another
+/// request, ends its side and expects the server's FIN. A client that waits for its signal has a slot.
 pub(super) fn parked_client(
     case: &CheckCase<'_>,
     client: usize,
 ) -> Result<PeerScript, CheckFailure> {
-    if case.asked.protocol.requests_per_connection.is_some() {
+    if case.spec.protocol.requests_per_connection.is_some() {
         return not_applicable(format!(
-            "over {} the server ends every conversation itself, so nobody can keep a place",
-            case.asked.protocol.name
+            "over {} the server ends every conversation itself, so no client can keep a slot",
+            case.spec.protocol.name
         ));
     }
     let [first, second] = two_requests(case, client);
@@ -26,7 +26,7 @@ pub(super) fn parked_client(
     ]))
 }
 
-/// Some of them.
+/// Returns the scripts of several parked clients.
 pub(super) fn parked_clients(
     case: &CheckCase<'_>,
     clients: std::ops::Range<usize>,
@@ -34,33 +34,33 @@ pub(super) fn parked_clients(
     clients.map(|client| parked_client(case, client)).collect()
 }
 
-/// Two requests of one conversation, each with its reply.
+/// Returns two requests of one conversation, each with its reply.
 pub(super) fn two_requests(case: &CheckCase<'_>, client: usize) -> [Action; 2] {
-    let mut asks = requests(case, client);
-    [0, 1].map(|_| asks())
+    let mut requests_of = requests(case, client);
+    [0, 1].map(|_| requests_of())
 }
 
-/// One request after the other of one conversation, each with its reply.
+/// Returns a function that returns the next request of one conversation, with its reply.
 pub(super) fn requests(case: &CheckCase<'_>, client: usize) -> impl FnMut() -> Action {
-    let asked = case.asked.clone();
-    // Where a reply does not depend on the requests before, each is a conversation of its own.
-    let apart = !asked.deterministic() || asked.protocol.name == "bulk";
-    let (mut all, mut said, mut number) = (Vec::new(), 0, 0);
+    let spec = case.spec.clone();
+    // If a reply does not depend on the requests before it, each request is generated as a conversation of its own.
+    let independent = !spec.deterministic() || spec.protocol.name == "bulk";
+    let (mut all, mut known, mut number) = (Vec::new(), 0, 0);
     move || {
-        if apart {
+        if independent {
             return Action::Converse {
-                script: asked.scripts(client),
+                script: spec.scripts(client),
                 requests: 1,
                 cut: Cut::Whole,
             };
         }
         let mut request = Vec::new();
-        asked.script(client, number, None).ask(&mut request);
+        spec.script(client, number, None).ask(&mut request);
         number += 1;
         all.extend_from_slice(&request);
-        let replies = asked.replies(&all, false).bytes;
-        let reply = replies[said..].to_vec();
-        said = replies.len();
+        let replies = spec.replies(&all, false).bytes;
+        let reply = replies[known..].to_vec();
+        known = replies.len();
         Action::ask(request, reply)
     }
 }

@@ -1,8 +1,8 @@
-//! 13. After its end it can be started again on the same port at once.
+//! The check of `restart`: after its end the server can be started again on the same port at once.
 //!
-//! Who closes a connection first has it in TIME_WAIT for a minute, and nobody may listen on its port meanwhile who does
-//! not say that it is all the same to him (SO_REUSEADDR). So the server is stopped while peers are connected: then it is
-//! the one.
+//! The side that closes a connection first has it in TIME_WAIT for a minute. Meanwhile only a server that sets
+//! SO_REUSEADDR may listen on the port. So the server is stopped while peers are connected: then the server closes
+//! first.
 
 use client::PeerScript;
 
@@ -12,7 +12,7 @@ use super::super::case::{
 use super::parked_clients::two_requests;
 use crate::target::{Need, TargetSettings, free_port};
 
-/// Those who are connected when it is stopped.
+/// Number of peers that are connected when the server is stopped.
 const PEERS: usize = 5;
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
@@ -26,7 +26,9 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         let running = match case.start(&settings) {
             Err(CheckFailure::CheckError(why)) if time > 0 => {
                 return broken(
-                    format!("that it can be started on the same port at once, {time} times"),
+                    format!(
+                        "the server can be started again on the same port at once, {time} times"
+                    ),
                     format!("{why:#}"),
                 );
             }
@@ -36,36 +38,39 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         case.serves(&driver, 3, &format!("started {} times", time + 1))?;
         let peer = |client| {
             let mut actions = Vec::new();
-            if case.asked.protocol.requests_per_connection.is_none() {
+            if case.spec.protocol.requests_per_connection.is_none() {
                 let [first, _] = two_requests(case, client);
                 actions.push(first);
             }
-            // Until it is cut.
+            // The peer stays until the server cuts the connection.
             actions.extend([client::Action::WaitForSignal, client::Action::ReadToEnd]);
             PeerScript::new(actions)
         };
         let peers = driver.enter((0..PEERS).map(peer).collect());
-        let served = case.places(&settings).min(PEERS);
+        let served = case.slots(&settings).min(PEERS);
         let here = reaches(case, &peers, |seen| {
             seen.waiting >= served || seen.failed > 0
         })?;
         if !here || peers.seen().failed > 0 {
-            case.all_done(&peers.leave(), "one of those who were connected")?;
+            case.all_done(
+                &peers.leave(),
+                "a peer that was connected when the server was stopped",
+            )?;
             continue;
         }
         peers.signal_all();
-        // How it stops is judged elsewhere. But who leaves a process behind leaves its port, too.
+        // The stop itself is checked elsewhere. But a process that is left behind may keep the port.
         let end = running.stop();
         if end.as_ref().is_some_and(|end| end.status.is_none()) {
-            return not_applicable("it did not stop, and had to be killed: see stop");
+            return not_applicable("the server did not stop, and had to be killed: see stop");
         }
         if let Some(left) = end.map(|end| end.left_behind).filter(|left| *left > 0) {
             return broken(
-                "that its port is free when it has ended",
-                format!("{left} of its processes that were still there"),
+                "the port of the server is free when the server has ended",
+                format!("{left} of its processes were still there"),
             );
         }
-        // (Those who were in the backlog hear nothing but a reset, whatever they were doing.)
+        // Peers in the backlog only see a reset, whatever they were doing.
         peers.finish(PATIENCE);
     }
     Ok(Passed {

@@ -1,6 +1,7 @@
-//! 8. Stop: what was asked is finished, idle peers are closed, the rest is cut at the drain deadline.
+//! The check of `stop`: requests that have arrived are answered, idle peers are closed, and the rest is cut at the
+//! drain deadline.
 //!
-//! Every part has a server of its own, which ends with it.
+//! Each part of the check has a server of its own.
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +15,20 @@ use super::super::case::{
 use crate::child::{ChildServer, ServerExit};
 use crate::target::{Need, RunningTarget, TargetSettings};
 
-/// Later than this after the drain is wrong, however busy the machine.
+/// An end that is later than this after the drain is wrong, however busy the machine is.
 const LATEST: Duration = Duration::from_secs(3);
 
-/// A drain that nobody sees the end of.
-const LONG: Duration = Duration::from_secs(30);
+/// A drain so long that no part of the check waits for its end.
+const LONG_DRAIN: Duration = Duration::from_secs(30);
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     idle_peers(case)?;
-    if case.can(Need::Wait) {
+    if case.supports(Need::Wait) {
         work_under_way(case)?;
     }
     reply_under_way(case)?;
-    let cut = the_deadline(case)?;
+    let cut = drain_deadline(case)?;
     connect_storm(case)?;
     let second = two_signals(case)?;
     Ok(Passed {
@@ -36,22 +37,23 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     })
 }
 
-/// Tells a server to stop, and gives what is left of it, and when it was told.
-fn tell(running: RunningTarget) -> Result<(ChildServer, Instant), CheckFailure> {
+/// Sends SIGTERM to a server. Returns its process, and the time of the signal.
+fn send_sigterm(running: RunningTarget) -> Result<(ChildServer, Instant), CheckFailure> {
     let Some(server) = running.into_server() else {
-        return not_applicable("it is not a process of ours");
+        return not_applicable("samewire did not start its process");
     };
-    let told = Instant::now();
+    let signalled_at = Instant::now();
     if let Err(error) = server.signal(Signal::SIGTERM) {
         return broken(
-            "a server that runs until it is told to stop",
+            "the server runs until it is told to stop",
             error.to_string(),
         );
     }
-    Ok((server, told))
+    Ok((server, signalled_at))
 }
 
-/// It ends by itself, in order. (That a drain is over in time is another part's question.)
+/// Waits for the end of the server, which must end by itself and in order. Another part checks that a drain ends in
+/// time.
 fn ends_well(
     case: &CheckCase<'_>,
     server: ChildServer,
@@ -62,120 +64,122 @@ fn ends_well(
     Ok(end)
 }
 
-/// Where something must be so that this side can't be certain of, such as that a peer was accepted, another try tells
-/// whether it was that. What is broken is broken every time.
-fn in_some_try<T>(
+/// Retries a part of the check that depends on a moment of which the client can't be certain, such as the moment at
+/// which a peer is accepted. If such a moment was the cause, another try passes; a defect fails every time.
+fn retry_timing<T>(
     case: &CheckCase<'_>,
-    mut part: impl FnMut(u32) -> Result<T, CheckFailure>,
+    mut attempt: impl FnMut(u32) -> Result<T, CheckFailure>,
 ) -> Result<T, CheckFailure> {
     const TRIES: u32 = 3;
     for number in 1..TRIES {
         let began = Instant::now();
-        match part(number) {
-            // What took seconds is no question of moments.
-            Err(CheckFailure::Broken(_)) if began.elapsed() < PATIENCE / 2 => case.go_on()?,
+        match attempt(number) {
+            // A failure after seconds does not depend on moments.
+            Err(CheckFailure::Broken(_)) if began.elapsed() < PATIENCE / 2 => {
+                case.check_interrupted()?;
+            }
             other => return other,
         }
     }
-    part(TRIES)
+    attempt(TRIES)
 }
 
-/// One request and its reply, before which the server has accepted the peer for certain. `hello` has only one, and the
-/// conversation is over with it.
-fn first(case: &CheckCase<'_>, client: usize) -> Option<Action> {
-    let asked = case.asked;
-    (asked.protocol.requests_per_connection != Some(1)).then(|| Action::Converse {
-        script: asked.scripts(client),
+/// Returns one request and its reply, after which the server has certainly accepted the peer. `None` over `hello`: it
+/// has only one request, which ends the conversation.
+fn first_exchange(case: &CheckCase<'_>, client: usize) -> Option<Action> {
+    let spec = case.spec;
+    (spec.protocol.requests_per_connection != Some(1)).then(|| Action::Converse {
+        script: spec.scripts(client),
         requests: 1,
         cut: Cut::Whole,
     })
 }
 
-/// A second request, for after the first, by itself: of what a conversation remembers, the reply is deterministic.
-fn second(case: &CheckCase<'_>, client: usize) -> Action {
-    let asked = case.asked;
-    if matches!(asked.protocol.name, "http" | "bulk" | "hello") {
+/// Returns a second request with its reply, for after the first exchange: the reply may depend on the requests before
+/// it.
+fn second_exchange(case: &CheckCase<'_>, client: usize) -> Action {
+    let spec = case.spec;
+    if matches!(spec.protocol.name, "http" | "bulk" | "hello") {
         return Action::Converse {
-            script: asked.scripts(client),
+            script: spec.scripts(client),
             requests: 1,
             cut: Cut::Whole,
         };
     }
-    let one = asked.request(client);
-    let (both, _) = asked.all_at_once(client, None, 2);
-    let known = asked.replies(&one, false).bytes.len();
-    let reply = asked.replies(&both, false).bytes.split_off(known);
+    let one = spec.request(client);
+    let (both, _) = spec.all_at_once(client, None, 2);
+    let replied = spec.replies(&one, false).bytes.len();
+    let reply = spec.replies(&both, false).bytes.split_off(replied);
     Action::ask(&both[one.len()..], reply)
 }
 
+/// Checks that idle peers are closed at a stop, and that none of them is counted as cut.
 fn idle_peers(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let settings = TargetSettings {
-        drain: Some(LONG),
+        drain: Some(LONG_DRAIN),
         ..TargetSettings::default()
     };
-    let peers = case.places(&settings).min(10);
+    let peers = case.slots(&settings).min(10);
     let running = case.start(&settings)?;
     let driver = case.driver(&running)?;
     let peer_scripts = (0..peers).map(|client| {
-        PeerScript::new(match first(case, client) {
-            Some(first) => vec![first, Action::WaitForSignal, Action::ExpectFin],
-            // Whether it was accepted, nobody knows.
+        PeerScript::new(match first_exchange(case, client) {
+            Some(exchange) => vec![exchange, Action::WaitForSignal, Action::ExpectFin],
+            // It is unknown whether this peer was accepted.
             None => vec![Action::WaitForSignal, Action::ReadToEnd],
         })
     });
     let idle = driver.enter(peer_scripts.collect());
     if !reaches(case, &idle, |seen| seen.waiting + seen.ended == seen.peers)? {
-        return broken("that idle peers are served first", "no reply");
+        return broken("peers are served before they are idle", "no reply");
     }
-    let (server, _) = tell(running)?;
+    let (server, _) = send_sigterm(running)?;
     idle.signal_all();
     let outcomes = idle.finish(2 * PATIENCE);
-    case.all_done(&outcomes, "idle peers, after SIGTERM")?;
+    case.all_done(&outcomes, "an idle peer, after SIGTERM")?;
     let end = ends_well(case, server, PATIENCE)?;
     match end.tally {
         Some(tally) if tally.cut > 0 => broken(
-            "that idle peers are owed nothing, and none is counted as cut",
+            "idle peers are owed no reply, and none is counted as cut",
             tally.to_string(),
         ),
         _ => Ok(()),
     }
 }
 
-/// The server is at work for a request when it is told to stop.
+/// Checks that a request is answered if the server works on it when it is told to stop.
 fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
-    let wait = match (case.asked.protocol.name, case.quick) {
-        // Once for each message.
+    let wait = match (case.spec.protocol.name, case.quick) {
+        // The wait comes once for each message.
         ("bulk", _) => 60,
         (_, true) => 100,
         (_, false) => 250,
     };
     let settings = TargetSettings {
-        drain: Some(LONG),
+        drain: Some(LONG_DRAIN),
         wait: Some(Duration::from_millis(wait)),
         ..TargetSettings::default()
     };
-    let peers = case.places(&settings).min(5);
-    in_some_try(case, |number| {
+    let peers = case.slots(&settings).min(5);
+    retry_timing(case, |number| {
         let running = case.start(&settings)?;
         let driver = case.driver(&running)?;
         let groups: Vec<PeerGroup> = (0..peers)
             .map(|client| {
-                let mut actions = Vec::from_iter(first(case, client));
-                // A receipt that comes after the server's end is answered by a reset, and all is heard by then.
-                let end = match case.asked.protocol.name {
+                let mut actions = Vec::from_iter(first_exchange(case, client));
+                // A receipt that arrives after the server's end is answered by a reset; by then the client has received
+                // everything.
+                let end = match case.spec.protocol.name {
                     "bulk" => Action::ReadToEnd,
                     _ => Action::ExpectFin,
                 };
-                actions.extend([Action::WaitForSignal, second(case, client), end]);
+                actions.extend([Action::WaitForSignal, second_exchange(case, client), end]);
                 driver.enter(vec![PeerScript::new(actions)])
             })
             .collect();
         for group in &groups {
             if !reaches(case, group, |seen| seen.waiting + seen.ended == 1)? {
-                return broken(
-                    "that the peers are served before the stop",
-                    "no reply for 10 s",
-                );
+                return broken("the peers are served before the stop", "no reply for 10 s");
             }
         }
         for group in &groups {
@@ -183,11 +187,11 @@ fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
             group.signal_all();
             reaches(case, group, |seen| seen.sent > before || seen.ended == 1)?;
         }
-        if case.asked.protocol.requests_per_connection == Some(1) {
-            // That these were accepted, nobody has heard.
+        if case.spec.protocol.requests_per_connection == Some(1) {
+            // No reply shows yet that these peers were accepted.
             case.pause(Duration::from_millis(20) * number)?;
         }
-        let (server, _) = tell(running)?;
+        let (server, _) = send_sigterm(running)?;
         let outcomes: Vec<_> = groups
             .into_iter()
             .flat_map(|group| group.finish(2 * PATIENCE))
@@ -196,7 +200,7 @@ fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
         let end = ends_well(case, server, PATIENCE)?;
         match end.tally {
             Some(tally) if tally.cut > 0 || tally.served != peers as u64 => broken(
-                format!("{peers} peers that are served in full after SIGTERM, and none cut"),
+                format!("a tally with {peers} peers served in full after SIGTERM, and none cut"),
                 tally.to_string(),
             ),
             _ => Ok(()),
@@ -204,33 +208,33 @@ fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     })
 }
 
-/// A long reply is on its way to a peer that reads on only after the stop.
+/// Checks that a long reply arrives complete if its peer reads the most of it only after the stop.
 fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
-    // The longest line is 64 KiB.
+    // The longest line of the protocols is 64 KiB.
     const LINE: usize = 60_000;
-    let asked = case.asked;
-    let Some(begin) = first(case, 0) else {
+    let spec = case.spec;
+    let Some(begin) = first_exchange(case, 0) else {
         return Ok(());
     };
-    let actions = match asked.protocol.name {
-        // As it comes it is answered: how much of a long one has arrived can't be told.
+    let actions = match spec.protocol.name {
+        // These requests are answered as they arrive: how much of a long one has arrived can't be known.
         "upper" | "http" => vec![
             begin,
             Action::WaitForSignal,
-            second(case, 0),
+            second_exchange(case, 0),
             Action::ExpectFin,
         ],
         _ => {
-            let mut bytes = asked.request(0);
-            let known = asked.replies(&bytes, false).bytes.len();
+            let mut bytes = spec.request(0);
+            let replied = spec.replies(&bytes, false).bytes.len();
             let one = bytes.len();
-            let mut script = asked.script(0, 1, Some(LINE));
+            let mut script = spec.script(0, 1, Some(LINE));
             script.ask(&mut bytes);
-            let reply = asked.replies(&bytes, false).bytes.split_off(known);
+            let reply = spec.replies(&bytes, false).bytes.split_off(replied);
             vec![
                 begin,
                 Action::send(&bytes[one..]),
-                // Somebody who answers has all of the question.
+                // A server that replies has received the whole request.
                 Action::ReadBytes(1),
                 Action::WaitForSignal,
                 Action::expect(&reply[1..]),
@@ -239,7 +243,7 @@ fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
         }
     };
     let settings = TargetSettings {
-        drain: Some(LONG),
+        drain: Some(LONG_DRAIN),
         ..TargetSettings::default()
     };
     let running = case.start(&settings)?;
@@ -249,13 +253,13 @@ fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
         ..PeerScript::new(actions)
     }]);
     reaches(case, &group, |seen| seen.waiting + seen.ended == 1)?;
-    let server = if matches!(asked.protocol.name, "upper" | "http") {
+    let server = if matches!(spec.protocol.name, "upper" | "http") {
         let before = group.seen().sent;
         group.signal_all();
         reaches(case, &group, |seen| seen.sent > before || seen.ended == 1)?;
-        tell(running)?.0
+        send_sigterm(running)?.0
     } else {
-        let (server, _) = tell(running)?;
+        let (server, _) = send_sigterm(running)?;
         group.signal_all();
         server
     };
@@ -265,65 +269,67 @@ fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     Ok(())
 }
 
-/// Peers that keep a server from its end, and some that do not.
-struct Slow {
-    /// Where they are.
-    _stage: PeerDriver,
-    /// Those that do nothing for good: so many of them are owed replies,
+/// Peers that delay the end of a server, and idle peers beside them.
+struct SlowPeers {
+    /// Driver of the peers.
+    _driver: PeerDriver,
+    /// Peers that do nothing more.
     _held: PeerGroup,
+    /// Number of these peers that are owed replies.
     owed: usize,
-    /// and so many have sent half a request.
+    /// Number of these peers that have sent half a request.
     halves: usize,
-    /// Those that are idle, and hear the end on their signal.
+    /// Idle peers, which expect the server's FIN after their signal.
     idle: PeerGroup,
 }
 
-/// Lets slow peers come, so many at most: those that never read first, and with them some that have sent half a request
-/// and some that are idle. If the server is told to be slow itself, there are only those that it owes a reply.
+/// Connects at most `most` slow peers: first peers that never read, then some that have sent half a request and some
+/// that are idle. If the server itself works slowly on a request, there are only peers that are owed a reply.
 fn slow_peers(
     case: &CheckCase<'_>,
     settings: &TargetSettings,
     running: &RunningTarget,
     most: usize,
-) -> Result<Slow, CheckFailure> {
-    // Long ones: what the kernel keeps is soon full of them.
+) -> Result<SlowPeers, CheckFailure> {
+    // Long lines, which soon fill the kernel's buffers.
     const LINE: usize = 20_000;
     let driver = case.driver(running)?;
-    let asked = case.asked;
-    let places = case.places(settings).min(most);
-    let owed = places.min(if most > 1 { 4 } else { 1 });
+    let spec = case.spec;
+    let slots = case.slots(settings).min(most);
+    let owed = slots.min(if most > 1 { 4 } else { 1 });
     let (mut held, mut idle) = (Vec::new(), Vec::new());
     for client in 0..owed {
         held.push(PeerScript::new(
-            match first(case, client).filter(|_| settings.wait.is_none()) {
-                Some(first) => {
-                    let (requests, _) = asked.all_at_once(client, Some(LINE), 20);
+            match first_exchange(case, client).filter(|_| settings.wait.is_none()) {
+                Some(exchange) => {
+                    let (requests, _) = spec.all_at_once(client, Some(LINE), 20);
                     let flood = Action::Flood {
                         bytes: requests.into(),
                         most: 64 << 20,
                         stuck: Duration::from_millis(300),
                     };
-                    vec![first, flood, Action::WaitForSignal]
+                    vec![exchange, flood, Action::WaitForSignal]
                 }
-                None => vec![Action::send(asked.request(client)), Action::WaitForSignal],
+                None => vec![Action::send(spec.request(client)), Action::WaitForSignal],
             },
         ));
     }
-    for client in owed..places {
-        let Some(first) = first(case, client).filter(|_| settings.wait.is_none()) else {
+    for client in owed..slots {
+        let Some(exchange) = first_exchange(case, client).filter(|_| settings.wait.is_none())
+        else {
             break;
         };
-        let loris = (kind("slowloris").peer_script)(asked, client).filter(|_| client % 2 == 0);
+        let loris = (kind("slowloris").peer_script)(spec, client).filter(|_| client % 2 == 0);
         match loris {
             Some(mut peer_script) => {
-                // Instead of the last: so it is known when they have come so far.
+                // The signal replaces the last action. So the test knows when the peers have come this far.
                 peer_script.actions.pop();
-                peer_script.actions.insert(0, first);
+                peer_script.actions.insert(0, exchange);
                 peer_script.actions.push(Action::WaitForSignal);
                 held.push(peer_script);
             }
             None => idle.push(PeerScript::new(vec![
-                first,
+                exchange,
                 Action::WaitForSignal,
                 Action::ExpectFin,
             ])),
@@ -331,10 +337,10 @@ fn slow_peers(
     }
     let halves = held.len() - owed;
     let (idle, held) = (driver.enter(idle), driver.enter(held));
-    let settled = |seen: &GroupProgress| seen.waiting == seen.peers || seen.failed > 0;
+    let all_in_position = |seen: &GroupProgress| seen.waiting == seen.peers || seen.failed > 0;
     for group in [&idle, &held] {
-        // Some servers take their time until they have nothing more to do.
-        let _ = reaches(case, group, settled)? || reaches(case, group, settled)?;
+        // Some servers take a while until they have nothing more to do.
+        let _ = reaches(case, group, all_in_position)? || reaches(case, group, all_in_position)?;
     }
     if [&idle, &held]
         .iter()
@@ -343,14 +349,14 @@ fn slow_peers(
         let mut outcomes = held.leave();
         outcomes.extend(idle.leave());
         outcomes.retain(|outcome| outcome.fault.is_some());
-        case.all_done(&outcomes, "slow peers, before the stop")?;
+        case.all_done(&outcomes, "a slow peer, before the stop")?;
         return broken(
-            "that slow peers are served at first",
-            "nothing for some of them",
+            "slow peers are served at first",
+            "some of them got no reply",
         );
     }
-    Ok(Slow {
-        _stage: driver,
+    Ok(SlowPeers {
+        _driver: driver,
         _held: held,
         owed,
         halves,
@@ -358,17 +364,17 @@ fn slow_peers(
     })
 }
 
-/// What is not finished is cut when the drain is over; not before, and not seconds after.
-fn the_deadline(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
+/// Checks that unfinished connections are cut when the drain is over: not before, and not seconds after.
+fn drain_deadline(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
     let mut settings = TargetSettings {
-        wait: holds_by_work(case).then_some(LONG),
+        wait: is_slow_by_work(case).then_some(LONG_DRAIN),
         ..TargetSettings::default()
     };
-    if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
+    if case.spec.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
         return Ok(None);
     }
-    in_some_try(case, |number| {
-        // On a machine that is busy a server may not even get to those that are idle in a short one.
+    retry_timing(case, |number| {
+        // During a short drain, a server on a busy machine may not even close its idle connections.
         let drain = Duration::from_millis(if case.quick { 200 } else { 400 }) * (number * number);
         settings.drain = Some(drain);
         let running = case.start(&settings)?;
@@ -376,58 +382,61 @@ fn the_deadline(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
         if settings.wait.is_some() {
             case.pause(Duration::from_millis(30) * number)?;
         }
-        let (server, told) = tell(running)?;
+        let (server, signalled_at) = send_sigterm(running)?;
         slow.idle.signal_all();
         let end = server.end(drain + PATIENCE);
-        let took = told.elapsed();
+        let took = signalled_at.elapsed();
         let idle = slow.idle.finish(PATIENCE);
-        let who = format!(
+        let peers_text = format!(
             "{} peers never read, {} had sent half a request, {} were idle",
             slow.owed,
             slow.halves,
             idle.len()
         );
         case.ended_well(&end)?;
-        if case.can(Need::Drain) && took < drain {
+        if case.supports(Need::Drain) && took < drain {
             return broken(
-                format!("that replies have {drain:?} (--drain) to be taken; {who}"),
-                format!("the end {took:.1?} after SIGTERM"),
+                format!("the peers have {drain:?} (--drain) to read their replies; {peers_text}"),
+                format!("the server ended {took:.1?} after SIGTERM"),
             );
         }
-        if case.can(Need::Drain) && took > drain + LATEST {
+        if case.supports(Need::Drain) && took > drain + LATEST {
             return broken(
-                format!("that what is not taken is cut after {drain:?} (--drain); {who}"),
-                format!("the end {took:.1?} after SIGTERM"),
+                format!(
+                    "replies that are not read are cut after {drain:?} (--drain); {peers_text}"
+                ),
+                format!("the server ended {took:.1?} after SIGTERM"),
             );
         }
-        case.all_done(&idle, "idle peers beside slow ones, after SIGTERM")?;
+        case.all_done(&idle, "an idle peer beside slow peers, after SIGTERM")?;
         if let Some(tally) = end.tally {
             let cut = match settings.wait {
                 None => (slow.owed + slow.halves) as u64,
-                // How many were accepted, nobody has heard.
+                // No reply shows how many of these peers were accepted.
                 Some(_) => tally.accepted.max(1),
             };
             if tally.cut != cut {
                 return broken(
-                    format!("{cut} peers counted as cut; {who}"),
+                    format!("a tally with {cut} peers cut; {peers_text}"),
                     tally.to_string(),
                 );
             }
         }
         Ok(Some(format!(
-            "{who}: the end {} ms after SIGTERM, with a drain of {} ms",
+            "{peers_text}: the server ended {} ms after SIGTERM, with a drain of {} ms",
             took.as_millis(),
             drain.as_millis(),
         )))
     })
 }
 
-/// Where no reply is long enough not to be taken, it has to take long enough.
-fn holds_by_work(case: &CheckCase<'_>) -> bool {
-    case.asked.protocol.requests_per_connection == Some(1) && case.can(Need::Wait)
+/// Returns whether the server must be slow at work to be stopped under way: the protocol's reply is too short to stay
+/// unread.
+fn is_slow_by_work(case: &CheckCase<'_>) -> bool {
+    case.spec.protocol.requests_per_connection == Some(1) && case.supports(Need::Wait)
 }
 
-/// Many are about to connect, to ask and to leave when the stop comes.
+/// Checks a stop while many peers connect, send a request and leave.
 fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let settings = TargetSettings {
         drain: Some(Duration::from_secs(5)),
@@ -444,10 +453,10 @@ fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     reaches(case, &group, |seen| {
         seen.completed_runs >= 20 || seen.ended == seen.peers
     })?;
-    let (server, _) = tell(running)?;
+    let (server, _) = send_sigterm(running)?;
     let end = server.end(2 * PATIENCE);
     let outcomes = group.finish(2 * PATIENCE);
-    case.go_on()?;
+    case.check_interrupted()?;
     let bad = outcomes.iter().find(|outcome| match &outcome.fault {
         Some(fault) => matches!(fault.kind, FaultKind::WrongBytes | FaultKind::Silence),
         None => !outcome.done,
@@ -455,8 +464,8 @@ fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     if let Some(outcome) = bad {
         let seen = outcome.fault.as_ref();
         return broken_by(
-            "that who comes in a connect storm and a stop is answered, or hears an end",
-            seen.map_or("neither".to_string(), |fault| fault.seen.clone()),
+            "a peer that connects during a connect storm and a stop gets a reply, or the end of the connection",
+            seen.map_or("it got neither".to_string(), |fault| fault.seen.clone()),
             outcome,
         );
     }
@@ -464,84 +473,90 @@ fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let answered = outcomes.iter().filter(|outcome| outcome.done).count() as u64;
     match end.tally {
         Some(tally) if tally.accepted < answered => broken(
-            format!("{answered} peers counted as accepted at least: so many were answered"),
+            format!(
+                "a tally with at least {answered} peers accepted, since {answered} peers had a reply"
+            ),
             tally.to_string(),
         ),
         _ => Ok(()),
     }
 }
 
-/// The first signal lets it wait for a peer that is owed a reply and takes nothing: who has ended has not waited, though
-/// the kernel may hold enough for short replies to look whole. The second signal ends at once what waits for the drain.
+/// Checks two signals. After the first, the server waits for a peer that is owed a reply and reads nothing. A server
+/// that has ended has not waited, even if the kernel's buffers hold the short replies completely. The second signal
+/// ends the drain at once.
 fn two_signals(case: &CheckCase<'_>) -> Result<Option<String>, CheckFailure> {
     let settings = TargetSettings {
-        drain: Some(LONG),
-        // Where it can be told to be slow, that is the quickest way to have something under way.
-        wait: case.can(Need::Wait).then_some(2 * LONG),
+        drain: Some(LONG_DRAIN),
+        // If the server can be told to work slowly, that is the quickest way to have a request under way.
+        wait: case.supports(Need::Wait).then_some(2 * LONG_DRAIN),
         ..TargetSettings::default()
     };
-    if case.asked.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
+    if case.spec.protocol.requests_per_connection == Some(1) && settings.wait.is_none() {
         return Ok(None);
     }
-    in_some_try(case, |number| {
+    retry_timing(case, |number| {
         let running = case.start(&settings)?;
         let _slow = slow_peers(case, &settings, &running, 1)?;
         if settings.wait.is_some() {
             case.pause(Duration::from_millis(30) * number)?;
         }
-        let (server, told) = tell(running)?;
-        // Of two that are pending the kernel makes one.
+        let (server, signalled_at) = send_sigterm(running)?;
+        // Two pending signals of the same kind become one in the kernel.
         if !case.eventually(|| server.has_ended() || !signal_is_pending(&server))? {
-            return broken("a server that hears SIGTERM", "that it does not, for 10 s");
+            return broken("the server handles SIGTERM", "it does not, for 10 s");
         }
-        // How long it waits by itself nobody knows; but who does not wait at all is gone by then.
-        let known = case.can(Need::Drain);
-        case.pause(Duration::from_millis(if known { 20 } else { 100 }) * number)?;
+        // The length of an external server's own drain is unknown. But a server that does not wait at all has ended by
+        // then.
+        let drain_is_set = case.supports(Need::Drain);
+        case.pause(Duration::from_millis(if drain_is_set { 20 } else { 100 }) * number)?;
         if server.has_ended() {
-            let took = told.elapsed();
+            let took = signalled_at.elapsed();
             return broken(
-                match known {
+                match drain_is_set {
                     true => {
-                        format!("a server that waits for the reply that is under way, for {LONG:?}")
+                        format!(
+                            "the server waits for the reply that is under way, for {LONG_DRAIN:?}"
+                        )
                     }
                     false => {
-                        "a server that waits for the reply that is under way, for a while at least"
+                        "the server waits for the reply that is under way, at least for a while"
                             .to_string()
                     }
                 },
-                format!("the end after {took:.1?}"),
+                format!("the server ended after {took:.1?}"),
             );
         }
         let _ = server.signal(Signal::SIGTERM);
-        let told = Instant::now();
+        let signalled_at = Instant::now();
         let limit = PATIENCE * 2 / 5;
         let end = server.end(limit);
         if end.status.is_none() {
             return broken(
-                "that the second SIGTERM ends it at once",
-                format!("that it goes on for {limit:?}; the drain is {LONG:?}"),
+                "the second SIGTERM ends the server at once",
+                format!("the server still runs after {limit:?}; the drain is {LONG_DRAIN:?}"),
             );
         }
         Ok(Some(format!(
             "the second signal ended it in {} ms ({}){}",
-            told.elapsed().as_millis(),
+            signalled_at.elapsed().as_millis(),
             end.exit,
-            match known {
+            match drain_is_set {
                 true => "",
-                false => "; or its own drain did, which nobody was told",
+                false => "; or its own drain was over, whose length is unknown",
             }
         )))
     })
 }
 
-/// Whether a signal that was sent to the whole process is still to be taken by one of its threads.
+/// Returns whether a signal that was sent to the whole process has not been taken by one of its threads yet.
 #[cfg(target_os = "linux")]
 fn signal_is_pending(server: &ChildServer) -> bool {
     let status = procfs::process::Process::new(server.pid()).and_then(|process| process.status());
     status.is_ok_and(|status| status.shdpnd & (1 << (Signal::SIGTERM as u64 - 1)) != 0)
 }
 
-/// Nobody can tell.
+/// Returns `false`: this system does not report pending signals.
 #[cfg(not(target_os = "linux"))]
 fn signal_is_pending(_: &ChildServer) -> bool {
     false

@@ -1,4 +1,4 @@
-//! 10. The tally adds up: every connection is in it once, as what it was.
+//! The check of `tally`: the tally adds up, and counts every connection once, by the way in which it ended.
 
 use std::time::Duration;
 
@@ -11,29 +11,29 @@ use super::super::case::{
 };
 use crate::target::{Need, PANIC, TargetSettings};
 
-/// The pause between the bytes of one who is cut off in the end: none of them comes too late for the idle time-out.
+/// Pause between the bytes of the peer that is cut at the end. It is shorter than the idle time-out.
 const DRIP: Duration = Duration::from_millis(20);
 
-/// So many of them, and the server has surely read some.
+/// After this number of bytes the server has certainly read some of them.
 const DRIPS: u64 = 15;
 
 pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     case.needs(Need::Process)?;
     if case.target.model().is_none() {
-        gives_one(case)?;
+        prints_tally(case)?;
     }
-    // Whoever is idle for that long has to be waited for; and where the machine stands still for that long, so is everybody.
-    // That does not come twice, and is told by its time.
-    match account(case, Duration::from_secs(if case.quick { 1 } else { 2 })) {
-        Err(CheckFailure::Broken(_)) => account(case, Duration::from_secs(5)),
+    // An idle peer must be waited for until it times out. If the machine stands still for that long, the other peers
+    // are idle too and time out. That does not happen twice; the second try has a longer time-out.
+    match check_tally(case, Duration::from_secs(if case.quick { 1 } else { 2 })) {
+        Err(CheckFailure::Broken(_)) => check_tally(case, Duration::from_secs(5)),
         first => first,
     }
 }
 
-/// One connection or a few of every ending, and whether the account says so.
-fn account(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
-    let asked = case.asked;
-    let ours = case.target.model().is_some();
+/// Ends one or a few connections in each way, and compares the tally.
+fn check_tally(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
+    let spec = case.spec;
+    let is_model = case.target.model().is_some();
     let settings = TargetSettings {
         idle_timeout: Some(idle_timeout),
         drain: Some(Duration::from_millis(200)),
@@ -46,25 +46,25 @@ fn account(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
 
     let well_behaved = (0..5).map(|client| case.well_behaved(client, 3));
     let outcomes = driver.enter(well_behaved.collect()).finish(2 * PATIENCE);
-    case.all_done(&outcomes, "well-behaved")?;
+    case.all_done(&outcomes, "a well-behaved client")?;
     expected.served += 5;
 
     if let Some(mut peer_scripts) = case.misbehave(kind("long-line"), 4) {
-        if !ours {
-            // It need not say what ours say.
+        if !is_model {
+            // An external server need not send the same error as our models.
             let line = || vec![b'x'; 100_000];
             peer_scripts
                 .fill_with(|| PeerScript::new(vec![Action::send(line()), Action::ReadToEnd]));
         }
-        ends(case, &driver, peer_scripts, "a line that is too long")?;
+        all_close(case, &driver, peer_scripts, "a line that is too long")?;
         expected.refused += 4;
     }
 
-    // Whoever is closed behind the reply can't break off before that.
-    let may_ask = asked.protocol.requests_per_connection.is_none();
+    // A peer whose connection is closed after the reply can't send RST before that.
+    let may_ask = spec.protocol.requests_per_connection.is_none();
     let reset = |client| {
         let converse = Action::Converse {
-            script: asked.scripts(client),
+            script: spec.scripts(client),
             requests: 1,
             cut: Cut::Whole,
         };
@@ -76,34 +76,34 @@ fn account(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
                 .collect(),
         )
     };
-    ends(case, &driver, (20..23).map(reset).collect(), "RST")?;
+    all_close(case, &driver, (20..23).map(reset).collect(), "RST")?;
     expected.reset += 3;
 
-    if case.can(Need::Panic) {
-        let fails = || {
+    if case.supports(Need::Panic) {
+        let panicking = || {
             PeerScript::new(vec![
                 Action::send(format!("{PANIC}\n").into_bytes()),
                 Action::ReadToEnd,
             ])
         };
-        ends(case, &driver, vec![fails(), fails()], "a panic")?;
+        all_close(case, &driver, vec![panicking(), panicking()], "a panic")?;
         expected.failed += 2;
     }
 
-    if case.can(Need::IdleTimeout) {
+    if case.supports(Need::IdleTimeout) {
         let idle = PeerScript::new(vec![Action::ReadToEnd]);
-        ends(
+        all_close(
             case,
             &driver,
             vec![idle],
-            "silence, longer than the idle time-out",
+            "a peer that is idle for longer than the idle time-out",
         )?;
         expected.timed_out += 1;
     }
 
-    // Who is in the middle of a request when the server is stopped, and stays there. (Where every byte is a request nobody
-    // is.)
-    let cut = if asked.framed() {
+    // This peer is in the middle of a request when the server is stopped, and stays there. If every byte is a request,
+    // there is no such peer.
+    let cut = if spec.framed() {
         expected.cut += 1;
         Some(begins_and_never_ends(case, &driver)?)
     } else {
@@ -112,65 +112,72 @@ fn account(case: &CheckCase<'_>, idle_timeout: Duration) -> Verdict {
     expected.accepted = expected.ended();
 
     let tally = case.stop(running)?;
-    case.go_on()?;
+    case.check_interrupted()?;
     drop(cut);
     match tally {
-        None => broken("a tally as its last line", "none"),
+        None => broken("a tally as the last line of the output", "none"),
         Some(tally) if tally != expected => broken(expected.to_string(), tally.to_string()),
-        Some(_) => Passed::simply(),
+        Some(_) => Passed::plain(),
     }
 }
 
-/// Whether somebody else's server gives an account. One that can't be read is none, unless it is meant to be one.
-fn gives_one(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
+/// Checks whether an external server prints a tally. A line that is no JSON object with `accepted` is not meant to be a
+/// tally.
+fn prints_tally(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let end = case.start(&TargetSettings::default())?.stop();
-    case.go_on()?;
+    case.check_interrupted()?;
     let line = end.and_then(|end| end.last).unwrap_or_default();
     let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&line);
     if !object.is_ok_and(|object| object.contains_key("accepted")) {
-        return not_applicable("its last line is no account that could be compared");
+        return not_applicable("the last line that the server prints is no tally");
     }
     match serde_json::from_str::<Tally>(&line) {
         Ok(_) => Ok(()),
         Err(why) => broken(
-            "an account that has what the tallies of our models have",
+            "a tally with the fields of our models' tallies",
             format!("{line} ({why})"),
         ),
     }
 }
 
-/// Lets them come, and waits until the server has closed them all, or they it.
-fn ends(
+/// Connects peers, and waits until each connection is closed, by the server or by the peer.
+fn all_close(
     case: &CheckCase<'_>,
     driver: &PeerDriver,
     peer_scripts: Vec<PeerScript>,
-    what: &str,
+    label: &str,
 ) -> Result<(), CheckFailure> {
     for outcome in driver.enter(peer_scripts).finish(2 * PATIENCE) {
-        case.go_on()?;
+        case.check_interrupted()?;
         let closed =
             |fault: &client::PeerFault| matches!(fault.kind, FaultKind::Reset | FaultKind::End);
         match &outcome.fault {
             None if outcome.done => {}
             Some(fault) if closed(fault) => {}
             Some(fault) => {
-                let expected = format!("{what}: {}", fault.expected);
+                let expected = format!("{label}: {}", fault.expected);
                 return broken_by(expected, fault.seen.clone(), &outcome);
             }
-            None => return broken_by(format!("{what}: an end"), "none", &outcome),
+            None => {
+                return broken_by(
+                    format!("{label}: the end of the connection"),
+                    "it is still open",
+                    &outcome,
+                );
+            }
         }
     }
     Ok(())
 }
 
-/// One who has been served once, and is in the middle of the next request.
+/// Connects a peer that has one reply and is in the middle of its next request.
 fn begins_and_never_ends(
     case: &CheckCase<'_>,
     driver: &PeerDriver,
 ) -> Result<PeerGroup, CheckFailure> {
     let group = driver.enter(vec![PeerScript::new(vec![
         Action::Converse {
-            script: case.asked.scripts(30),
+            script: case.spec.scripts(30),
             requests: 1,
             cut: Cut::Whole,
         },
@@ -189,13 +196,16 @@ fn begins_and_never_ends(
     }
     match group.leave().first() {
         Some(outcome) => broken_by(
-            "that a request can be begun, and taken byte by byte",
+            "the server reads a request that arrives byte by byte",
             outcome
                 .fault
                 .as_ref()
-                .map_or("that it can't".to_string(), |fault| fault.seen.clone()),
+                .map_or("it does not".to_string(), |fault| fault.seen.clone()),
             outcome,
         ),
-        None => broken("that a request can be begun", "that it can't"),
+        None => broken(
+            "the server reads a request that arrives byte by byte",
+            "it does not",
+        ),
     }
 }
