@@ -5,13 +5,13 @@
 //!                        (run by the executor's threads, which belong to the process)
 //! ```
 //!
-//! async-std was discontinued by its authors in March 2025 (RUSTSEC-2025-0052); they ask everybody to move to smol.
-//! It is here because people still run it and must decide, and not to be chosen for new code. Below its API are
-//! smol's own executor and reactor, so what differs from `smol` is defaults and packaging.
+//! async-std was discontinued by its authors in March 2025 (RUSTSEC-2025-0052); they ask all users to move to smol. It
+//! is here because it is still in use and its users must decide, and not to be chosen for new code. Below its API are
+//! smol's own executor and reactor, so it differs from `smol` in defaults and packaging.
 //!
-//! What can't be awaited is done on blocking threads (`spawn_blocking`): files are read there piece by
-//! piece, and with --offload all work that keeps a thread is done there.
-//! Those belong to the process: a call that outlasts the drain goes on to its end, for nobody.
+//! Calls that can't be awaited run on the runtime's blocking threads (`spawn_blocking`): files are read there piece by
+//! piece, and with --offload all work that occupies a thread is done there.
+//! These threads belong to the process: a call that outlasts the drain runs to its end, and its result is thrown away.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,11 +37,11 @@ use contract::{
 };
 use protocol::{CloseReason, Session, Step, Work};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "async-std",
     summary: "async tasks on a global executor with --workers threads (discontinued: for comparison only)",
-    lineage: "the standard library's API, made async; superseded by smol",
+    lineage: "the API of the standard library, made async; superseded by smol",
     source: "servers/async-std/src/lib.rs",
     serve: run,
     available: always_available,
@@ -51,22 +51,23 @@ pub const MODELS: &[Model] = &[Model {
     deviations: &[],
 }];
 
-/// Nobody ever sends on it: that it is closed is the message.
+/// Message of a channel on which nothing is ever sent: that the channel is closed is the message.
 enum Never {}
 
 fn run(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     // The executor belongs to the process and starts with its first task, so the first server of a process decides
-    // how many threads there are. In a server process there is only one.
+    // how many threads there are. A server process has only one server.
     let workers = limits.workers.get();
     async_global_executor::init_with_config(
         GlobalExecutorConfig::default()
             .with_min_threads(workers)
             .with_max_threads(workers),
     );
-    // async-std's own `block_on` would make this thread one more that polls the reactor, and hands every event over.
-    let (tell, told) = mpsc::channel();
-    task::spawn(async move { tell.send(serve(listener, service, limits, stop).await) });
-    told.recv().map_err(io::Error::other)?
+    // async-std's own `block_on` would make this thread one more that polls the reactor, and that hands every event
+    // over.
+    let (sender, receiver) = mpsc::channel();
+    task::spawn(async move { sender.send(serve(listener, service, limits, stop).await) });
+    receiver.recv().map_err(io::Error::other)?
 }
 
 async fn serve(
@@ -78,57 +79,57 @@ async fn serve(
     enum Event {
         Stopped(io::Result<usize>),
         Ended(u64, Ending),
-        Came(io::Result<TcpStream>),
+        Accepted(io::Result<TcpStream>),
     }
     let listener = async_std::net::TcpListener::from(listener);
-    // async-std can't wait for a descriptor as such, only read: the only reader of this one is here.
+    // async-std can't wait for a descriptor as such, only read from it. No other code reads from this one.
     let mut stop = UnixStream::from(stop.stream()?);
     let mut byte = [0];
     let mut stopped = pin!(stop.read(&mut byte));
-    let (going, stopping) = channel::bounded::<Never>(1);
-    let (leave, left) = channel::unbounded();
+    let (stopper, stopping) = channel::bounded::<Never>(1);
+    let (sender, endings) = channel::unbounded();
     let mut tally = Tally::default();
-    // To cut what is left at the end: dropping a handle only detaches its task.
+    // Kept to cut the remaining connections at the end: dropping a handle only detaches its task.
     let mut tasks: HashMap<u64, JoinHandle<()>> = HashMap::new();
 
     let ended = loop {
         let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
         let stop = async { Event::Stopped(stopped.as_mut().await) };
-        let gone = async {
-            match left.recv().await {
+        let ended = async {
+            match endings.recv().await {
                 Ok((number, ending)) => Event::Ended(number, ending),
                 Err(_) => pending().await,
             }
         };
-        let came = async {
+        let accepted = async {
             if full {
                 pending::<()>().await;
             }
-            Event::Came(listener.accept().await.map(|(stream, _)| stream))
+            Event::Accepted(listener.accept().await.map(|(stream, _)| stream))
         };
-        match stop.race(gone.race(came)).await {
+        match stop.race(ended.race(accepted)).await {
             Event::Stopped(stopped) => break stopped.map(drop),
             Event::Ended(number, ending) => {
                 tasks.remove(&number);
                 tally.count(ending);
             }
-            Event::Came(Ok(stream)) => {
+            Event::Accepted(Ok(stream)) => {
                 tally.accepted += 1;
                 let number = tally.accepted;
                 let conversation =
                     converse(stream, service.open(), limits.clone(), stopping.clone());
-                let leave = leave.clone();
+                let sender = sender.clone();
                 let task = task::spawn(async move {
                     let ending = conversation.await;
                     let ending = ending.unwrap_or_else(|error| Ending::of(&error));
-                    // Nobody counts any more once the drain is over.
-                    let _ = leave.send((number, ending)).await;
+                    // This fails when the drain is over: the ending is then not counted any more.
+                    let _ = sender.send((number, ending)).await;
                 });
                 tasks.insert(number, task);
-                // Nothing would interrupt this loop while peers come as fast as they are accepted.
+                // Without this, nothing would interrupt the loop while peers come as fast as they are accepted.
                 task::yield_now().await;
             }
-            Event::Came(Err(error)) => match accept::on_error(error, &mut tally) {
+            Event::Accepted(Err(error)) => match accept::on_error(error, &mut tally) {
                 Ok(None) => {}
                 Ok(Some(pause)) => {
                     if let Ok(stopped) = timeout(pause, stopped.as_mut()).await {
@@ -140,12 +141,12 @@ async fn serve(
         }
     };
 
-    // Stopped or broken, those who are here are served to the end.
+    // The server was stopped, or the listener is broken. In both cases the connections are drained.
     drop(listener);
-    drop(going);
+    drop(stopper);
     let drained = async {
         while !tally.adds_up()
-            && let Ok((number, ending)) = left.recv().await
+            && let Ok((number, ending)) = endings.recv().await
         {
             tasks.remove(&number);
             tally.count(ending);
@@ -159,7 +160,7 @@ async fn serve(
     ended.map(|()| tally)
 }
 
-/// What a step that waited came to.
+/// Result of a step that has waited.
 enum Event {
     Read(usize),
     Wrote(usize),
@@ -169,11 +170,11 @@ enum Event {
     Stopped,
 }
 
-/// How often a task may find its socket ready before others have their turn. Nothing else would interrupt it: unlike
-/// tokio, async-std does not count.
-const TURN: usize = 64;
+/// Number of steps after which a task lets other tasks run. Nothing else would interrupt a task that always finds its
+/// socket ready: unlike tokio, async-std does not count.
+const STEPS_BEFORE_YIELD: usize = 64;
 
-/// The conversation: take the next step, carry it out, report what came of it.
+/// Holds the conversation: takes the session's next step, carries it out, and reports the result to the session.
 async fn converse(
     mut stream: TcpStream,
     mut session: Box<dyn Session>,
@@ -184,7 +185,7 @@ async fn converse(
     let mut piece = Piece::default();
     let mut progress = Instant::now();
     // One timer and one stop for the whole conversation. An `io::timeout` around every read would wake the reactor
-    // each time; a sleep can't be moved here, so it is replaced when it has fired.
+    // each time it is set; a sleep of async-std can't be moved, so it is replaced when it has fired.
     let mut idle: Pin<Box<dyn Future<Output = ()> + Send>> =
         Box::pin(task::sleep(limits.idle_timeout));
     let mut stopped = pin!(stopping.recv());
@@ -192,24 +193,24 @@ async fn converse(
 
     loop {
         steps += 1;
-        if steps % TURN == 0 {
+        if steps % STEPS_BEFORE_YIELD == 0 {
             task::yield_now().await;
         }
         let step = match session.step() {
             Step::SendFile(slice) => match piece.beginning_of(slice) {
-                // What is here of it is written like any other reply.
+                // The part that is in memory is written like any other reply.
                 Some(bytes) => Step::Write(bytes),
                 None => Step::SendFile(slice),
             },
             step => {
-                // Between two files nobody needs its memory.
+                // Between two files the memory of the piece is not needed.
                 piece = Piece::default();
                 step
             }
         };
         let event = match step {
             Step::Read if stopping.is_closed() => {
-                // What arrived before the stop was asked before the stop: answer that, and no more.
+                // Requests that arrived before the stop are answered, and no more.
                 match timeout(Duration::ZERO, stream.read(&mut buffer)).await {
                     Ok(read) => Event::Read(read?),
                     Err(_) => {
@@ -248,22 +249,23 @@ async fn converse(
                 Event::Worked
             }
             Step::Work(work) if limits.offload => {
-                // There are 500 such threads at most (BLOCKING_MAX_THREADS), and files are read there too: behind 500
-                // slow calls they wait as well.
+                // There are at most 500 such threads (BLOCKING_MAX_THREADS), and files are read there too: behind 500
+                // slow calls these reads wait as well.
                 task::spawn_blocking(move || carry_out(work)).await;
                 Event::Worked
             }
             Step::Work(work) => {
-                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                // The work runs on this thread, and every task that this thread would poll waits meanwhile. These
+                // tasks, or the stop, are polled next.
                 carry_out(work);
                 task::yield_now().await;
                 Event::Worked
             }
-            Step::Close(farewell) => {
-                if farewell == CloseReason::Refused {
+            Step::Close(reason) => {
+                if reason == CloseReason::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
                 }
-                return Ok(farewell.into());
+                return Ok(reason.into());
             }
         };
         match event {
@@ -287,11 +289,11 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
+/// Gives a refused peer time to read the error reply: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)?;
     while stream.read(buffer).await? > 0 {
-        // A peer that sends faster than we read would never let the time-out look at its clock.
+        // Without this, a peer that sends faster than the server reads would never let the time-out check its clock.
         task::yield_now().await;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `compio`: async tasks on one thread, over completions (io_uring).
+//! `compio`: async tasks on one thread, by completions (io_uring).
 //!
 //! ```text
 //!   task: converse     read(buffer).await ·················· write(buffer).await ·········
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The conversation reads like tokio's, with one difference in every line that does I/O: the buffer is given away and
-//! comes back with the result. What is awaited is not that the socket is ready for a read, but that the kernel has
+//! comes back with the result. The task does not wait until the socket is ready for a read, but until the kernel has
 //! done the read.
 
 use contract::{Capacity, Model, Needs, Offload};
@@ -21,7 +21,7 @@ use {runtime::available, serve::serve};
 
 #[cfg(not(target_os = "linux"))]
 fn available() -> Result<(), String> {
-    Err("it needs io_uring, which only Linux has".to_string())
+    Err("this model needs io_uring, which only Linux has".to_string())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -34,10 +34,10 @@ fn serve(
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "compio",
-    summary: "async tasks on one thread, over completions",
+    summary: "async tasks on one thread, by completions (io_uring)",
     lineage: "the Proactor pattern: Windows' IOCP, Boost.Asio; one runtime per core",
     source: "servers/compio/src/serve.rs",
     serve,

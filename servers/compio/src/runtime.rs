@@ -1,4 +1,4 @@
-//! The runtime: on io_uring, or none.
+//! The runtime, which uses io_uring and nothing else.
 
 use std::io;
 use std::thread;
@@ -6,19 +6,26 @@ use std::thread;
 use compio::driver::{ProactorBuilder, op::OpCodeFlag};
 use compio::runtime::Runtime;
 
-/// Whether the kernel gives us a ring, and knows the operations that we submit.
+/// Returns `Ok` if the kernel allows a ring and has the operations that the server submits, and otherwise the
+/// unavailable reason.
 pub(crate) fn available() -> Result<(), String> {
-    // First any ring at all: compio takes one that is refused for one that lacks operations. And on a thread of its own,
-    // because closing a ring interrupts its thread once more, a moment later, in whatever that then waits for.
+    // The first runtime only shows whether a ring can be created: compio reports a ring that is refused as one that
+    // lacks operations. All this runs on a thread of its own, because closing a ring interrupts its thread once more, a
+    // moment later, in whatever wait that thread is then.
     let tried = thread::Builder::new().spawn(|| Runtime::new().and_then(|_| runtime().map(drop)));
     let tried = tried.and_then(|thread| {
         let panicked = |_| Err(io::Error::other("compio panicked"));
         thread.join().unwrap_or_else(panicked)
     });
-    tried.map_err(|error| obstacle(&error))
+    tried.map_err(|error| unavailable_reason(&error))
 }
 
-/// A runtime on io_uring. Where an operation is missing compio would use threads instead, and say nothing.
+/// Creates a runtime on io_uring. Without this check compio would silently use threads for an operation that is
+/// missing.
+///
+/// # Errors
+///
+/// No ring can be created, or the kernel lacks an operation.
 pub(crate) fn runtime() -> io::Result<Runtime> {
     let mut driver = ProactorBuilder::new();
     driver.detect_opcode_support(
@@ -32,24 +39,27 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
     let runtime = Runtime::builder().with_proactor(driver).build()?;
     match runtime.driver_type() {
         driver if driver.is_iouring() => Ok(runtime),
-        driver => Err(io::Error::other(format!("compio chose {driver:?}"))),
+        driver => Err(io::Error::other(format!(
+            "compio would use {driver:?} instead of io_uring"
+        ))),
     }
 }
 
-fn obstacle(error: &io::Error) -> String {
+/// Returns the reason for which io_uring can't be used, and the remedy, in one sentence.
+fn unavailable_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "io_uring is not permitted here; look at /proc/sys/kernel/io_uring_disabled and, in a container, at its \
-             seccomp profile (Docker's default forbids io_uring)"
+            "io_uring is forbidden; check /proc/sys/kernel/io_uring_disabled and, in a container, its seccomp profile \
+             (Docker's default profile forbids io_uring)"
                 .to_string()
         }
         io::ErrorKind::Unsupported => {
-            format!("the kernel has no io_uring, or one that is too old: {error}")
+            format!("the kernel has no io_uring, or is too old for it: {error}")
         }
         io::ErrorKind::OutOfMemory => {
-            "io_uring may not lock enough memory; raise the limit (ulimit -l)".to_string()
+            "not enough memory for a ring; before Linux 5.12 it counts as locked memory: raise `ulimit -l`".to_string()
         }
-        _ => format!("io_uring cannot be set up: {error}"),
+        _ => format!("a ring cannot be created: {error}"),
     }
 }
 
@@ -58,15 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_the_way_is_said_in_one_sentence() {
-        let says = |error: io::Error, what: &str| {
-            let sentence = obstacle(&error);
-            assert!(sentence.contains(what), "{sentence}");
-            assert!(!sentence.contains('\n'), "{sentence}");
+    fn unavailable_reason_is_one_line_that_names_the_cause() {
+        let assert_names = |error: io::Error, cause: &str| {
+            let reason = unavailable_reason(&error);
+            assert!(reason.contains(cause), "{reason}");
+            assert!(!reason.contains('\n'), "{reason}");
         };
-        says(io::ErrorKind::PermissionDenied.into(), "not permitted");
-        says(io::ErrorKind::Unsupported.into(), "too old");
-        says(io::ErrorKind::OutOfMemory.into(), "ulimit -l");
-        says(io::Error::other("for a reason"), "for a reason");
+        assert_names(io::ErrorKind::PermissionDenied.into(), "forbidden");
+        assert_names(io::ErrorKind::Unsupported.into(), "too old");
+        assert_names(io::ErrorKind::OutOfMemory.into(), "ulimit -l");
+        assert_names(io::Error::other("for a reason"), "for a reason");
     }
 }

@@ -1,7 +1,7 @@
-//! The server. No conversation abandons an operation: its buffer is the kernel's until it completes, and what a
-//! cancelled read had taken would be lost (see `tests/cancelled_read.rs`). Whoever must not wait any longer is told from
-//! outside, by shutdown(2), and that completes the operation: with what had arrived, and then with the end. Who sleeps is
-//! woken: that is no operation.
+//! The server. No conversation abandons an operation: its buffer belongs to the kernel until the operation completes,
+//! and the bytes that a cancelled read had taken would be lost (see `tests/cancelled_read.rs`). The wait of a
+//! conversation is ended from outside, by shutdown(2), and that completes the operation: with the bytes that had
+//! arrived, and then with the end of input. A conversation that sleeps is woken, because a sleep is no operation.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -48,7 +48,7 @@ async fn run(
     limits: Limits,
     stop: Stop,
 ) -> io::Result<Tally> {
-    // The kernel waits in our place; but older ones do not where a descriptor says that nobody shall.
+    // The kernel waits for the server; but older kernels do not wait on a descriptor that is non-blocking.
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
     let shared = Rc::new(RefCell::new(Shared {
@@ -57,11 +57,11 @@ async fn run(
     }));
     let stop = PollFd::new(stop.stream()?)?;
     let watcher = spawn(watch(stop, listener.clone(), Rc::clone(&shared)));
-    let _clock = spawn(keep_time(Rc::clone(&shared), limits.idle_timeout));
+    let _clock = spawn(run_clock(Rc::clone(&shared), limits.idle_timeout));
 
     let ended = loop {
-        until(&shared, |shared| {
-            shared.stopping || shared.present.len() < limits.max_connections
+        wait_until(&shared, |shared| {
+            shared.stopping || shared.connections.len() < limits.max_connections
         })
         .await;
         if shared.borrow().stopping {
@@ -70,16 +70,21 @@ async fn run(
         match listener.accept().await {
             Ok((stream, _)) => {
                 let connection = shared.borrow_mut().admit(stream, limits.idle_timeout);
-                spawn(visit(connection, service.open(), Rc::clone(&shared))).detach();
+                spawn(serve_connection(
+                    connection,
+                    service.open(),
+                    Rc::clone(&shared),
+                ))
+                .detach();
             }
-            // The watcher has ended the listener.
+            // The watcher has shut the listener down.
             Err(_) if shared.borrow().stopping => break Ok(()),
             Err(error) => {
                 let sorted = accept::on_error(error, &mut shared.borrow_mut().tally);
                 match sorted {
                     Ok(None) => {}
                     Ok(Some(pause)) => {
-                        let _ = timeout(pause, until(&shared, |shared| shared.stopping)).await;
+                        let _ = timeout(pause, wait_until(&shared, |shared| shared.stopping)).await;
                     }
                     Err(broken) => break Err(broken),
                 }
@@ -87,42 +92,46 @@ async fn run(
         }
     };
 
-    // Stopped or broken, those who are here are served to the end.
+    // The server was stopped, or the listener is broken. In both cases the connections are drained.
     drop(listener);
     let watched = watcher.cancel().await.unwrap_or(Ok(()));
     shared.borrow_mut().stop();
-    let empty = |shared: &Shared| shared.present.is_empty();
-    if timeout(limits.drain, until(&shared, empty)).await.is_err() {
-        for (_, connection) in &shared.borrow().present {
-            connection.give_up(Ending::Cut);
+    let empty = |shared: &Shared| shared.connections.is_empty();
+    if timeout(limits.drain, wait_until(&shared, empty))
+        .await
+        .is_err()
+    {
+        for (_, connection) in &shared.borrow().connections {
+            connection.break_off(Ending::Cut);
         }
-        until(&shared, empty).await;
+        wait_until(&shared, empty).await;
     }
     let tally = shared.borrow().tally;
     ended.and(watched).map(|()| tally)
 }
 
-/// What all tasks share. They are on one thread: a borrow conflicts with another only if it is held across an `await`.
+/// State that all tasks share. All run on one thread: a borrow conflicts with another only if it is held across an
+/// `await`.
 #[derive(Default)]
 struct Shared {
-    present: Slab<Rc<Connection>>,
+    connections: Slab<Rc<Connection>>,
     tally: Tally,
     stopping: bool,
-    /// When to look at those who are present again, by place.
+    /// Times at which to check the connections for idleness again, by slot.
     deadlines: Deadlines,
-    /// Work kept the thread until then, and nobody was heard meanwhile.
-    kept_until: Option<Instant>,
-    /// Such work goes to other threads.
+    /// Time until which work last occupied the thread; no connection's input was read meanwhile.
+    occupied_until: Option<Instant>,
+    /// True if work that occupies a thread is moved to other threads.
     offload: bool,
-    /// The accepting task, when it waits for a change here.
+    /// Waker of the accepting task, while it waits for a change here.
     waiting: Option<Waker>,
 }
 
-/// Waits until something is so. (Only one may wait at a time.)
-async fn until(shared: &RefCell<Shared>, so: impl Fn(&Shared) -> bool) {
+/// Waits until the condition is true. Only one task may wait at a time.
+async fn wait_until(shared: &RefCell<Shared>, condition: impl Fn(&Shared) -> bool) {
     poll_fn(|context| {
         let mut shared = shared.borrow_mut();
-        if so(&shared) {
+        if condition(&shared) {
             return Poll::Ready(());
         }
         shared.waiting = Some(context.waker().clone());
@@ -135,54 +144,54 @@ impl Shared {
     fn admit(&mut self, stream: TcpStream, idle_timeout: Duration) -> Rc<Connection> {
         self.tally.accepted += 1;
         let now = Instant::now();
-        let place = self.present.vacant_entry();
-        self.deadlines.arm(place.key(), now + idle_timeout);
+        let slot = self.connections.vacant_entry();
+        self.deadlines.arm(slot.key(), now + idle_timeout);
         let connection = Rc::new(Connection {
             stream,
-            place: place.key(),
+            slot: slot.key(),
             progress: Cell::new(now),
             working: Cell::new(false),
-            told_to_end: Cell::new(false),
-            given_up: Cell::new(None),
-            asleep: Cell::new(None),
+            input_ended_by_server: Cell::new(false),
+            broken_off: Cell::new(None),
+            sleeping: Cell::new(None),
         });
-        place.insert(Rc::clone(&connection));
+        slot.insert(Rc::clone(&connection));
         if self.stopping {
-            // The watcher has been through the shared already.
+            // The watcher has already ended the input of all registered connections, and would miss this one.
             connection.end_input();
         }
         connection
     }
 
     fn leave(&mut self, connection: &Connection, ending: Ending) {
-        self.present.remove(connection.place);
+        self.connections.remove(connection.slot);
         self.tally.count(ending);
         self.changed();
     }
 
-    /// Gives up those whose time is over; says when the next may be.
+    /// Breaks off the connections that were idle for too long. Returns the time at which the next may be due.
     fn expire(&mut self, now: Instant, idle_timeout: Duration) -> Instant {
-        while let Some(place) = self.deadlines.pop_due(now) {
-            let Some(connection) = self.present.get(place) else {
+        while let Some(slot) = self.deadlines.pop_due(now) {
+            let Some(connection) = self.connections.get(slot) else {
                 continue;
             };
-            let heard = self.kept_until.max(Some(connection.progress.get()));
-            let since = heard.filter(|_| !connection.working.get());
+            let active = self.occupied_until.max(Some(connection.progress.get()));
+            let since = active.filter(|_| !connection.working.get());
             let deadline = since.unwrap_or(now) + idle_timeout;
             if deadline > now {
-                self.deadlines.arm(place, deadline);
+                self.deadlines.arm(slot, deadline);
             } else {
-                connection.give_up(Ending::TimedOut);
+                connection.break_off(Ending::TimedOut);
             }
         }
-        // Whoever comes later is due later.
+        // A connection that is admitted later is due later.
         self.deadlines.next().unwrap_or(now + idle_timeout)
     }
 
     fn stop(&mut self) {
         if !self.stopping {
             self.stopping = true;
-            for (_, connection) in &self.present {
+            for (_, connection) in &self.connections {
                 connection.end_input();
             }
             self.changed();
@@ -196,43 +205,43 @@ impl Shared {
     }
 }
 
-/// A connection, as those see it who must end its wait.
+/// The part of a connection that other tasks use to end its wait.
 struct Connection {
     stream: TcpStream,
-    place: usize,
-    /// When it last took or gave a byte, or had its work done.
+    slot: usize,
+    /// Time of the last progress: a byte received or sent, or work done.
     progress: Cell<Instant>,
-    /// It does not wait for its peer, but for a file or for work. That is not idleness.
+    /// True while the connection waits for a file or for work, and not for its peer. That is not idleness.
     working: Cell<bool>,
-    /// The end of its input is our doing, not the peer's.
-    told_to_end: Cell<bool>,
-    /// We have broken it off, and this is why.
-    given_up: Cell<Option<Ending>>,
-    /// Its task, where that sleeps, to be woken then.
-    asleep: Cell<Option<Waker>>,
+    /// True if the server, and not the peer, has ended the connection's input.
+    input_ended_by_server: Cell<bool>,
+    /// Ending that the server has decided by breaking the connection off; `None` if it has not.
+    broken_off: Cell<Option<Ending>>,
+    /// Waker of the connection's task, while it sleeps.
+    sleeping: Cell<Option<Waker>>,
 }
 
 impl Connection {
-    /// Ends its wait for more input. What has arrived is still read.
+    /// Ends the connection's wait for more input. Input that has arrived is still read.
     fn end_input(&self) {
-        self.told_to_end.set(shut_input(&self.stream));
+        self.input_ended_by_server.set(shut_input(&self.stream));
     }
 
-    /// Ends every wait of it.
-    fn give_up(&self, why: Ending) {
-        self.given_up.set(Some(why));
+    /// Ends every wait of the connection, which is then counted with this ending.
+    fn break_off(&self, ending: Ending) {
+        self.broken_off.set(Some(ending));
         let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
-        if let Some(asleep) = self.asleep.take() {
-            asleep.wake();
+        if let Some(sleeping) = self.sleeping.take() {
+            sleeping.wake();
         }
     }
 
-    /// Waits until it is given up.
-    async fn broken_off(&self) {
-        poll_fn(|context| match self.given_up.get() {
+    /// Waits until the connection is broken off.
+    async fn wait_for_break(&self) {
+        poll_fn(|context| match self.broken_off.get() {
             Some(_) => Poll::Ready(()),
             None => {
-                self.asleep.set(Some(context.waker().clone()));
+                self.sleeping.set(Some(context.waker().clone()));
                 Poll::Pending
             }
         })
@@ -240,7 +249,8 @@ impl Connection {
     }
 }
 
-/// The watcher's life: wait until the stop is readable, without reading it; then end everybody's wait.
+/// Runs the watcher: waits until the stop is readable, without reading from it, and then ends the input of all
+/// connections.
 async fn watch(
     stop: PollFd<UnixStream>,
     listener: TcpListener,
@@ -248,40 +258,44 @@ async fn watch(
 ) -> io::Result<()> {
     let stopped = stop.read_ready().await;
     shared.borrow_mut().stop();
-    // Completes the accept that is under way; or it has completed before, and its peer is one of those who are served.
+    // This completes the accept that is under way. If it has already completed, its peer is served.
     let _ = SockRef::from(&listener).shutdown(Shutdown::Read);
     stopped
 }
 
-/// The clock's life: give up those who made no progress for too long. It has the only timer for that; one for every read
-/// would cost more than the reading.
-async fn keep_time(shared: Rc<RefCell<Shared>>, idle_timeout: Duration) {
+/// Runs the clock: breaks off the connections that made no progress for too long. It has the only timer for that; a
+/// timer for every read would cost more than the read.
+async fn run_clock(shared: Rc<RefCell<Shared>>, idle_timeout: Duration) {
     loop {
         let next = shared.borrow_mut().expire(Instant::now(), idle_timeout);
         sleep_until(next).await;
     }
 }
 
-/// A task's life: a conversation, and word of how it ended.
-async fn visit(connection: Rc<Connection>, session: Box<dyn Session>, shared: Rc<RefCell<Shared>>) {
+/// Runs the task of a connection: holds the conversation, and counts its ending.
+async fn serve_connection(
+    connection: Rc<Connection>,
+    session: Box<dyn Session>,
+    shared: Rc<RefCell<Shared>>,
+) {
     let ended = converse(&connection, session, &shared).await;
-    // After we had broken it off, no error is the peer's.
-    let broken_off = |error| connection.given_up.get().unwrap_or(Ending::of(&error));
-    let ending = ended.unwrap_or_else(broken_off);
+    // After the server has broken the connection off, an error does not come from the peer.
+    let ending_of = |error| connection.broken_off.get().unwrap_or(Ending::of(&error));
+    let ending = ended.unwrap_or_else(ending_of);
     shared.borrow_mut().leave(&connection, ending);
 }
 
-/// The conversation: take the next step, carry it out, report what came of it.
+/// Holds the conversation: takes the session's next step, carries it out, and reports the result to the session.
 async fn converse(
     connection: &Connection,
     mut session: Box<dyn Session>,
     shared: &RefCell<Shared>,
 ) -> io::Result<Ending> {
     let mut stream = &connection.stream;
-    // Two buffers for each peer, also while it is silent: a read that waits in the kernel has its buffer there.
+    // Two buffers for each peer, even while it is idle: a read that waits in the kernel has its buffer there.
     let mut input = Vec::with_capacity(READ_BUFFER);
     let mut output = Vec::new();
-    // A third for whoever is being sent a file.
+    // A third buffer for a peer that is being sent a file.
     let mut chunk = Vec::new();
 
     loop {
@@ -291,12 +305,12 @@ async fn converse(
                 let BufResult(read, buffer) = stream.read(input).await;
                 input = buffer;
                 match read? {
-                    0 if connection.told_to_end.get() => {
-                        // Not the peer has ended its input, we have: it may have been in the middle of a request.
+                    0 if connection.input_ended_by_server.get() => {
+                        // The server has ended the input, not the peer: it may have been in the middle of a request.
                         let cut = session.mid_request();
                         return Ok(if cut { Ending::Cut } else { Ending::Served });
                     }
-                    0 if connection.given_up.get().is_some() => {
+                    0 if connection.broken_off.get().is_some() => {
                         return Err(io::ErrorKind::NotConnected.into());
                     }
                     0 => session.end_of_input(),
@@ -304,7 +318,8 @@ async fn converse(
                 }
             }
             Step::Write(bytes) => {
-                // They are lent by the session, and the kernel takes only what it can keep.
+                // The session only lends its bytes, and the kernel takes only a buffer that it can keep: so they are
+                // copied.
                 output.clear();
                 output.extend_from_slice(&bytes[..bytes.len().min(READ_BUFFER)]);
                 let BufResult(written, buffer) = stream.write(output).await;
@@ -322,21 +337,21 @@ async fn converse(
                 connection.working.set(false);
                 session.worked();
             }
-            Step::Close(farewell) => {
-                if farewell == CloseReason::Refused {
-                    // From now on it has a time-out of its own.
+            Step::Close(reason) => {
+                if reason == CloseReason::Refused {
+                    // From now on the connection has a time-out of its own.
                     connection.progress.set(Instant::now() + LINGER);
                     let _ = timeout(LINGER, linger(stream, input)).await;
                 }
-                return Ok(farewell.into());
+                return Ok(reason.into());
             }
         }
         connection.progress.set(Instant::now());
     }
 }
 
-/// Reads the beginning of a range, and sends it; gives how many bytes. The kernel waits for the disk as it does for a
-/// socket, so that no thread has to.
+/// Reads the beginning of a range of a file, sends it, and returns the number of bytes. The kernel waits for the disk
+/// as it does for a socket, so no thread has to wait.
 async fn send_file(
     connection: &Connection,
     slice: &FileSlice,
@@ -345,7 +360,8 @@ async fn send_file(
     let mut buffer = mem::take(chunk);
     buffer.resize(FILE_BUFFER, 0);
     let most = usize::try_from(slice.len()).map_or(FILE_BUFFER, |len| len.min(FILE_BUFFER));
-    // The file moves into the operation too, and is shared: whoever else is sent it reads from the same descriptor.
+    // The file moves into the operation too, and is shared: other connections that are sent it read from the same
+    // descriptor.
     let file = Arc::clone(slice.file());
     connection.working.set(true);
     let read = submit(ReadAt::new(file, slice.offset(), buffer.slice(..most)));
@@ -367,7 +383,11 @@ async fn send_file(
     Ok(sent)
 }
 
-/// Does what is to be done before a reply.
+/// Carries out the work before a reply.
+///
+/// # Errors
+///
+/// The connection was broken off, or the work panicked on another thread.
 async fn carry_out(
     work: Work,
     connection: &Connection,
@@ -375,26 +395,27 @@ async fn carry_out(
 ) -> io::Result<()> {
     let offload = shared.borrow().offload;
     match work {
-        Work::Wait(time) => match timeout(time, connection.broken_off()).await {
+        Work::Wait(time) => match timeout(time, connection.wait_for_break()).await {
             Ok(()) => Err(io::ErrorKind::NotConnected.into()),
             Err(_) => Ok(()),
         },
-        // (While 256 are at it, the runtime has no thread for one more, and keeps its own until there is.)
+        // While 256 threads are busy, the runtime has no thread for more work, and blocks its own thread until there is
+        // one.
         _ if offload => {
             let done = spawn_blocking(move || work::carry_out(work)).await;
-            done.map_err(|_| io::Error::other("the work has panicked"))
+            done.map_err(|_| io::Error::other("the work panicked"))
         }
         _ => {
-            // Here and now, and everybody else waits.
+            // The work runs on this thread, and all other connections wait.
             work::carry_out(work);
-            shared.borrow_mut().kept_until = Some(Instant::now());
+            shared.borrow_mut().occupied_until = Some(Instant::now());
             Ok(())
         }
     }
 }
 
-/// Gives a refused peer time to read why: see [`CloseReason::Refused`]. (When the time is over, the read is cancelled: what
-/// it had taken would be thrown away too.)
+/// Gives a refused peer time to read the error reply: see [`CloseReason::Refused`]. When the time is over, the read is
+/// cancelled: the bytes that it had taken would be thrown away in any case.
 async fn linger(mut stream: &TcpStream, mut input: Vec<u8>) -> io::Result<()> {
     SockRef::from(stream).shutdown(Shutdown::Write)?;
     loop {
@@ -410,11 +431,11 @@ async fn linger(mut stream: &TcpStream, mut input: Vec<u8>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What was said meanwhile nobody has heard yet; and whoever is at work has nothing to say.
+    /// While the thread is occupied, input that arrives is not read; and a peer whose connection works sends nothing.
     #[test]
-    fn nobody_is_idle_while_the_thread_is_kept_or_at_its_own_work() {
-        if let Err(why) = crate::available() {
-            eprintln!("compio cannot run here: {why}; not checked");
+    fn connection_is_not_idle_while_it_works_or_the_thread_is_occupied() {
+        if let Err(reason) = crate::available() {
+            eprintln!("compio cannot run here: {reason}; not checked");
             return;
         }
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -422,32 +443,32 @@ mod tests {
         runtime().unwrap().block_on(async {
             let mut shared = Shared::default();
             let idle_timeout = Duration::from_secs(1);
-            let guests = [(); 2].map(|()| {
+            let connections = [(); 2].map(|()| {
                 let _peer = std::net::TcpStream::connect(address).unwrap();
                 let (stream, _) = listener.accept().unwrap();
                 shared.admit(TcpStream::from_std(stream).unwrap(), idle_timeout)
             });
-            let given_up = || {
-                guests
+            let endings = || {
+                connections
                     .each_ref()
-                    .map(|connection| connection.given_up.get())
+                    .map(|connection| connection.broken_off.get())
             };
-            guests[1].working.set(true);
-            let kept_until = Instant::now() + 5 * idle_timeout;
-            shared.kept_until = Some(kept_until);
-            let next = shared.expire(kept_until, idle_timeout);
-            assert_eq!(next, kept_until + idle_timeout);
-            assert_eq!(given_up(), [None, None]);
+            connections[1].working.set(true);
+            let occupied_until = Instant::now() + 5 * idle_timeout;
+            shared.occupied_until = Some(occupied_until);
+            let next = shared.expire(occupied_until, idle_timeout);
+            assert_eq!(next, occupied_until + idle_timeout);
+            assert_eq!(endings(), [None, None]);
             shared.expire(next, idle_timeout);
-            assert_eq!(given_up(), [Some(Ending::TimedOut), None]);
+            assert_eq!(endings(), [Some(Ending::TimedOut), None]);
         });
     }
 
-    /// An accept may complete just before the watcher ends the listener, and be heard of just after.
+    /// An accept may complete just before the watcher shuts the listener down, and be noticed just after.
     #[test]
-    fn who_is_admitted_after_the_stop_is_told_too() {
-        if let Err(why) = crate::available() {
-            eprintln!("compio cannot run here: {why}; not checked");
+    fn connection_admitted_after_the_stop_sees_the_end_of_input() {
+        if let Err(reason) = crate::available() {
+            eprintln!("compio cannot run here: {reason}; not checked");
             return;
         }
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -458,7 +479,7 @@ mod tests {
             shared.stop();
             let stream = TcpStream::from_std(stream).unwrap();
             let connection = shared.admit(stream, Duration::from_secs(60));
-            assert!(connection.told_to_end.get());
+            assert!(connection.input_ended_by_server.get());
             let BufResult(read, _) = (&connection.stream).read(Vec::with_capacity(1)).await;
             assert_eq!(read.unwrap(), 0);
         });

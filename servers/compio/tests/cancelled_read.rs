@@ -1,5 +1,5 @@
-//! Why `serve.rs` abandons no read. Not a guarantee of ours, but a property of completions that all of it is built around:
-//! should this test fail one day, much of that can go.
+//! The reason why `serve.rs` abandons no read. This is not a guarantee of the server, but a property of completions on
+//! which its design rests: if this test fails one day, much of that design can be removed.
 
 #![cfg(target_os = "linux")]
 
@@ -14,12 +14,12 @@ use compio::runtime::Runtime;
 use compio::time::sleep;
 use rustix::net::RecvFlags;
 
-/// A read that waits, input that comes, and then somebody drops the read, as a time-out around it would. The bytes are
-/// neither in the socket any more nor anywhere else.
+/// A read waits, input arrives, and then the read is dropped, as a time-out around the read would drop it. The bytes
+/// are no longer in the socket, and no buffer has them.
 #[test]
-fn what_it_had_taken_is_lost() {
-    if let Err(why) = (server_compio::MODELS[0].available)() {
-        eprintln!("compio cannot run here: {why}; not checked");
+fn input_of_a_dropped_read_is_lost() {
+    if let Err(reason) = (server_compio::MODELS[0].available)() {
+        eprintln!("compio cannot run here: {reason}; not checked");
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").expect("not listening");
@@ -27,7 +27,7 @@ fn what_it_had_taken_is_lost() {
     let mut peer = TcpStream::connect(address).expect("not connected");
     let (stream, _) = listener.accept().expect("not accepted");
     let socket = stream.try_clone().expect("no descriptor");
-    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
 
     Runtime::new().expect("no runtime").block_on(async {
         let mut stream = compio::net::TcpStream::from_std(stream).expect("not taken over");
@@ -35,11 +35,12 @@ fn what_it_had_taken_is_lost() {
             let mut read = pin!(stream.read(Vec::with_capacity(100)));
             let mut context = Context::from_waker(Waker::noop());
             assert!(read.as_mut().poll(&mut context).is_pending());
-            // What is submitted goes to the kernel when nobody has anything to do.
+            // The runtime submits operations to the kernel when no task is ready.
             sleep(Duration::from_millis(1)).await;
             peer.write_all(b"lost").expect("not sent");
-            // On the loopback device the bytes have arrived by now; so if they are not in the socket, the read has them.
-            while rustix::net::recv(&socket, &mut [0; 4], look).is_ok() {
+            // On the loopback device the bytes have arrived by now. If they are not in the socket, the read has taken
+            // them.
+            while rustix::net::recv(&socket, &mut [0; 4], peek).is_ok() {
                 sleep(Duration::from_millis(1)).await;
             }
         }

@@ -15,6 +15,9 @@ use crate::Tally;
 /// nothing, and short enough that users do not notice the delay when resources come back.
 pub const PAUSE: Duration = Duration::from_millis(100);
 
+/// Beginning of the log message about an error of accept(2). The test suite waits for a line with this text.
+pub(crate) const FAILED: &str = "accept(2) failed";
+
 /// Counts an error of accept(2) in the tally, and returns what to do next: `Ok(None)`: continue at once, because the
 /// error concerned one connection, which is gone; `Ok(Some(pause))`: continue after the pause.
 ///
@@ -43,9 +46,7 @@ pub fn on_error(error: io::Error, tally: &mut Tally) -> io::Result<Option<Durati
         // pause delays one peer for a moment; to continue at once might burn a CPU for good.
         Some(Errno::PERM | Errno::OPNOTSUPP)
         | Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-            tracing::warn!(
-                "accept(2) failed: {error}; new peers wait in the backlog for {PAUSE:?}"
-            );
+            tracing::warn!("{FAILED}: {error}; new peers wait in the backlog for {PAUSE:?}");
             Ok(Some(PAUSE))
         }
         _ => Err(error),

@@ -1,4 +1,4 @@
-//! The command line of one server.
+//! Command line of a server.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -16,62 +16,64 @@ use crate::{
     raise_descriptor_limit,
 };
 
-/// What every server can be told.
+/// Options of every server.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = parse_address)]
     pub listen: SocketAddr,
 
-    /// What to say (see `samewire list`)
+    /// Protocol to serve (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     pub protocol: &'static Protocol,
 
-    /// Close connections without progress after this time
+    /// Close a connection that has made no progress for this time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_some_time)]
     pub idle_timeout: Duration,
 
-    /// Serve this many at a time; more wait in the backlog
+    /// Connections to serve at a time; further ones wait in the backlog
     #[arg(long, value_name = "N", default_value_t = NonZero::new(Limits::default().max_connections).unwrap_or(NonZero::<usize>::MIN))]
     pub max_connections: NonZero<usize>,
 
-    /// After a stop, let replies under way take this long
+    /// After a stop, time that replies under way have to finish
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
     pub drain: Duration,
 
-    /// Threads or processes that serve, in the models that can choose [default: as many as it may use CPUs; 200 where each is held by one peer]
+    /// Threads or processes that serve, in models with a variable number of them [default: one per CPU that the server may
+    /// use; 200 if each serves one connection until it ends]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<NonZero<usize>>,
 
-    /// Connections that the kernel completes ahead of accept(2); it has a limit of its own, net.core.somaxconn
+    /// Connections that the kernel completes ahead of accept(2); the kernel's own limit is net.core.somaxconn
     #[arg(long, value_name = "N", default_value_t = Limits::default().backlog)]
     pub backlog: u32,
 
-    /// Stack of each thread or coroutine that serves a peer, in the models that have one, such as 128K or 2M
+    /// Stack size of each thread or coroutine that serves a connection, in models that have one, such as 128K or 2M
     #[arg(long, value_name = "SIZE", value_parser = parse_stack)]
     pub stack: Option<usize>,
 
-    /// The longest line that is answered, in bytes
+    /// Longest line that is answered, in bytes; a longer one gets an error reply
     #[arg(long, value_name = "BYTES", default_value_t = SessionOptions::default().max_line)]
     pub max_line: usize,
 
-    /// Of http: serve the files under this directory, and nothing else; hidden ones are not [default: three built-in files, 13b, 13k and 13m]
+    /// For http: serve only the files under this directory, without hidden ones [default: three built-in files, 13b, 13k
+    /// and 13m]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
 
-    /// What bulk sends.
+    /// Size and number of the messages of bulk.
     #[command(flatten)]
     pub bulk: BulkArgs,
 
-    /// What is to be done before replies.
+    /// Work before replies.
     #[command(flatten)]
     pub work: WorkArgs,
 
-    /// Move work that keeps a thread (block, compute) to where the model has threads for it
+    /// Move work that occupies a thread (block, compute) to other threads, in models that have threads for it
     #[arg(long, requires = "work")]
     pub offload: bool,
 
-    /// For checks: sessions panic when they are sent this
+    /// For checks: a session panics when it receives this text
     #[arg(long, value_name = "TEXT", hide = true)]
     pub panic_on: Option<String>,
 
@@ -79,29 +81,29 @@ pub struct ServeArgs {
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
 
-    /// Print the tally at the end as JSON
+    /// Print the final tally as JSON
     #[arg(long)]
     pub json: bool,
 
-    /// Log what happens to standard error; twice: every connection
+    /// Log events to standard error; -vv also logs every connection
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
-/// What `bulk` sends: told to both sides.
+/// Options of `bulk`, the same for server and client.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct BulkArgs {
-    /// Of bulk: bytes per message, such as 3M, 64K or 100
+    /// For bulk: bytes per message, such as 3M, 64K or 100
     #[arg(long, value_name = "SIZE", default_value = "3M", value_parser = parse_bulk_size)]
     pub bulk_size: u64,
 
-    /// Of bulk: messages per start
+    /// For bulk: messages per start request
     #[arg(long, value_name = "N", default_value_t = Bulk::default().count, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bulk_count: u64,
 }
 
 impl BulkArgs {
-    /// The same, for sessions and scripts.
+    /// Returns these options as sessions and scripts take them.
     pub fn bulk(&self) -> Bulk {
         Bulk {
             size: self.bulk_size,
@@ -110,35 +112,36 @@ impl BulkArgs {
     }
 }
 
-/// The work before replies. A client that is told the same tells the other requests' latency apart.
+/// Options for work before replies, the same for server and client: with them the client can report the latency of the
+/// other requests separately.
 #[derive(Debug, Clone, Args)]
 pub struct WorkArgs {
-    /// Before each reply: wait:5ms, wait:0ms..2s (evenly drawn), block:5ms@10% (one request in ten), compute:200us
+    /// Work before each reply: wait:5ms, wait:0ms..2s (uniformly random), block:5ms@10% (one request in ten), compute:200us
     #[arg(long, value_name = "KIND:TIME", value_parser = parse_work)]
     pub work: Option<WorkPlan>,
 
-    /// The same seed draws the same work, for the same requests
+    /// Seed of the work: the same seed gives the same requests the same work
     #[arg(long, value_name = "N", default_value_t = 0, requires = "work")]
     pub work_seed: u64,
 }
 
 impl WorkArgs {
-    /// The same, as a plan.
+    /// Returns the work as a plan; `None` without `--work`.
     pub fn plan(&self) -> Option<WorkPlan> {
         let plan = self.work.clone();
         plan.map(|plan| plan.with_seed(self.work_seed))
     }
 }
 
-/// Whether that work can be done over that protocol.
+/// Checks that the work is possible over the protocol.
 ///
 /// # Errors
 ///
-/// It is for a share of the requests, and they can't be told apart.
+/// The work is for a share of the requests, and the requests of the protocol can't be told apart.
 pub fn check_work(protocol: &Protocol, work: Option<&WorkPlan>) -> Result<(), String> {
     match work {
         Some(work) if work.percent() < 100 && !protocol.requests_differ => Err(format!(
-            "which requests cost work is decided by their bytes, and those of {} are all the same: leave out @{}%",
+            "a share of the requests is selected by their bytes, and all requests of {} have the same bytes; leave out @{}%",
             protocol.name,
             work.percent()
         )),
@@ -146,20 +149,20 @@ pub fn check_work(protocol: &Protocol, work: Option<&WorkPlan>) -> Result<(), St
     }
 }
 
-/// Work before replies, such as `wait:5ms`, `wait:0ms..2s` or `block:5ms@10%`.
+/// Parses work before replies, such as `wait:5ms`, `wait:0ms..2s` or `block:5ms@10%`.
 ///
 /// # Errors
 ///
-/// It is none; the message shows how to write it.
+/// The text is no such work, or the work takes too long; the message shows how to write it.
 pub fn parse_work(text: &str) -> Result<WorkPlan, String> {
     const HELP: &str = "write wait:5ms, wait:0ms..2s, block:5ms@10% or compute:200us";
     let (kind, rest) = text.split_once(':').ok_or(HELP)?;
-    let (kind, most) = match kind {
+    let (work_kind, most) = match kind {
         "wait" => (WorkKind::Wait, Duration::from_secs(60 * 60)),
-        // Nobody can end these before their time, not even a stop.
+        // Nothing can end this work before its time, not even a stop.
         "block" => (WorkKind::Block, Duration::from_secs(60)),
         "compute" => (WorkKind::Compute, Duration::from_secs(60)),
-        other => return Err(format!("there is no work {other}; {HELP}")),
+        other => return Err(format!("there is no kind of work named {other}; {HELP}")),
     };
     let (time, percent) = match rest.split_once('@') {
         None => (rest, 100),
@@ -168,7 +171,7 @@ pub fn parse_work(text: &str) -> Result<WorkPlan, String> {
             let percent = percent.filter(|percent| (1..=100).contains(percent));
             (
                 time,
-                percent.ok_or_else(|| format!("a share is 1% to 100%; {HELP}"))?,
+                percent.ok_or_else(|| format!("the share must be from 1% to 100%; {HELP}"))?,
             )
         }
     };
@@ -181,30 +184,30 @@ pub fn parse_work(text: &str) -> Result<WorkPlan, String> {
         Some((least, most)) => parse(least)?..=parse(most)?,
     };
     if time.is_empty() {
-        return Err("the longest time is shorter than the shortest".to_string());
+        return Err("the end of the range of times is less than its start".to_string());
     }
     if *time.end() > most {
         let most = humantime::format_duration(most);
-        return Err(format!("{most} is the longest of that kind"));
+        return Err(format!("the longest time for {kind} is {most}"));
     }
-    Ok(WorkPlan::new(kind, time, percent, 0))
+    Ok(WorkPlan::new(work_kind, time, percent, 0))
 }
 
-/// The size of `bulk`'s messages.
+/// Parses the size of the messages of `bulk`: from [`Bulk::LEAST`] bytes to 1 GiB.
 fn parse_bulk_size(text: &str) -> Result<u64, String> {
     const MOST: u64 = 1 << 30;
     match parse_bytes(text) {
         Some(size) if size < Bulk::LEAST => Err(format!(
-            "a message has {} bytes at least, its head and its tail",
+            "a message has at least {} bytes, its head and its tail",
             Bulk::LEAST
         )),
         Some(size) if size <= MOST => Ok(size),
-        Some(_) => Err("1024M is the most".to_string()),
+        Some(_) => Err("the largest size is 1024M".to_string()),
         None => Err("write a size as 64K, 3M or a number of bytes".to_string()),
     }
 }
 
-/// A number of bytes, such as `64K`, `3M` or `100`.
+/// Parses a number of bytes, such as `64K`, `3M` or `100`.
 fn parse_bytes(text: &str) -> Option<u64> {
     let (number, unit) = match text.strip_suffix(['K', 'k']) {
         Some(number) => (number, 1 << 10),
@@ -216,23 +219,23 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.parse().ok().and_then(|n: u64| n.checked_mul(unit))
 }
 
-/// A protocol by its name.
+/// Returns the protocol with the given name.
 ///
 /// # Errors
 ///
-/// There is none of that name; the message says which there are.
+/// No protocol has that name; the message lists the names of all protocols.
 pub fn parse_protocol(name: &str) -> Result<&'static Protocol, String> {
     Protocol::find(name).ok_or_else(|| {
         let names: Vec<_> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
-        format!("no such protocol; there are {}", names.join(", "))
+        format!("no such protocol; the protocols are {}", names.join(", "))
     })
 }
 
-/// An address such as `127.0.0.1:7000` or `localhost:7000`.
+/// Parses an address such as `127.0.0.1:7000` or `localhost:7000`.
 ///
 /// # Errors
 ///
-/// It is not one, or nobody knows the name; the message shows how to write it.
+/// The text is no address, or the host name can't be resolved; the message shows how to write it.
 pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let help = "write HOST:PORT, such as 127.0.0.1:7000";
     let mut found = text
@@ -241,43 +244,43 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| help.to_string())
 }
 
-/// A time such as `5s` or `100ms`, of a year at most: moments further away can't be counted on every system.
+/// Parses a time such as `5s` or `100ms`, of at most a year: not every system can represent moments further away.
 ///
 /// # Errors
 ///
-/// It is not one; the message shows how to write it.
+/// The text is no time, or a longer one; the message shows how to write it.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     match humantime::parse_duration(text) {
         Ok(time) if time <= YEAR => Ok(time),
-        Ok(_) => Err("a year is the longest".to_string()),
+        Ok(_) => Err("the longest time is a year".to_string()),
         Err(_) => Err("write a time as 5s, 100ms or 2m".to_string()),
     }
 }
 
-/// A number of threads.
+/// Parses a number of threads.
 ///
 /// # Errors
 ///
-/// Not a number from 1 to 1,024.
+/// The text is not a number from 1 to 1,024.
 pub fn parse_threads(text: &str) -> Result<NonZero<usize>, String> {
     parse_count(text, 1_024)
 }
 
-/// A number of connections.
+/// Parses a number of connections.
 ///
 /// # Errors
 ///
-/// Not a number from 1 to 1,000,000: more than one machine has ports and memory for.
+/// The text is not a number from 1 to 1,000,000. One machine does not have the ports and the memory for more.
 pub fn parse_connections(text: &str) -> Result<NonZero<usize>, String> {
     parse_count(text, 1_000_000)
 }
 
-/// A number from 1 to `most`.
+/// Parses a number from 1 to `most`.
 ///
 /// # Errors
 ///
-/// Anything else.
+/// The text is not such a number.
 pub fn parse_count(text: &str, most: usize) -> Result<NonZero<usize>, String> {
     let count = text
         .parse()
@@ -286,51 +289,51 @@ pub fn parse_count(text: &str, most: usize) -> Result<NonZero<usize>, String> {
     count.ok_or_else(|| format!("write a number from 1 to {most}"))
 }
 
-/// The size of a stack, such as `128K`, `2M` or a number of bytes.
+/// Parses the size of a stack, such as `128K`, `2M` or a number of bytes.
 ///
 /// # Errors
 ///
-/// It is not one, or less than a conversation needs ([`LEAST_STACK`]), or more than 1 GiB.
+/// The text is no size, or the size is less than a conversation needs ([`LEAST_STACK`]), or more than 1 GiB.
 pub fn parse_stack(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 30;
     let size = parse_bytes(text).map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     match size {
         Some(size) if size < LEAST_STACK => Err(format!(
-            "a conversation needs {}K",
+            "the smallest stack is {}K",
             LEAST_STACK.div_ceil(1 << 10)
         )),
         Some(size) if size <= MOST => Ok(size),
-        Some(_) => Err("1024M is the most".to_string()),
+        Some(_) => Err("the largest size is 1024M".to_string()),
         None => Err("write a size as 128K, 2M or a number of bytes".to_string()),
     }
 }
 
-/// A time that is not zero.
+/// Parses a time that is greater than zero.
 ///
 /// # Errors
 ///
-/// As [`parse_time`], and for zero.
+/// As [`parse_time`], and if the time is zero.
 pub fn parse_some_time(text: &str) -> Result<Duration, String> {
     match parse_time(text)? {
-        Duration::ZERO => Err("must be longer than nothing".to_string()),
+        Duration::ZERO => Err("must be greater than zero".to_string()),
         time => Ok(time),
     }
 }
 
-/// Serves with one model, from the first line of output to the tally: the life of a server process.
+/// Runs a server process with one model until it is stopped, and returns its tally.
 ///
 /// Prints `listening on ADDR` to standard output once connections are accepted, and the tally at the end.
 ///
 /// # Errors
 ///
-/// In one line: what failed, why, and what to do.
+/// One line that says what failed, why, and what to do.
 pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
     (model.available)().map_err(|why| format!("{} cannot run here: {why}", model.name))?;
     if args.offload
         && let Offload::Nowhere(why) = model.offload
     {
         return Err(format!(
-            "{} has nowhere to move work to: {why}; leave out --offload",
+            "{} has no threads to move work to: {why}; leave out --offload",
             model.name
         ));
     }
@@ -338,16 +341,16 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
     if args.offload
         && let Offload::Needless(why) = model.offload
     {
-        tracing::info!("--offload changes nothing in {}: {why}", model.name);
+        tracing::info!("--offload has no effect in {}: {why}", model.name);
     }
     if let Some(cpus) = &args.cpus {
-        // Before any thread starts, and before the workers are counted: both inherit it.
+        // Before any thread starts, because threads inherit the CPUs, and before the number of workers is taken from them.
         pin(cpus).map_err(|error| error.to_string())?;
     }
     let descriptors = raise_descriptor_limit();
     if !descriptors.allow(args.max_connections.get()) {
         tracing::info!(
-            "--max-connections {} is more than the descriptor limit of {} allows; peers beyond that wait in the backlog",
+            "--max-connections {} is more than the descriptor limit of {} allows; further peers wait in the backlog",
             args.max_connections,
             descriptors.now.unwrap_or(u64::MAX)
         );
@@ -362,13 +365,14 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
         offload: args.offload,
     };
     let options = session_options(args)?;
-    // In this order: whoever reads "listening" may send a signal at once, and must find it handled.
-    let stop = Stop::on_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
+    // The order matters: a program that reads "listening" may send a signal at once, which must then be handled.
+    let stop = Stop::on_signals()
+        .map_err(|error| format!("cannot install the signal handlers: {error}"))?;
     let listener =
         listen(args.listen, args.backlog, model.needs).map_err(|error| error.to_string())?;
     let address = listener
         .local_addr()
-        .map_err(|error| format!("cannot tell where it listens: {error}"))?;
+        .map_err(|error| format!("cannot read the address of the listener: {error}"))?;
     print_line(&format!("listening on {address}"));
     let mut service = Service::of(args.protocol, options);
     if let Some(text) = &args.panic_on {
@@ -384,7 +388,11 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
     Ok(tally)
 }
 
-/// What sessions are told.
+/// Returns the options of sessions.
+///
+/// # Errors
+///
+/// The options contradict each other, or the files can't be read or created.
 fn session_options(args: &ServeArgs) -> Result<SessionOptions, String> {
     check_work(args.protocol, args.work.work.as_ref())?;
     let mut options = SessionOptions {
@@ -393,52 +401,54 @@ fn session_options(args: &ServeArgs) -> Result<SessionOptions, String> {
         bulk: args.bulk.bulk(),
         ..SessionOptions::default()
     };
-    // The files are there before anybody forks, and only for whom they concern.
+    // The files are opened before a model forks, and only for the protocol that serves them.
     if args.protocol.name == "http" {
         options.file_store = match &args.root {
             Some(root) => file_store::directory(root)
                 .map_err(|error| format!("cannot serve {}: {error}", root.display()))?,
             None => file_store::built_in()
-                .map_err(|error| format!("cannot make the built-in files: {error}"))?,
+                .map_err(|error| format!("cannot create the built-in files: {error}"))?,
         };
     } else if args.root.is_some() {
         return Err(format!(
-            "--root is for --protocol http, and this is {}",
+            "--root applies to --protocol http only, and the protocol is {}",
             args.protocol.name
         ));
     }
     Ok(options)
 }
 
-/// Prints a line for whoever still reads; a reader that has left must not end a server.
+/// Prints a line to standard output. Errors are ignored: if the reader of a pipe has left, the server must not end.
 fn print_line(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Says what is wrong to whoever still listens. `eprintln!` panics if nobody does, and a server whose log can't be
-/// written has better things to do than to die of it.
+/// Prints a line to standard error. Errors are ignored: `eprintln!` panics if the line can't be written, and a server
+/// must not end for that reason.
 pub fn print_error(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Starts the log on standard error: warnings, with 1 also information, from 2 also every connection.
 fn log(verbose: u8) {
     let level = match verbose {
         0 => tracing::Level::WARN,
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    // Fails where a log is set up already (tests run many servers in one process): that one serves as well.
+    // Fails if there is a log already (tests run many servers in one process), which is then used instead.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_target(false)
         .with_writer(io::stderr)
-        // Its complaint about a log that can't be written would go where the log can't, and panic.
+        // The error message about a log that can't be written would also go to standard error, and panic.
         .log_internal_errors(false)
         .try_init();
 }
 
-/// The error of a command line in one line: what is wrong and where help is. (clap's own rendering has four.)
+/// Returns an error of the command line as one line: what is wrong, and where to find help. The text of clap has four
+/// lines.
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let mut parts = text
@@ -446,7 +456,7 @@ pub fn one_line(error: &clap::Error) -> String {
         .map(str::trim)
         .filter(|part| !part.is_empty() && !part.starts_with("Usage:"))
         .filter(|part| !part.starts_with("For more information"))
-        // Never what is meant here: no value may begin with a dash.
+        // This tip never applies here, because no value begins with a dash.
         .filter(|part| !part.starts_with("tip: to pass"));
     let first = parts.next().unwrap_or("error: wrong usage");
     let mut line: String = first.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -458,18 +468,18 @@ pub fn one_line(error: &clap::Error) -> String {
     line
 }
 
-/// One server as a program of its own.
+/// Command line of a server crate's own program.
 #[derive(Debug, Parser)]
 struct Server {
     #[command(flatten)]
     serve: ServeArgs,
 
-    /// Which variant to run
+    /// Variant of the model to run
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 }
 
-/// The `main` of a server crate: serves with the crate's first model, or the one named by `--model`.
+/// Runs the `main` function of a server crate: serves with the crate's first model, or with the one named by `--model`.
 pub fn main(models: &'static [Model]) -> ExitCode {
     let names: Vec<&str> = models.iter().map(|model| model.name).collect();
     let command = Server::command()
@@ -506,7 +516,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_before_replies() {
+    fn work_is_parsed_or_refused_with_help() {
         let ms = Duration::from_millis;
         for (text, kind, least, most, percent) in [
             ("wait:5ms", WorkKind::Wait, ms(5), ms(5), 100),
@@ -523,12 +533,12 @@ mod tests {
         }
         for (text, what) in [
             ("5ms", "write wait:5ms"),
-            ("sleep:5ms", "no work sleep"),
+            ("sleep:5ms", "no kind of work named sleep"),
             ("wait:5", "write wait:5ms"),
-            ("wait:2s..1s", "shorter than the shortest"),
+            ("wait:2s..1s", "less than its start"),
             ("wait:1s..", "write wait:5ms"),
-            ("wait:2h", "1h is the longest"),
-            ("block:61s", "1m is the longest"),
+            ("wait:2h", "longest time for wait is 1h"),
+            ("block:61s", "longest time for block is 1m"),
             ("block:5ms@0%", "1% to 100%"),
             ("block:5ms@10", "1% to 100%"),
             ("block:5ms@101%", "1% to 100%"),
@@ -539,13 +549,13 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_bulk_messages() {
+    fn bulk_size_is_parsed_and_limited() {
         for (text, size) in [("8", 8), ("64K", 64 << 10), ("3M", 3 << 20)] {
             assert_eq!(parse_bulk_size(text), Ok(size));
         }
         for (text, what) in [
-            ("7", "8 bytes at least"),
-            ("1025M", "the most"),
+            ("7", "at least 8 bytes"),
+            ("1025M", "largest size is 1024M"),
             ("3G", "write a size"),
         ] {
             assert!(parse_bulk_size(text).unwrap_err().contains(what), "{text}");
@@ -553,14 +563,14 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_a_stack() {
+    fn stack_size_is_parsed_and_limited() {
         for (text, size) in [("64K", 64 << 10), ("2m", 2 << 20), ("100000", 100_000)] {
             assert_eq!(parse_stack(text), Ok(size));
         }
         for (text, what) in [
-            ("63K", "a conversation needs 64K"),
-            ("16", "a conversation needs 64K"),
-            ("1025M", "the most"),
+            ("63K", "smallest stack is 64K"),
+            ("16", "smallest stack is 64K"),
+            ("1025M", "largest size is 1024M"),
             ("K", "write a size as"),
             ("2 M", "write a size as"),
             ("-1", "write a size as"),

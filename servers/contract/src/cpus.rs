@@ -1,10 +1,10 @@
-//! Which CPUs a process may use.
+//! The CPUs that a process may use.
 
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-/// A list of CPUs by number, written as `0`, `0,2` or `0-3`.
+/// A list of CPU numbers, written as `0`, `0,2` or `0-3`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
 
@@ -20,7 +20,7 @@ impl FromStr for CpuList {
             if number < MOST {
                 Ok(number)
             } else {
-                Err(format!("CPU numbers end at {}", MOST - 1))
+                Err(format!("the largest CPU number is {}", MOST - 1))
             }
         };
         let mut cpus = Vec::new();
@@ -30,7 +30,9 @@ impl FromStr for CpuList {
                 Some((first, last)) => {
                     let (first, last) = (number(first)?, number(last)?);
                     if first > last {
-                        return Err(format!("{first}-{last} runs backwards"));
+                        return Err(format!(
+                            "in {first}-{last} the first CPU is greater than the last"
+                        ));
                     }
                     cpus.extend(first..=last);
                 }
@@ -51,14 +53,15 @@ impl fmt::Display for CpuList {
     }
 }
 
-/// More than any machine has that the kernel's static masks can name.
+/// CPU numbers are below this: the number of CPUs in a mask of fixed size, CPU_SETSIZE in CPU_SET(3).
 const MOST: usize = 1024;
 
-/// Binds the calling thread to these CPUs; threads and processes that it starts later inherit that.
+/// Binds the calling thread to the given CPUs, see sched_setaffinity(2). Threads and processes that it starts later
+/// inherit them.
 ///
 /// # Errors
 ///
-/// One of the CPUs does not exist here, or is not for this process.
+/// One of the CPUs does not exist on this machine, or this process may not use it.
 #[cfg(target_os = "linux")]
 pub fn pin(cpus: &CpuList) -> io::Result<()> {
     use rustix::io::Errno;
@@ -68,8 +71,8 @@ pub fn pin(cpus: &CpuList) -> io::Result<()> {
     for &cpu in &cpus.0 {
         set.set(cpu);
     }
-    // The kernel silently leaves out CPUs that it does not have or that this process may not use, as long as one is
-    // left: another measurement than the one that was asked for.
+    // The kernel silently leaves out CPUs that do not exist or that this process may not use, unless none is left. The
+    // measurement would then not be the requested one.
     let bound = sched_setaffinity(None, &set).and_then(|()| sched_getaffinity(None));
     let why = match bound {
         Ok(bound) if bound == set => return Ok(()),
@@ -81,15 +84,15 @@ pub fn pin(cpus: &CpuList) -> io::Result<()> {
     )))
 }
 
-/// Binds the calling thread to these CPUs; threads and processes that it starts later inherit that.
+/// Binds the calling thread to the given CPUs. Threads and processes that it starts later inherit them.
 ///
 /// # Errors
 ///
-/// Always: only Linux is taught this so far.
+/// Always: this is implemented for Linux only.
 #[cfg(not(target_os = "linux"))]
 pub fn pin(cpus: &CpuList) -> io::Result<()> {
     Err(io::Error::other(format!(
-        "cannot run on CPUs {cpus}: only known on Linux"
+        "cannot run on CPUs {cpus}: this is implemented for Linux only"
     )))
 }
 
@@ -98,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_read_and_written() {
-        let read = |text: &str| text.parse::<CpuList>().map(|list| list.to_string());
-        assert_eq!(read("0").unwrap(), "0");
-        assert_eq!(read("3,0-2").unwrap(), "3,0,1,2");
-        assert!(read("").is_err());
-        assert!(read("2-1").is_err());
-        assert!(read("a").is_err());
-        assert!(read("0-99999999999").is_err());
+    fn cpu_list_is_parsed_and_displayed() {
+        let parsed = |text: &str| text.parse::<CpuList>().map(|list| list.to_string());
+        assert_eq!(parsed("0").unwrap(), "0");
+        assert_eq!(parsed("3,0-2").unwrap(), "3,0,1,2");
+        assert!(parsed("").is_err());
+        assert!(parsed("2-1").is_err());
+        assert!(parsed("a").is_err());
+        assert!(parsed("0-99999999999").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What every server guarantees, and the code that the servers share.
+//! The guarantees of every server, and the code that the servers share.
 //!
 //! A server crate shows one concurrency model: which thread, task or process waits, and which one replies. Code that
 //! would be the same in two servers is in this crate, so that two siblings differ only where their models differ:

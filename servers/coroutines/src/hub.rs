@@ -1,4 +1,4 @@
-//! The hub: it waits for everybody, and switches to whoever can go on. It runs on the thread's own stack.
+//! The hub: it waits for all sockets, and switches to the coroutines that can go on. It runs on the thread's own stack.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::io;
@@ -17,57 +17,59 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use slab::Slab;
 
-/// What a coroutine asks for when it lets others run.
-enum Wish {
-    /// To go on when something has happened at its descriptor, when it is called, or at that time.
-    Wait(Option<Instant>),
-    /// To go on when everybody else has had their turn.
-    Turn,
+/// Condition under which a coroutine that lets others run is resumed.
+enum ResumeWhen {
+    /// Its descriptor has an event, another coroutine wakes it, or this time has come.
+    Woken(Option<Instant>),
+    /// All other coroutines that were ready have run.
+    NextTurn,
 }
 
-/// It is given what has happened at its descriptor since it ran last: nothing, if it goes on for another reason.
-type Coroutine = corosensei::Coroutine<EventFlags, Wish, io::Result<()>>;
+/// A coroutine. When it is resumed it gets the events of its descriptor since it ran last: none, if it was woken for
+/// another reason.
+type Coroutine = corosensei::Coroutine<EventFlags, ResumeWhen, io::Result<()>>;
 
-/// How large a stack is, if nobody says. A page that is never touched costs address space only; but below the stack is
-/// a page that must not be touched, and a coroutine that gets there ends the whole process (SIGSEGV).
+/// Size of a stack in bytes, without `--stack`. A page that is never touched costs address space only. But below the
+/// stack is a page that must not be touched, and a coroutine that touches it ends the whole process (SIGSEGV).
 const STACK: usize = 128 * 1024;
 
-/// How many stacks of coroutines that have ended are kept for others. To map one and touch its first pages costs more
-/// than to accept a peer. To keep all would keep the memory of the busiest minute for good.
+/// Most stacks of ended coroutines that are kept for new ones. To map a stack and touch its first pages costs more than
+/// to accept a peer. To keep all stacks would keep the memory of the busiest minute for good.
 const SPARE_STACKS: usize = 256;
 
-/// The first to be spawned is the one that accepts.
+/// Key of the coroutine that accepts peers: it is spawned first.
 const ACCEPTOR: usize = 0;
 
-/// The stop's descriptor among the events.
+/// Key of the stop's descriptor among the events.
 const STOP: u64 = u64::MAX;
 
-/// All that the coroutines and the hub share. One thread runs them all, one at a time, and gives way only where a
-/// coroutine waits: so cells will do, where threads need locks.
+/// State that the coroutines and the hub share. One thread runs all of them, one at a time, and switches only where a
+/// coroutine waits: so cells are enough, where threads need locks.
 pub(crate) struct Hub {
     epoll: OwnedFd,
     coroutines: RefCell<Slab<Slot>>,
-    /// Who can go on, in the order in which they could.
+    /// Keys of the coroutines that can go on, in the order in which they became ready.
     ready: RefCell<Vec<usize>>,
     deadlines: RefCell<Deadlines>,
-    /// Those of coroutines that have ended.
+    /// Stacks of coroutines that have ended.
     stacks: RefCell<Vec<DefaultStack>>,
     stack_size: usize,
     max_connections: usize,
-    /// When it woke up last.
+    /// Time at which the hub woke up last.
     now: Cell<Instant>,
-    /// Told to stop, it ends then at the latest.
+    /// Time at which the hub ends at the latest; `None` before the stop.
     drained_by: Cell<Option<Instant>>,
     tally: RefCell<Tally>,
 }
 
 struct Slot {
-    /// Away while it runs.
+    /// `None` while the coroutine runs.
     coroutine: Option<Coroutine>,
-    /// What happened at its descriptor since it ran last.
+    /// Events of the coroutine's descriptor since it ran last.
     edge: EventFlags,
-    /// It is among the ready.
+    /// True if the coroutine's key is in [`Hub::ready`].
     ready: bool,
+    /// Time until which the coroutine waits; `None`: without a limit.
     until: Option<Instant>,
 }
 
@@ -87,7 +89,7 @@ impl Hub {
         }))
     }
 
-    /// When the hub woke up last.
+    /// Returns the time at which the hub woke up last.
     pub(crate) fn now(&self) -> Instant {
         self.now.get()
     }
@@ -105,19 +107,19 @@ impl Hub {
         self.tally.borrow_mut()
     }
 
-    /// Counts a peer's end.
+    /// Counts the end of a connection.
     pub(crate) fn leave(&self, ending: Ending) {
         if self.is_full() {
-            self.call(ACCEPTOR, EventFlags::empty());
+            self.wake(ACCEPTOR, EventFlags::empty());
         }
         self.tally.borrow_mut().count(ending);
     }
 
-    /// Makes a coroutine, which will have its first turn soon.
+    /// Creates a coroutine, which will run in the next turn.
     ///
     /// # Errors
     ///
-    /// There is no stack for it.
+    /// No stack can be allocated.
     pub(crate) fn spawn(
         self: &Rc<Self>,
         body: impl FnOnce(&Green<'_>) -> io::Result<()> + 'static,
@@ -145,21 +147,21 @@ impl Hub {
             until: None,
         });
         drop(coroutines);
-        self.call(key, EventFlags::empty());
+        self.wake(key, EventFlags::empty());
         Ok(())
     }
 
-    /// Lets a coroutine go on, when its turn comes.
-    fn call(&self, key: usize, edge: EventFlags) {
-        if let Some(place) = self.coroutines.borrow_mut().get_mut(key) {
-            place.edge |= edge;
-            if !mem::replace(&mut place.ready, true) {
+    /// Wakes a coroutine: it runs when its turn comes.
+    fn wake(&self, key: usize, edge: EventFlags) {
+        if let Some(slot) = self.coroutines.borrow_mut().get_mut(key) {
+            slot.edge |= edge;
+            if !mem::replace(&mut slot.ready, true) {
                 self.ready.borrow_mut().push(key);
             }
         }
     }
 
-    /// Begins the stop: everybody goes on, and finds out.
+    /// Begins the stop: wakes all coroutines, and each of them then checks for the stop.
     fn stop(&self, drain: Duration) {
         if self.is_stopping() {
             return;
@@ -169,38 +171,40 @@ impl Hub {
         let keys: Vec<_> = coroutines.iter().map(|(key, _)| key).collect();
         drop(coroutines);
         for key in keys {
-            self.call(key, EventFlags::empty());
+            self.wake(key, EventFlags::empty());
         }
     }
 
-    /// Lets the coroutines run until the stop, and until all peers have left or the drain is over.
+    /// Runs the coroutines until the stop, and then until all peers have left or the drain is over.
     ///
     /// # Errors
     ///
-    /// What the acceptor ended with, or epoll_wait(2) failed.
+    /// The accepting coroutine ended with an error, or epoll_wait(2) failed.
     pub(crate) fn run(&self, stop: &Stop, drain: Duration) -> io::Result<Tally> {
         let ended = self.switch(stop, drain);
-        // Who is left is dropped in the middle of a wait. That unwinds its stack, as a panic would: what lies there is
-        // dropped, and the socket closed.
+        // A coroutine that is left is dropped in the middle of a wait. That unwinds its stack, as a panic would: the
+        // values on it are dropped, and its socket is closed.
         drop(self.coroutines.take());
         let mut tally = self.tally.take();
         tally.cut_the_rest();
         ended.map(|()| tally)
     }
 
+    /// Waits for events and switches to the coroutines that are ready, until the server ends.
     fn switch(&self, stop: &Stop, drain: Duration) -> io::Result<()> {
-        // An edge, because nobody reads it: its level would be reported for as long as the drain takes.
+        // Edge-triggered, because no code reads from the stop: its level would be reported again and again in the
+        // drain.
         let edge = EventFlags::IN | EventFlags::ET;
         epoll::add(&self.epoll, stop, EventData::new_u64(STOP), edge)?;
         let mut events = Vec::with_capacity(1024);
-        let mut turns = Vec::new();
-        // Those who are here are served to the end all the same.
+        let mut batch = Vec::new();
+        // Error of the accepting coroutine. The connections are drained all the same.
         let mut broken: Option<io::Error> = None;
         loop {
             let limit = if self.ready.borrow().is_empty() {
                 let due = [self.deadlines.borrow().next(), self.drained_by.get()];
                 let due = due.into_iter().flatten().min();
-                // (Not by `now`: the coroutines that have run since may have taken a while.)
+                // `now` is too old for this: the coroutines that have run since may have taken a while.
                 due.map(|at| at.saturating_duration_since(Instant::now()))
             } else {
                 Some(Duration::ZERO)
@@ -214,15 +218,15 @@ impl Hub {
             for event in &events {
                 match event.data.u64() {
                     STOP => self.stop(drain),
-                    key => self.call(key as usize, event.flags),
+                    key => self.wake(key as usize, event.flags),
                 }
             }
             self.expire();
 
-            turns.clear();
-            mem::swap(&mut turns, &mut *self.ready.borrow_mut());
-            for &key in &turns {
-                // (Each may keep the thread for a while.)
+            batch.clear();
+            mem::swap(&mut batch, &mut *self.ready.borrow_mut());
+            for &key in &batch {
+                // Each coroutine may occupy the thread for a while, so the deadline is checked before each.
                 let late = |end: Instant| end <= Instant::now();
                 if self.drained_by.get().is_some_and(late) {
                     break;
@@ -232,59 +236,63 @@ impl Hub {
                     self.stop(drain);
                 }
             }
-            let nobody = self.tally.borrow().adds_up();
+            let all_left = self.tally.borrow().adds_up();
             if let Some(end) = self.drained_by.get()
-                && (nobody || end <= self.now())
+                && (all_left || end <= self.now())
             {
                 return broken.map_or(Ok(()), Err);
             }
         }
     }
 
-    /// Lets those go on whose time is over.
+    /// Wakes the coroutines whose wait has come to its time limit.
     fn expire(&self) {
         loop {
             let due = self.deadlines.borrow_mut().pop_due(self.now());
             let Some(key) = due else { return };
             let coroutines = self.coroutines.borrow();
-            let until = coroutines.get(key).and_then(|place| place.until);
+            let until = coroutines.get(key).and_then(|slot| slot.until);
             drop(coroutines);
             match until {
                 Some(at) if at > self.now() => self.deadlines.borrow_mut().arm(key, at),
-                Some(_) => self.call(key, EventFlags::empty()),
+                Some(_) => self.wake(key, EventFlags::empty()),
                 None => {}
             }
         }
     }
 
-    /// Switches to a coroutine, until it waits or ends.
+    /// Switches to a coroutine, and returns when it waits or has ended.
+    ///
+    /// # Errors
+    ///
+    /// The coroutine has ended with an error.
     fn resume(&self, key: usize) -> io::Result<()> {
         let mut coroutines = self.coroutines.borrow_mut();
-        let Some(place) = coroutines.get_mut(key) else {
+        let Some(slot) = coroutines.get_mut(key) else {
             return Ok(());
         };
-        let Some(mut coroutine) = place.coroutine.take() else {
+        let Some(mut coroutine) = slot.coroutine.take() else {
             return Ok(());
         };
-        place.ready = false;
-        let edge = mem::replace(&mut place.edge, EventFlags::empty());
-        // It may spawn others.
+        slot.ready = false;
+        let edge = mem::replace(&mut slot.edge, EventFlags::empty());
+        // The coroutine may spawn others, and then borrows the slab.
         drop(coroutines);
 
         match coroutine.resume(edge) {
-            CoroutineResult::Yield(wish) => {
+            CoroutineResult::Yield(when) => {
                 let mut coroutines = self.coroutines.borrow_mut();
-                let place = &mut coroutines[key];
-                place.coroutine = Some(coroutine);
-                match wish {
-                    Wish::Wait(until) => {
-                        place.until = until;
+                let slot = &mut coroutines[key];
+                slot.coroutine = Some(coroutine);
+                match when {
+                    ResumeWhen::Woken(until) => {
+                        slot.until = until;
                         if let Some(at) = until {
                             self.deadlines.borrow_mut().arm(key, at);
                         }
                     }
-                    Wish::Turn => {
-                        place.ready = true;
+                    ResumeWhen::NextTurn => {
+                        slot.ready = true;
                         self.ready.borrow_mut().push(key);
                     }
                 }
@@ -302,12 +310,12 @@ impl Hub {
     }
 }
 
-/// What a coroutine sees of the hub.
+/// A coroutine's view of the hub.
 pub(crate) struct Green<'c> {
     hub: Rc<Hub>,
     key: usize,
-    yielder: &'c Yielder<EventFlags, Wish>,
-    /// Since it let others run.
+    yielder: &'c Yielder<EventFlags, ResumeWhen>,
+    /// Number of steps since the coroutine let others run.
     steps: Cell<usize>,
 }
 
@@ -316,7 +324,11 @@ impl Green<'_> {
         &self.hub
     }
 
-    /// Tells the hub what to listen to, once: all that happens there, from now on and as edges.
+    /// Registers the coroutine's descriptor with the hub, once, for all events from now on, edge-triggered.
+    ///
+    /// # Errors
+    ///
+    /// epoll_ctl(2) failed.
     pub(crate) fn register(&self, descriptor: impl AsFd) -> io::Result<()> {
         let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::PRI;
         let key = EventData::new_u64(self.key as u64);
@@ -324,23 +336,24 @@ impl Green<'_> {
         Ok(())
     }
 
-    /// Lets others run until something has happened at the descriptor, somebody calls, or that time has come. Gives
-    /// what has happened.
+    /// Lets other coroutines run until the descriptor has an event, the coroutine is woken, or the time `until` has
+    /// come. Returns the events.
     pub(crate) fn wait(&self, until: Option<Instant>) -> EventFlags {
         self.steps.set(0);
-        self.yielder.suspend(Wish::Wait(until))
+        self.yielder.suspend(ResumeWhen::Woken(until))
     }
 
-    /// Lets others run before the next step.
+    /// Makes the next step let other coroutines run first.
     pub(crate) fn give_way(&self) {
         self.steps.set(TURN);
     }
 
-    /// Counts a step that does not wait, and now and then lets others run first. Gives what has happened meanwhile.
+    /// Counts a step that does not wait, and after every [`TURN`] steps lets other coroutines run first. Returns the
+    /// events that came meanwhile.
     pub(crate) fn step(&self) -> EventFlags {
         if self.steps.get() == TURN {
             self.steps.set(0);
-            return self.yielder.suspend(Wish::Turn);
+            return self.yielder.suspend(ResumeWhen::NextTurn);
         }
         self.steps.set(self.steps.get() + 1);
         EventFlags::empty()

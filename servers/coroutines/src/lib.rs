@@ -8,13 +8,13 @@
 //!    └─► wait ──► switch to each whose socket is ready ──► wait ──► …
 //! ```
 //!
-//! The conversation is the one of `threads`, not a copy of it but the same function: `contract::blocking::converse`.
-//! A function that runs on a stack of its own can be left in the middle of any call, and gone back to; so what waits
-//! needs no other colour than what does not, and no caller of it has to know. (An `async` function is left in the middle
-//! too, but only by its own `await`: every function between it and the runtime must be `async` as well.)
+//! The conversation is the same function as in `threads`, not a copy: `contract::blocking::converse`. A function that
+//! runs on a stack of its own can be suspended in the middle of any call, and resumed later. So a function that waits
+//! needs no other colour than one that does not, and its callers need not know. An `async` function is suspended in the
+//! middle too, but only by its own `await`: every function between it and the runtime must be `async` as well.
 //!
-//! `serve` is what runs on the coroutines, and looks like threads; `hub` is what switches between them, and looks like
-//! `mio`.
+//! `serve` has the code that runs on the coroutines, which looks like that of threads; `hub` has the code that switches
+//! between them, which looks like `mio`.
 
 use contract::{Capacity, Model, Needs, Offload};
 
@@ -23,7 +23,7 @@ mod hub;
 #[cfg(target_os = "linux")]
 mod serve;
 
-/// The hub waits by epoll(7).
+/// Stands in for the server on other systems, which have no epoll(7).
 #[cfg(not(target_os = "linux"))]
 mod serve {
     use contract::{Limits, Service, Stop, Tally};
@@ -38,17 +38,17 @@ mod serve {
     }
 }
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "coroutines",
-    summary: "green threads with stacks of their own, switched by one event loop",
+    summary: "green threads with stacks of their own, run by one event loop",
     lineage: "Modula-2, Windows fibers, greenlet and gevent; goroutines",
     source: "servers/coroutines/src/serve.rs",
     serve: serve::serve,
     available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
-    offload: Offload::Nowhere("all coroutines are on one thread"),
+    offload: Offload::Nowhere("all coroutines run on one thread"),
     deviations: &[],
 }];
 
@@ -56,6 +56,6 @@ fn available() -> Result<(), String> {
     if cfg!(target_os = "linux") {
         Ok(())
     } else {
-        Err("its hub waits by epoll, which only Linux has".to_string())
+        Err("this model needs epoll, which only Linux has".to_string())
     }
 }

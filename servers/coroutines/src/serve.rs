@@ -1,4 +1,4 @@
-//! What runs on the coroutines. It is written as if each had a thread: it loops, reads, writes and waits.
+//! The code that runs on the coroutines. It is written as if each had a thread: it loops, reads, writes and waits.
 
 use std::cell::Cell;
 use std::io;
@@ -26,7 +26,7 @@ pub(crate) fn serve(
     hub.run(&stop, drain)
 }
 
-/// Accepts peers until the stop. The listener is closed when this returns: it lies on this stack.
+/// Accepts peers until the stop. The listener lies on this coroutine's stack, and is closed when the function returns.
 fn accept_peers(
     green: &Green<'_>,
     listener: &TcpListener,
@@ -37,7 +37,7 @@ fn accept_peers(
     green.register(listener)?;
     while !hub.is_stopping() {
         if hub.is_full() {
-            // Until somebody leaves.
+            // Waits until a peer leaves.
             green.wait(None);
             continue;
         }
@@ -48,7 +48,8 @@ fn accept_peers(
                 if let Err(error) = admit(hub, stream, service, limits) {
                     hub.leave(Ending::Refused);
                     tracing::warn!(
-                        "no stack for a peer: {error} (each takes two of vm.max_map_count)"
+                        "cannot allocate a stack for a peer: {error}; the peer is refused (each stack takes two maps of \
+                         vm.max_map_count)"
                     );
                     pause(green, accept::PAUSE);
                 }
@@ -65,7 +66,7 @@ fn accept_peers(
     Ok(())
 }
 
-/// Lets some time pass, or the stop come.
+/// Waits for `time`, or until the stop.
 fn pause(green: &Green<'_>, time: Duration) {
     let until = Instant::now() + time;
     while green.hub().now() < until && !green.hub().is_stopping() {
@@ -73,14 +74,14 @@ fn pause(green: &Green<'_>, time: Duration) {
     }
 }
 
-/// Gives a peer a coroutine of its own.
+/// Starts a coroutine that serves a peer.
 fn admit(hub: &Rc<Hub>, stream: TcpStream, service: &Service, limits: &Limits) -> io::Result<()> {
     let (service, idle_timeout) = (service.clone(), limits.idle_timeout);
     hub.spawn(move |green| {
         let mut session = service.open();
         let ending = match Socket::new(green, stream) {
             Ok(socket) => converse(&socket, session.as_mut(), idle_timeout, || {
-                socket.told_to_end.get()
+                socket.input_ended_by_server.get()
             }),
             Err(_) => Ending::Refused,
         };
@@ -89,18 +90,18 @@ fn admit(hub: &Rc<Hub>, stream: TcpStream, service: &Service, limits: &Limits) -
     })
 }
 
-/// A non-blocking socket that looks like a blocking one from inside a coroutine: it tries first, and where that would
-/// block, others run until the hub has heard of the socket.
+/// A non-blocking socket that looks like a blocking one to its coroutine: each call is tried first, and if it would
+/// block, other coroutines run until the hub has an event for the socket.
 struct Socket<'c> {
     green: &'c Green<'c>,
     stream: TcpStream,
     patience: Cell<Duration>,
-    /// A read would only say "would block"; the hub will hear when that is over.
+    /// True if a read would only return "would block"; the hub gets an event when that has changed.
     drained: Cell<bool>,
-    /// A short read does not mean that it is drained.
+    /// True if a short read does not mean that the socket is drained.
     hung_up: Cell<bool>,
-    /// The end of its input is our doing, not the peer's.
-    told_to_end: Cell<bool>,
+    /// True if the server, and not the peer, has ended the input.
+    input_ended_by_server: Cell<bool>,
 }
 
 impl<'c> Socket<'c> {
@@ -111,17 +112,23 @@ impl<'c> Socket<'c> {
             green,
             stream,
             patience: Cell::new(Duration::ZERO),
-            // Whatever it may hold already, the hub hears of it: it reports what it finds when it begins to look.
+            // Input may be there already. The hub gets an event for it, because epoll reports what it finds when the
+            // socket is registered.
             drained: Cell::new(true),
             hung_up: Cell::new(false),
-            told_to_end: Cell::new(false),
+            input_ended_by_server: Cell::new(false),
         })
     }
 
-    /// Lets others run until something has happened at the socket, for no longer than its patience in all.
+    /// Lets other coroutines run until the socket has an event. All calls with the same `until` wait for at most the
+    /// patience in total.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` after that time.
     fn wait(&self, until: &mut Option<Instant>) -> io::Result<()> {
-        // Not by the hub's clock: that stands still while a coroutine computes, and those who come after it would be
-        // given so much less time.
+        // Computed from the real time: the hub's clock stands still while a coroutine computes, and the coroutines that
+        // run after that one would have less time.
         let until = *until.get_or_insert_with(|| Instant::now() + self.patience.get());
         let edge = self.green.wait(Some(until));
         self.note(edge);
@@ -131,13 +138,13 @@ impl<'c> Socket<'c> {
         Ok(())
     }
 
-    /// Takes note of what the hub has heard while others ran. It won't hear it twice.
+    /// Records the socket's events that came while other coroutines ran. The hub does not get them again.
     fn note(&self, edge: EventFlags) {
         if !edge.is_empty() {
             self.drained.set(false);
         }
-        // Behind what a short read gives there may be more: the end of the input, or what follows urgent data, which a
-        // read never reaches across.
+        // From now on a short read does not mean that the socket is empty: the end of the input may follow, or input
+        // behind urgent data, where every read ends.
         if edge.intersects(EventFlags::RDHUP | EventFlags::PRI) {
             self.hung_up.set(true);
         }
@@ -153,13 +160,13 @@ impl Transport for Socket<'_> {
             if !self.drained.get() || stopping {
                 match self.stream.read(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock && stopping => {
-                        // All that had arrived has been read: to the conversation, that is the end.
-                        self.told_to_end.set(true);
+                        // All input that had arrived has been read. The conversation sees the end of input.
+                        self.input_ended_by_server.set(true);
                         return Ok(0);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => {
-                        // A short read has emptied the socket (epoll(7)), so the next would only say EAGAIN.
+                        // A short read has emptied the socket (epoll(7)), so the next would only return EAGAIN.
                         let short = matches!(read, Ok(count) if count < buffer.len());
                         self.drained.set(short && !self.hung_up.get());
                         return read;
@@ -205,7 +212,7 @@ impl Transport for Socket<'_> {
             if edge.contains(EventFlags::ERR)
                 && let Some(error) = self.stream.take_error()?
             {
-                // The peer has broken off: nobody waits for this.
+                // The peer has broken off, and does not wait for the reply any more.
                 return Err(error);
             }
         }
@@ -213,7 +220,8 @@ impl Transport for Socket<'_> {
     }
 
     fn carry_out(&self, work: Work) -> io::Result<()> {
-        // The others first, and each time: a peer that asks for much at once would have them wait for all of it.
+        // The other coroutines run first, before every piece of work: otherwise they would wait for all the work of a
+        // peer that sends many requests at once.
         self.green.give_way();
         self.note(self.green.step());
         work::carry_out(work);

@@ -1,4 +1,5 @@
-//! What only a model with stacks of its own making can get wrong: too small, too many, too deep, left behind.
+//! Tests of mistakes that only a model with its own stacks can make: stacks that are too small, can't be allocated,
+//! overflow, or are not unwound.
 
 #![cfg(target_os = "linux")]
 
@@ -18,17 +19,17 @@ use procfs::process::Process;
 use protocol::{CloseReason, Session, Step};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, setrlimit};
 
-/// How long is waited for what must come, before the test is given up.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// Answers everything with one byte, after some use of the stack.
+/// Session that answers every input with one byte, after it has used `stack` bytes of the stack.
 struct Deep {
     stack: usize,
     owed: bool,
     ended: bool,
 }
 
-/// Uses that many bytes of the stack, and some more.
+/// Uses slightly more than `bytes` bytes of the stack.
 fn use_stack(bytes: usize) -> usize {
     let mut frame = [1_u8; 1024];
     black_box(&mut frame);
@@ -106,13 +107,13 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What comes for a request: a reply, or the end.
+/// Sends a request. Returns the number of bytes of the reply, or 0 at the end of the connection.
 fn ask(mut stream: &TcpStream) -> usize {
     stream.write_all(b"x\n").unwrap();
     stream.read(&mut [0; 10]).unwrap()
 }
 
-/// A process that a failed test does not leave behind.
+/// Process that is killed when this is dropped, so that a failed test does not leave it running.
 struct KilledWhenDropped(Child);
 
 impl Drop for KilledWhenDropped {
@@ -122,7 +123,7 @@ impl Drop for KilledWhenDropped {
     }
 }
 
-/// Runs one of the ignored tests as a process of its own.
+/// Runs one of the ignored tests in a process of its own.
 fn run(test: &str) -> ExitStatus {
     let mut child = Command::new(env::current_exe().unwrap());
     child.args([test, "--exact", "--ignored", "--test-threads=1"]);
@@ -132,7 +133,7 @@ fn run(test: &str) -> ExitStatus {
 }
 
 #[test]
-fn a_stack_is_as_large_as_was_asked_for() {
+fn stack_is_as_large_as_the_limit() {
     let limits = Limits {
         stack: Some(1 << 20),
         ..Limits::default()
@@ -142,18 +143,18 @@ fn a_stack_is_as_large_as_was_asked_for() {
     assert_eq!(server.stop().served, 1);
 }
 
-/// The page below a stack is nobody's: a session that goes there ends the process, at once. Without that page it would
-/// write over the stack of somebody else.
+/// The page below a stack is not mapped: a session that reaches it ends the process at once. Without this guard page
+/// the session would overwrite the stack of another coroutine.
 #[test]
-fn a_session_that_recurses_without_end_ends_the_process() {
+fn session_that_recurses_without_end_ends_the_process() {
     let status = run("recurse_without_end");
     assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()), "{status}");
 }
 
 #[test]
-#[ignore = "a child process: a_session_that_recurses_without_end_ends_the_process runs this, and it dies"]
+#[ignore = "a child process: session_that_recurses_without_end_ends_the_process runs this, and it dies"]
 fn recurse_without_end() {
-    // It is expected to happen, and worth no file.
+    // The crash is expected, so it writes no core file.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -164,13 +165,13 @@ fn recurse_without_end() {
 }
 
 #[test]
-fn the_least_stack_holds_a_panic_and_its_backtrace() {
+fn least_stack_holds_a_panic_and_its_backtrace() {
     let status = run("panic_on_the_least_stack");
     assert!(status.success(), "{status}");
 }
 
 #[test]
-#[ignore = "a child process: the_least_stack_holds_a_panic_and_its_backtrace runs this, and it panics"]
+#[ignore = "a child process: least_stack_holds_a_panic_and_its_backtrace runs this, and it panics"]
 fn panic_on_the_least_stack() {
     struct Panics;
     impl Session for Panics {
@@ -197,9 +198,9 @@ fn panic_on_the_least_stack() {
     assert_eq!(server.stop().failed, 2);
 }
 
-/// A stack that can't be had: that peer is refused, and the server goes on.
+/// If no stack can be allocated for a peer, the peer is refused and the server continues.
 #[test]
-fn without_a_stack_a_peer_is_refused_and_the_server_lives() {
+fn peer_without_a_stack_is_refused_and_the_server_continues() {
     const STACK: u64 = 1 << 20;
     let server = Command::new(env!("CARGO_BIN_EXE_server-coroutines"))
         .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
@@ -219,7 +220,7 @@ fn without_a_stack_a_peer_is_refused_and_the_server_lives() {
 
     let first = connect(address);
     assert_eq!(ask(&first), 2);
-    // Room for all that is small, and for no stack.
+    // The limit leaves room for small allocations, but not for a stack.
     let process = Process::new(server.id().cast_signed()).unwrap();
     let limit = Rlimit {
         current: Some(process.stat().unwrap().vsize + STACK / 2),
@@ -229,8 +230,9 @@ fn without_a_stack_a_peer_is_refused_and_the_server_lives() {
     let second = connect(address);
     assert_eq!((&second).read(&mut [0; 10]).unwrap(), 0);
     assert_eq!(ask(&first), 2);
-    let told = |line: String| line.contains("no stack for a peer: Cannot allocate memory");
-    assert!(log.lines().map_while(Result::ok).any(told));
+    let reports_it =
+        |line: String| line.contains("cannot allocate a stack for a peer: Cannot allocate memory");
+    assert!(log.lines().map_while(Result::ok).any(reports_it));
 
     prlimit(Some(pid), Resource::As, before).unwrap();
     let third = connect(address);
@@ -247,10 +249,10 @@ fn without_a_stack_a_peer_is_refused_and_the_server_lives() {
     assert!(server.wait().unwrap().success());
 }
 
-/// A coroutine that is cut is in the middle of a call, and never comes back from it. Whatever lies on its stack is
-/// dropped all the same.
+/// A coroutine that is cut is in the middle of a call that never returns. All values on its stack are dropped all the
+/// same.
 #[test]
-fn who_is_cut_is_unwound() {
+fn coroutine_cut_at_the_deadline_is_unwound() {
     let dropped = Arc::new(AtomicUsize::new(0));
     let service = Service::new({
         let dropped = Arc::clone(&dropped);
@@ -275,7 +277,7 @@ fn who_is_cut_is_unwound() {
     assert_eq!(dropped.load(Ordering::Relaxed), 3);
 }
 
-/// Sends more than any socket holds.
+/// Session that sends more than a socket holds.
 struct Stuck {
     reply: Vec<u8>,
     dropped: Arc<AtomicUsize>,

@@ -7,11 +7,12 @@
 //!   reap ◄───────────────────────────────────┘
 //! ```
 //!
-//! The conversation is the one of `serial`, word for word; a copy of the whole server holds it. So nothing that goes
-//! wrong in it, not even a kill, can reach another peer: no model separates them better, and none pays more for it.
+//! The conversation is the same function as in `serial`; here a copy of the whole server runs it, and waits in read(2)
+//! for its peer. So nothing that goes wrong in a conversation, not even a kill, can reach another peer: no model
+//! separates peers better, and none pays more for it.
 //!
-//! A process that has ended stays in the system's table until somebody asks how (a *zombie*). Its parent does, and the
-//! answer is the peer's line in the tally.
+//! A process that has ended stays in the system's table (as a *zombie*) until its parent reads its exit status. The
+//! parent here does that, and counts the peer in the tally by the exit status.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -26,11 +27,11 @@ use contract::{
 use nix::sys::signal::Signal;
 use socket2::SockRef;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "fork",
     summary: "a process per connection",
-    lineage: "Stevens' UNP, server 1; inetd, sshd, PostgreSQL",
+    lineage: "Stevens, UNIX Network Programming, server 1; inetd, sshd, PostgreSQL",
     source: "servers/fork/src/lib.rs",
     serve,
     available: always_available,
@@ -46,20 +47,20 @@ pub const MODELS: &[Model] = &[Model {
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     let mut children = Children::new()?;
     let mut tally = Tally::default();
-    // Descriptors, memory or processes are lacking: nobody is accepted before then.
-    let mut resume: Option<Instant> = None;
+    // Set while descriptors, memory or processes are lacking: no peer is accepted before this time.
+    let mut paused_until: Option<Instant> = None;
 
     let ended = loop {
         reap(&mut children, &mut tally, Ending::Failed);
         let now = Instant::now();
-        resume = resume.filter(|at| *at > now);
-        let room = resume.is_none() && children.len() < limits.max_connections;
-        let wanted = [Some(stop.as_fd()), room.then(|| listener.as_fd())];
-        let [stopped, waiting] = children.wait(wanted, resume.map(|at| at - now))?;
+        paused_until = paused_until.filter(|at| *at > now);
+        let may_accept = paused_until.is_none() && children.len() < limits.max_connections;
+        let wanted = [Some(stop.as_fd()), may_accept.then(|| listener.as_fd())];
+        let [stopped, peer_waits] = children.wait(wanted, paused_until.map(|at| at - now))?;
         if stopped {
             break Ok(());
         }
-        if !waiting {
+        if !peer_waits {
             continue;
         }
         let pause = match listener.accept() {
@@ -67,7 +68,9 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 tally.accepted += 1;
                 converse(stream, &service, &limits, tally.accepted, &mut children).map_or_else(
                     |error| {
-                        tracing::warn!("no process for a peer: {error}");
+                        tracing::warn!(
+                            "cannot start a process for a peer: {error}; the peer is refused"
+                        );
                         tally.count(Ending::Refused);
                         Ok(Some(accept::PAUSE))
                     },
@@ -78,31 +81,31 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             Err(error) => accept::on_error(error, &mut tally),
         };
         match pause {
-            Ok(pause) => resume = pause.map(|pause| now + pause),
+            Ok(pause) => paused_until = pause.map(|pause| now + pause),
             Err(broken) => break Err(broken),
         }
     };
 
-    // Closing would not do: every child has the listener too.
+    // Closing the listener would not be enough, because every child has a copy of it.
     let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
-    children.tell_to_end_input();
+    children.end_input();
     let drained_by = Instant::now() + limits.drain;
-    let mut killed = Ending::Failed;
+    let mut ending_if_killed = Ending::Failed;
     loop {
-        reap(&mut children, &mut tally, killed);
+        reap(&mut children, &mut tally, ending_if_killed);
         if children.is_empty() {
             return ended.map(|()| tally);
         }
         let left = drained_by.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            children.tell(Signal::SIGKILL);
-            killed = Ending::Cut;
+            children.send_signal(Signal::SIGKILL);
+            ending_if_killed = Ending::Cut;
         }
         children.wait([], (!left.is_zero()).then_some(left))?;
     }
 }
 
-/// Holds the conversation in a process of its own.
+/// Forks a process that holds the conversation.
 fn converse(
     stream: TcpStream,
     service: &Service,
@@ -114,21 +117,27 @@ fn converse(
     children.fork(|| {
         service.number_from(number);
         let mut session = service.open();
-        let told_to_end = || conversation.told_to_end();
-        blocking::converse(&stream, session.as_mut(), limits.idle_timeout, told_to_end).code()
+        let input_ended_by_server = || conversation.input_ended_by_server();
+        blocking::converse(
+            &stream,
+            session.as_mut(),
+            limits.idle_timeout,
+            input_ended_by_server,
+        )
+        .code()
     })?;
-    // The parent's copy of the connection is closed here: as long as anybody has it open, the peer sees no end.
+    // The parent's copy of the connection is closed here: the peer sees no end while any process has a copy open.
     Ok(())
 }
 
-/// Accounts for the children that have ended; `killed` is what it means for those that were.
-fn reap(children: &mut Children, tally: &mut Tally, killed: Ending) {
-    while let Some((child, end)) = children.reap() {
-        let ending = match end {
+/// Counts the peers of the children that have ended. A peer whose process was killed is counted as `ending_if_killed`.
+fn reap(children: &mut Children, tally: &mut Tally, ending_if_killed: Ending) {
+    while let Some((child, exit)) = children.reap() {
+        let ending = match exit {
             ChildExit::Exited(code) => Ending::of_code(code).unwrap_or(Ending::Failed),
             ChildExit::Killed(signal) => {
-                tracing::warn!("process {child}, which served a peer, was ended by {signal}");
-                killed
+                tracing::warn!("process {child}, which served a peer, was killed by {signal}");
+                ending_if_killed
             }
         };
         tally.count(ending);

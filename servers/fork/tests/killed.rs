@@ -1,4 +1,4 @@
-//! What only processes can do: be killed, one by one.
+//! Tests of signals to the processes of a server: each process can be killed on its own.
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
@@ -11,9 +11,10 @@ use contract::Tally;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// A server that does not outlive a failed test. (What it has forked does not outlive it.)
+/// Server process that is killed when this is dropped. Its forked processes end with it.
 struct Server(Child);
 
 impl Drop for Server {
@@ -23,7 +24,8 @@ impl Drop for Server {
     }
 }
 
-/// Starts it; gives also what it says, of which the first line is read, and where it listens.
+/// Starts a server. Returns its process, the lines of its output after the first one, and the address on which it
+/// listens.
 fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_server-fork"))
         .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
@@ -38,7 +40,7 @@ fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) 
     (Server(child), lines, address)
 }
 
-/// The children of a process that have not ended, or have and nobody has asked how.
+/// Returns the number and state of each child of a process. Zombies, which have not been waited for, are included.
 fn children(parent: &Child) -> Vec<(i32, char)> {
     let all = procfs::process::all_processes().unwrap();
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
@@ -46,10 +48,11 @@ fn children(parent: &Child) -> Vec<(i32, char)> {
     children.map(|stat| (stat.pid, stat.state)).collect()
 }
 
-fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+/// Waits until a condition is true, at most for [`GUARD`].
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
-    while !so() {
-        assert!(since.elapsed() < GUARD, "in vain: {what}");
+    while !condition() {
+        assert!(since.elapsed() < GUARD, "waited {GUARD:?} in vain: {what}");
         sleep(Duration::from_millis(1));
     }
 }
@@ -60,6 +63,7 @@ fn connect(address: &str) -> TcpStream {
     stream
 }
 
+/// Sends a line and reads exactly its echo.
 fn ask(mut stream: &TcpStream, line: &str) {
     stream.write_all(line.as_bytes()).unwrap();
     let mut reply = vec![0; line.len()];
@@ -67,10 +71,10 @@ fn ask(mut stream: &TcpStream, line: &str) {
     assert_eq!(reply, line.as_bytes());
 }
 
-/// One of three processes is killed in the middle of its peer's request. The others go on, new peers are served, no
-/// zombie is left, and the tally says what happened.
+/// One of three processes is killed in the middle of its peer's request. The others continue, new peers are served, no
+/// zombie is left, and the tally counts the killed connection as failed.
 #[test]
-fn a_killed_process_takes_its_own_peer_with_it_and_nobody_else() {
+fn killed_process_ends_its_own_connection_only() {
     let (mut server, mut lines, address) = start(&[]);
 
     let first = connect(&address);
@@ -80,25 +84,33 @@ fn a_killed_process_takes_its_own_peer_with_it_and_nobody_else() {
     ask(&victim, "two\n");
     victim.write_all(b"half a li").unwrap();
     let added = children(&server.0);
-    let serves_him: Vec<_> = added
+    let serving_victim: Vec<_> = added
         .iter()
         .filter(|child| !before.contains(child))
         .collect();
-    assert_eq!(serves_him.len(), 1, "a process per connection: {added:?}");
+    assert_eq!(
+        serving_victim.len(),
+        1,
+        "a process per connection: {added:?}"
+    );
     let third = connect(&address);
     ask(&third, "three\n");
 
-    kill(Pid::from_raw(serves_him[0].0), Signal::SIGKILL).unwrap();
-    // With unread input it is a reset, without it the end: either way he hears of it at once.
+    kill(Pid::from_raw(serving_victim[0].0), Signal::SIGKILL).unwrap();
+    // With unread input the connection ends by RST, otherwise by FIN. In both cases the peer notices at once.
     assert!(matches!(victim.read(&mut [0]), Ok(0) | Err(_)));
-    eventually("it is reaped", || children(&server.0).len() == 2);
+    eventually("the killed process is reaped", || {
+        children(&server.0).len() == 2
+    });
 
     ask(&first, "four\n");
     ask(&third, "five\n");
     let last = connect(&address);
     ask(&last, "six\n");
     drop((first, third, last));
-    eventually("all are reaped", || children(&server.0).is_empty());
+    eventually("all processes are reaped", || {
+        children(&server.0).is_empty()
+    });
 
     kill(Pid::from_raw(server.0.id() as i32), Signal::SIGTERM).unwrap();
     let tally: Tally = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -110,28 +122,29 @@ fn a_killed_process_takes_its_own_peer_with_it_and_nobody_else() {
     };
     assert_eq!(tally, expected);
     assert!(server.0.wait().unwrap().success());
-    let mut said = String::new();
+    let mut log = String::new();
     let mut stderr = server.0.stderr.take().unwrap();
-    stderr.read_to_string(&mut said).unwrap();
-    assert!(said.contains("SIGKILL"), "{said}");
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("SIGKILL"), "{log}");
 }
 
-/// Nobody outlives the server, however it ends.
+/// No child outlives the server, even if the server is killed.
 #[test]
-fn the_children_die_with_their_parent() {
+fn children_die_with_their_parent() {
     let (mut server, _lines, address) = start(&[]);
     let mut peer = connect(&address);
     ask(&peer, "one\n");
     assert_eq!(children(&server.0).len(), 1);
     server.0.kill().unwrap();
     server.0.wait().unwrap();
-    // Its process was the last that had the connection.
+    // The child was the only process that had the connection open.
     assert!(matches!(peer.read(&mut [0]), Ok(0) | Err(_)));
 }
 
-/// A service manager that ends a service tells all its processes. They leave it to their parent, who lets them finish.
+/// A service manager that ends a service signals all its processes. The children ignore the signal, and their parent
+/// lets them finish.
 #[test]
-fn a_stop_that_is_told_to_all_of_them_is_graceful_too() {
+fn stop_signal_to_all_processes_is_graceful() {
     let (mut server, mut lines, address) = start(&[]);
     let mut peers = [connect(&address), connect(&address)];
     for peer in &mut peers {

@@ -1,16 +1,16 @@
-//! `mio-pool`: one event loop that waits, workers that converse.
+//! `mio-pool`: one event loop that waits for all connections, and workers that serve the ready ones.
 //!
 //! ```text
 //!                             ┌──► worker: advance ──┐
-//!   ┌─► wait ──► each that is ┼──► worker: advance ──┼──► given back ──┐
-//!   │            ready (moved)└──► worker: advance ──┘   (wakes the loop)
-//!   └── accept who waits in the backlog ◄── close who is overdue ◄─────┘
+//!   ┌─► wait ──► each that is ┼──► worker: advance ──┼──► moved back ──────────┐
+//!   │            ready (moved)└──► worker: advance ──┘   (wakes the loop)      │
+//!   └── accept peers that wait in the backlog ◄── close each that is overdue ◄─┘
 //! ```
 //!
-//! The loop is that of `mio`, except that it advances nobody itself: a connection that is ready is moved to a worker, and
-//! the worker moves it back when it would block. So work that takes long delays some and not all, for the price of two
-//! hand-overs per request. Two workers never have the same connection, because they can't: it is moved, not shared. An
-//! edge that comes while it is away is noted, or it would be lost.
+//! The loop is that of `mio`, except that it advances no connection itself: a connection that is ready is moved to a
+//! worker, and the worker moves it back when it would block. So work that takes long delays some peers and not all, at
+//! the price of two hand-overs per request. Two workers can't have the same connection, because it is moved, not
+//! shared. An edge that comes while a connection is with a worker is recorded; otherwise it would be lost.
 
 use std::io;
 use std::mem;
@@ -30,17 +30,19 @@ use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token, Waker};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "mio-pool",
-    summary: "one thread waits for all, --workers threads converse",
+    summary: "one thread that waits for all connections; --workers threads serve the ready ones",
     lineage: "reactor and workers: Half-Sync/Half-Async (Schmidt), Tomcat's NIO connector",
     source: "servers/mio-pool/src/lib.rs",
     serve,
     available: always_available,
     capacity: Capacity::Limit,
     needs: Needs::NOTHING,
-    offload: Offload::Needless("its workers do it in any case, as many at a time as there are"),
+    offload: Offload::Needless(
+        "the workers do all work in any case, one piece of work per worker at a time",
+    ),
     deviations: &[],
 }];
 
@@ -48,38 +50,39 @@ const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 const BACK: Token = Token(usize::MAX - 2);
 
-/// Input, room for output and, where the system reports it, urgent data.
-const EVERYTHING: mio::Interest = {
+/// All events of a connection: input, room for output and, where the system reports it, urgent data.
+const ALL_EVENTS: mio::Interest = {
     let both = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
     #[cfg(target_os = "linux")]
     let both = both.add(mio::Interest::PRIORITY);
     both
 };
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 /// Whether peers wait in the backlog.
 #[derive(Clone, Copy, PartialEq)]
 enum Backlog {
-    /// accept(2) said "would block": the next edge will tell.
+    /// No peers wait: accept(2) returned "would block". The next edge reports new peers.
     Empty,
-    /// Perhaps: an edge came, and accept(2) has not said "would block" since.
+    /// Peers may wait: an edge came, and accept(2) has not returned "would block" since.
     Waiting,
-    /// Yes, but descriptors or memory are lacking: not before then.
+    /// Peers wait, but descriptors or memory are lacking: no peer is accepted before this time.
     Paused(Instant),
 }
 
-/// A connection on its way to a worker, with it, or on its way back.
+/// A connection that is on its way to a worker, with a worker, or on its way back.
 type Out = TakenOut<TcpStream>;
 
-/// The loop's side of the exchange with its workers. No queue is longer than there are connections, since each is in
-/// one place only.
+/// The loop's ends of the queues to and from its workers. No queue is longer than the number of connections, because
+/// each connection is in one place only.
 struct Workers<'a> {
-    ready: Sender<Out>,
+    jobs: Sender<Out>,
+    /// The receiving end of `jobs`, for the connections that no worker has taken at the drain deadline.
     waiting: Receiver<Out>,
-    back: Receiver<Out>,
-    /// The loop sleeps, or is about to: whoever gives back must wake it.
+    returned: Receiver<Out>,
+    /// True if the loop sleeps, or is about to: a worker that returns a connection must then wake it.
     asleep: &'a AtomicBool,
 }
 
@@ -88,10 +91,10 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     let waker = Waker::new(poll.registry(), BACK)?;
     let asleep = AtomicBool::new(false);
     let (waker, asleep) = (&waker, &asleep);
-    // The scope joins every worker: they end when the loop has, and nothing can be given to them any more.
+    // The scope joins every worker. The workers end when the loop has ended and dropped its end of their queue.
     thread::scope(move |scope| {
-        let (ready, waiting) = unbounded();
-        let (give_back, back) = unbounded();
+        let (jobs, waiting) = unbounded();
+        let (give_back, returned) = unbounded();
         for number in 0..limits.workers.get() {
             let (waiting, give_back) = (waiting.clone(), give_back.clone());
             let thread = thread::Builder::new().name(format!("worker {number}"));
@@ -101,9 +104,9 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         }
         drop(give_back);
         let workers = Workers {
-            ready,
+            jobs,
             waiting,
-            back,
+            returned,
             asleep,
         };
         run(poll, listener, service, limits, stop, workers)
@@ -112,19 +115,20 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
 
 fn no_thread(number: usize, error: &io::Error) -> io::Error {
     io::Error::other(format!(
-        "no thread for worker {number}: {error}; try fewer --workers"
+        "cannot start a thread for worker {number}: {error}; try fewer --workers"
     ))
 }
 
-/// A worker's life: advance whoever is ready, and give it back.
-fn work(waiting: &Receiver<Out>, back: &Sender<Out>, waker: &Waker, asleep: &AtomicBool) {
+/// Runs a worker: advances each connection that is ready, and returns it to the loop.
+fn work(waiting: &Receiver<Out>, give_back: &Sender<Out>, waker: &Waker, asleep: &AtomicBool) {
     let mut buffer = vec![0; READ_BUFFER];
     for mut connection in waiting {
         connection.advance(&mut buffer, Instant::now());
-        // (A loop that has failed takes nobody back.)
-        let _ = back.send(connection);
-        // Waking costs a system call, and one is enough for all who come back while the loop gets up. Either this
-        // sees that it sleeps, or the loop sees what was sent: that is what the fences are for, here and there.
+        // Sending fails only if the loop has failed: it then takes no connection back.
+        let _ = give_back.send(connection);
+        // Waking costs a system call, and one is enough for all connections that are returned while the loop wakes up.
+        // Either this worker sees that the loop sleeps, or the loop sees the returned connection: the fences, here and
+        // in the loop, ensure that.
         fence(Ordering::SeqCst);
         if asleep.load(Ordering::Relaxed) && asleep.swap(false, Ordering::Relaxed) {
             let _ = waker.wake();
@@ -132,7 +136,7 @@ fn work(waiting: &Receiver<Out>, back: &Sender<Out>, waker: &Waker, asleep: &Ato
     }
 }
 
-/// The loop, from here on that of `mio`, except that it advances nobody itself.
+/// Runs the loop. From here on it is that of `mio`, except that it advances no connection itself.
 fn run(
     mut poll: Poll,
     listener: TcpListener,
@@ -151,32 +155,33 @@ fn run(
     registry.register(&mut SourceFd(&stop), STOP, mio::Interest::READABLE)?;
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
     let mut backlog = Backlog::Empty;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    // Those that have more to do though no edge will come: what they do it with is there already.
+    // Connections to advance in the next round without an edge: no edge comes for input that is already there.
     let mut again: Vec<usize> = Vec::new();
-    let mut turns: Vec<usize> = Vec::new();
+    let mut ready: Vec<usize> = Vec::new();
 
     loop {
         let awake = !again.is_empty()
-            || !workers.back.is_empty()
+            || !workers.returned.is_empty()
             || backlog == Backlog::Waiting && !connections.is_full();
-        // Said before the last look: who gives back after it wakes the loop, and who did before is seen.
+        // Set before the last check of the queue: a worker that returns a connection later wakes the loop, and a
+        // connection that was returned earlier is found by the check.
         workers.asleep.store(!awake, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let limit = if awake || !workers.back.is_empty() {
+        let limit = if awake || !workers.returned.is_empty() {
             Some(Duration::ZERO)
         } else {
-            let resume = match backlog {
+            let paused_until = match backlog {
                 Backlog::Paused(until) => Some(until),
                 _ => None,
             };
-            let due = [connections.next_deadline(), drained_by, resume];
+            let due = [connections.next_deadline(), drained_by, paused_until];
             let due = due.into_iter().flatten().min();
-            // (Not by `now`: what was done since may have taken a while.)
+            // `now` is too old for this: the work that was done since may have taken a while.
             due.map(|at| at.saturating_duration_since(Instant::now()))
         };
         let now = match poll.poll(&mut events, limit) {
@@ -185,39 +190,39 @@ fn run(
         };
         workers.asleep.store(false, Ordering::Relaxed);
 
-        turns.clear();
-        mem::swap(&mut turns, &mut again);
-        for connection in workers.back.try_iter() {
+        ready.clear();
+        mem::swap(&mut ready, &mut again);
+        for connection in workers.returned.try_iter() {
             let key = connection.key();
             if connections.put_back(connection) == Some(Interest::Turn) {
-                turns.push(key);
+                ready.push(key);
             }
         }
-        let more_to_do = turns.len();
+        let carried_over = ready.len();
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
                 STOP => _ = ended.get_or_insert(Ok(())),
                 BACK => {}
                 Token(key) => {
-                    // Behind what a short read gives there may be more: the end of the input, or what follows urgent
-                    // data, which a read never reaches across.
+                    // From now on a short read does not mean that the socket is empty: the end of the input may follow,
+                    // or input behind urgent data, where every read ends.
                     if event.is_read_closed() || event.is_priority() {
                         connections.hung_up(key);
                     }
-                    turns.push(key);
+                    ready.push(key);
                 }
             }
         }
-        if more_to_do > 0 {
-            // Some of them had an edge as well: one turn each, or the second would be for nothing.
-            turns.sort_unstable();
-            turns.dedup();
+        if carried_over > 0 {
+            // Some of these had an edge as well: hand each over once, because a second time would do nothing.
+            ready.sort_unstable();
+            ready.dedup();
         }
-        for &key in &turns {
+        for &key in &ready {
             if let Some(connection) = connections.take_out(key) {
-                // (The loop has a receiver itself.)
-                let _ = workers.ready.send(connection);
+                // Sending can't fail, because the loop itself has a receiver.
+                let _ = workers.jobs.send(connection);
             }
         }
         again.extend(connections.expire(now));
@@ -227,7 +232,7 @@ fn run(
         {
             backlog = Backlog::Waiting;
         }
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
             if backlog != Backlog::Waiting || connections.is_full() || ended.is_some() {
                 break;
@@ -235,7 +240,7 @@ fn run(
             match open.accept() {
                 Ok((mut stream, _)) => {
                     let token = Token(connections.next_key());
-                    match registry.register(&mut stream, token, EVERYTHING) {
+                    match registry.register(&mut stream, token, ALL_EVENTS) {
                         Ok(()) => _ = connections.insert(stream, service.open(), now),
                         Err(_) => connections.refuse(),
                     }
@@ -251,16 +256,18 @@ fn run(
 
         if ended.is_some() && listener.is_some() {
             listener = None;
-            // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
+            // No more peers are accepted. In any other state the loop would keep trying, and burn a CPU during the
+            // drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
             again = connections.stop(now + drain);
         }
         if drained_by.is_some_and(|end| end <= now || connections.is_empty()) {
-            // At the deadline: who still waits for a worker is cut, and who is with one comes back first.
+            // At the drain deadline a connection that still waits for a worker is cut. A connection that is with a
+            // worker is returned first.
             workers.waiting.try_iter().for_each(drop);
-            drop(workers.ready);
-            for connection in workers.back {
+            drop(workers.jobs);
+            for connection in workers.returned {
                 connections.put_back(connection);
             }
             return ended.unwrap_or(Ok(())).map(|()| connections.finish());

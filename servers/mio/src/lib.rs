@@ -1,14 +1,14 @@
-//! `mio`: one thread that waits for everybody, by edge-triggered readiness (epoll, kqueue).
+//! `mio`: one thread that waits for all connections by edge-triggered readiness (epoll, kqueue).
 //!
 //! ```text
-//!   ┌─► wait ──► advance each that is ready, until it would block ──┐
-//!   └── accept who waits in the backlog ◄── close who is overdue ◄──┘
+//!   ┌─► wait ──► advance each that is ready, until it would block ────────────┐
+//!   └── accept peers that wait in the backlog ◄── close each that is overdue ◄┘
 //! ```
 //!
-//! *Edge-triggered* means that the kernel reports a change once: new input has come, room for output has come back.
-//! Whoever does not go on until the socket says "would block" waits for a report that never comes. In return the
-//! interest never changes: all directions are registered once, and a connection that does not wait for room hears
-//! nothing of it.
+//! *Edge-triggered* means that the kernel reports a change once: new input has come, or there is room for output again.
+//! A loop that does not continue until the socket returns "would block" waits for a report that never comes. In return
+//! the registration never changes: each socket is registered once for all directions, and a connection that does not
+//! wait for room gets no reports of room.
 
 use std::io;
 use std::mem;
@@ -24,10 +24,10 @@ use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "mio",
-    summary: "one thread waits for all, by edge-triggered readiness",
+    summary: "one thread that waits for all connections by edge-triggered readiness (epoll, kqueue)",
     lineage: "select, poll, epoll; nginx, Redis, Node.js",
     source: "servers/mio/src/lib.rs",
     serve,
@@ -41,25 +41,25 @@ pub const MODELS: &[Model] = &[Model {
 const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 
-/// Input, room for output and, where the system reports it, urgent data.
-const EVERYTHING: mio::Interest = {
+/// All events of a connection: input, room for output and, where the system reports it, urgent data.
+const ALL_EVENTS: mio::Interest = {
     let both = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
     #[cfg(target_os = "linux")]
     let both = both.add(mio::Interest::PRIORITY);
     both
 };
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 /// Whether peers wait in the backlog.
 #[derive(Clone, Copy, PartialEq)]
 enum Backlog {
-    /// accept(2) said "would block": the next edge will tell.
+    /// No peers wait: accept(2) returned "would block". The next edge reports new peers.
     Empty,
-    /// Perhaps: an edge came, and accept(2) has not said "would block" since.
+    /// Peers may wait: an edge came, and accept(2) has not returned "would block" since.
     Waiting,
-    /// Yes, but descriptors or memory are lacking: not before then.
+    /// Peers wait, but descriptors or memory are lacking: no peer is accepted before this time.
     Paused(Instant),
 }
 
@@ -75,26 +75,26 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     registry.register(&mut SourceFd(&stop), STOP, mio::Interest::READABLE)?;
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
     let mut backlog = Backlog::Empty;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    // Those that had their turn and have more to do: for what is already there, no edge will come.
+    // Connections to advance in the next round without an edge: no edge comes for input that is already there.
     let mut again: Vec<usize> = Vec::new();
-    let mut turns: Vec<usize> = Vec::new();
+    let mut ready: Vec<usize> = Vec::new();
 
     loop {
         let limit = if !again.is_empty() || backlog == Backlog::Waiting && !connections.is_full() {
             Some(Duration::ZERO)
         } else {
-            let resume = match backlog {
+            let paused_until = match backlog {
                 Backlog::Paused(until) => Some(until),
                 _ => None,
             };
-            let due = [connections.next_deadline(), drained_by, resume];
+            let due = [connections.next_deadline(), drained_by, paused_until];
             let due = due.into_iter().flatten().min();
-            // (Not by `now`: what was done since may have taken a while.)
+            // `now` is too old for this: the work that was done since may have taken a while.
             due.map(|at| at.saturating_duration_since(Instant::now()))
         };
         let now = match poll.poll(&mut events, limit) {
@@ -102,29 +102,29 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             _ => Instant::now(),
         };
 
-        turns.clear();
-        mem::swap(&mut turns, &mut again);
-        let more_to_do = turns.len();
+        ready.clear();
+        mem::swap(&mut ready, &mut again);
+        let carried_over = ready.len();
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
                 STOP => _ = ended.get_or_insert(Ok(())),
                 Token(key) => {
-                    // Behind what a short read gives there may be more: the end of the input, or what follows urgent
-                    // data, which a read never reaches across.
+                    // From now on a short read does not mean that the socket is empty: the end of the input may follow,
+                    // or input behind urgent data, where every read ends.
                     if event.is_read_closed() || event.is_priority() {
                         connections.hung_up(key);
                     }
-                    turns.push(key);
+                    ready.push(key);
                 }
             }
         }
-        if more_to_do > 0 {
-            // Some of them had an edge as well: one turn each, or the busiest would get more and more.
-            turns.sort_unstable();
-            turns.dedup();
+        if carried_over > 0 {
+            // Some of these had an edge as well: advance each once, or the busiest would get an ever larger share.
+            ready.sort_unstable();
+            ready.dedup();
         }
-        for &key in &turns {
+        for &key in &ready {
             if connections.advance(key, now) == Some(Interest::Turn) {
                 again.push(key);
             }
@@ -136,7 +136,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         {
             backlog = Backlog::Waiting;
         }
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
             if backlog != Backlog::Waiting || connections.is_full() || ended.is_some() {
                 break;
@@ -144,7 +144,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             match open.accept() {
                 Ok((mut stream, _)) => {
                     let token = Token(connections.next_key());
-                    match registry.register(&mut stream, token, EVERYTHING) {
+                    match registry.register(&mut stream, token, ALL_EVENTS) {
                         Ok(()) => _ = connections.insert(stream, service.open(), now),
                         Err(_) => connections.refuse(),
                     }
@@ -160,7 +160,8 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
 
         if ended.is_some() && listener.is_some() {
             listener = None;
-            // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
+            // No more peers are accepted. In any other state the loop would keep trying, and burn a CPU during the
+            // drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
             again = connections.stop(now + drain);

@@ -1,3 +1,3 @@
-//! What every server guarantees, checked on this one.
+//! Runs the test suite of the contract on this server.
 
 contract::suite! { mio: server_mio::MODELS[0] }

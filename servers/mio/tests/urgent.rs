@@ -1,4 +1,4 @@
-//! What only an edge-triggered loop that trusts short reads can get wrong.
+//! Test of a mistake that only an edge-triggered loop can make which treats a short read as the end of input.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,16 +9,16 @@ use contract::{Limits, Needs, Service, Stop, listen};
 use protocol::{Protocol, SessionOptions};
 use socket2::SockRef;
 
-/// A read ends at the mark of urgent data (MSG_OOB), however much lies behind it: it is short, and the socket is not
-/// empty. Whoever takes that for the end waits for an edge that has been already.
+/// A read ends at the mark of urgent data (MSG_OOB), even if more data follows: the read is short, and the socket is
+/// not empty. A server that treats the short read as the end of the input waits for an edge that has already passed.
 #[test]
-fn a_short_read_at_urgent_data_has_not_emptied_the_socket() {
+fn short_read_at_urgent_data_is_followed_by_another_read() {
     let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
-    // All of it is there before the server looks for the first time. The urgent byte itself is not in the stream.
+    // All input has arrived before the server looks for the first time. The urgent byte itself is not in the stream.
     SockRef::from(&client).send_out_of_band(b"two\n!").unwrap();
     client.write_all(b"three\n").unwrap();
 

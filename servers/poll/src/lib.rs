@@ -1,14 +1,15 @@
-//! `poll`: one thread that waits for everybody, by poll(2).
+//! `poll`: one thread that waits for all connections by poll(2).
 //!
 //! ```text
-//!   ┌─► write everybody down ──► wait ──► look through all of it ──► advance each that is ready ──┐
-//!   └── accept who waits in the backlog ◄── close who is overdue ◄────────────────────────────────┘
+//!   ┌─► list all sockets in an array ──► wait ──► look at every entry ──► advance each that is ready ──┐
+//!   └── accept peers that wait in the backlog ◄── close each that is overdue ◄─────────────────────────┘
 //! ```
 //!
-//! The kernel keeps nothing between two waits: it is handed the whole array every time, asks every socket in it, and
-//! hands it back. So a wait costs more the more peers there are, also if only one of them has something to say.
-//! *Level-triggered* means that it reports what is so, not what has changed: what is not dealt with is reported again.
-//! Nobody can miss anything, and whoever can't be dealt with must be left out, or the loop spins.
+//! The kernel keeps nothing between two waits: every time it gets the whole array, checks every socket in it, and
+//! returns it. So the cost of a wait grows with the number of peers, even if only one of them has sent something.
+//! *Level-triggered* means that poll(2) reports a condition for as long as it holds, not only when it begins: a socket
+//! that is not handled is reported again. So no event can be missed, but a socket that can't be handled now must be
+//! left out of the array, or the loop spins.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -21,11 +22,11 @@ use contract::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "poll",
-    summary: "one thread waits for all, by poll(2)",
-    lineage: "System V; Stevens' UNP, chapter 6; the \"C10K problem\"",
+    summary: "one thread that waits for all connections by poll(2)",
+    lineage: "System V; Stevens, UNIX Network Programming, chapter 6; the \"C10K problem\"",
     source: "servers/poll/src/lib.rs",
     serve,
     available: always_available,
@@ -38,39 +39,39 @@ pub const MODELS: &[Model] = &[Model {
 const LISTENER: usize = usize::MAX;
 const STOP: usize = usize::MAX - 1;
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     let mut listener = Some(listener);
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
-    // Descriptors or memory are lacking: nobody is accepted before then.
-    let mut paused: Option<Instant> = None;
+    // Set while descriptors or memory are lacking: no peer is accepted before this time.
+    let mut paused_until: Option<Instant> = None;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    let mut turns: Vec<usize> = Vec::new();
-    // Who is in the array, in its order.
+    let mut ready: Vec<usize> = Vec::new();
+    // Token of each entry of the array, in the array's order.
     let mut tokens: Vec<usize> = Vec::new();
 
     loop {
-        turns.clear();
+        ready.clear();
         tokens.clear();
-        // Made anew for every wait, since it borrows the sockets: none can be closed, and its number given to another,
-        // while it is in here.
+        // Built anew for every wait, because it borrows the sockets: no socket can be closed, and its number reused for
+        // another, while it is in the array.
         let mut wanted = Vec::with_capacity(connections.len() + 2);
-        for (key, stream, waits) in connections.waiting() {
-            let events = match waits {
+        for (key, stream, interest) in connections.waiting() {
+            let events = match interest {
                 Interest::Read => PollFlags::IN,
                 Interest::Write => PollFlags::OUT,
-                // It has more to do, whatever its socket says.
+                // This connection has more to do, even if its socket is not ready.
                 Interest::Turn => {
-                    turns.push(key);
+                    ready.push(key);
                     continue;
                 }
-                // Of a peer that breaks off poll(2) tells in any case.
+                // With no event requested, poll(2) still reports a peer that breaks off.
                 Interest::Time => PollFlags::empty(),
             };
             tokens.push(key);
@@ -79,20 +80,20 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if let Some(open) = &listener {
             tokens.push(STOP);
             wanted.push(PollFd::new(&stop, PollFlags::IN));
-            if paused.is_none() && !connections.is_full() {
+            if paused_until.is_none() && !connections.is_full() {
                 tokens.push(LISTENER);
                 wanted.push(PollFd::new(open, PollFlags::IN));
             }
         }
-        let limit = if !turns.is_empty() {
+        let limit = if !ready.is_empty() {
             Some(Duration::ZERO)
         } else {
-            let due = [connections.next_deadline(), drained_by, paused];
+            let due = [connections.next_deadline(), drained_by, paused_until];
             let due = due.into_iter().flatten().min();
-            // (Not by `now`: what was done since may have taken a while.)
+            // `now` is too old for this: the work that was done since may have taken a while.
             due.map(|at| at.saturating_duration_since(Instant::now()))
         };
-        // (What is too long for the kernel is as good as for ever.)
+        // A time that is too long for the kernel's type counts as no limit.
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let now = match poll(&mut wanted, limit.as_ref()) {
             Err(error) if error != Errno::INTR => return Err(error.into()),
@@ -107,21 +108,21 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             match token {
                 LISTENER => backlog = true,
                 STOP => _ = ended.get_or_insert(Ok(())),
-                key => turns.push(key),
+                key => ready.push(key),
             }
         }
-        for &key in &turns {
+        for &key in &ready {
             connections.advance(key, now);
         }
-        // (Who wants a turn says so in `waiting`.)
+        // The result is not needed: `waiting` reports which of these connections have more to do.
         connections.expire(now);
 
-        if paused.is_some_and(|until| until <= now) {
-            paused = None;
+        if paused_until.is_some_and(|until| until <= now) {
+            paused_until = None;
         }
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
-            if !backlog || paused.is_some() || connections.is_full() || ended.is_some() {
+            if !backlog || paused_until.is_some() || connections.is_full() || ended.is_some() {
                 break;
             }
             match open.accept() {
@@ -132,7 +133,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => backlog = false,
                 Err(error) => match accept::on_error(error, connections.tally_mut()) {
                     Ok(None) => {}
-                    Ok(Some(pause)) => paused = Some(now + pause),
+                    Ok(Some(pause)) => paused_until = Some(now + pause),
                     Err(broken) => ended = Some(Err(broken)),
                 },
             }

@@ -6,9 +6,10 @@
 //!            (bounded)   └──► worker: converse ──► …
 //! ```
 //!
-//! `threads`, with an end to it: the threads are there from the beginning, and no load makes more of them. The price is
-//! that a worker is held by its peer, also by one that says nothing. When all are held, and the queue is full, nobody is
-//! accepted any more: whoever comes waits in the backlog until somebody leaves.
+//! The conversation is the same function as in `serial`; here one of a fixed number of threads runs it. All threads
+//! exist from the beginning, and no load makes more of them. The price is that a peer occupies a worker until it
+//! leaves, even if it is idle. When all workers are occupied and the queue is full, no more peers are accepted: new
+//! peers wait in the backlog until a peer leaves.
 
 use std::io;
 use std::net::TcpListener;
@@ -21,11 +22,11 @@ use contract::{
 };
 use crossbeam_channel::bounded;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "pool",
-    summary: "--workers threads, each held by one peer at a time",
-    lineage: "Stevens' UNP, servers 7 and 8; Apache's worker, Java's Executors, the Rust Book",
+    summary: "--workers threads, each with one connection at a time",
+    lineage: "Stevens, UNIX Network Programming, servers 7 and 8; Apache's worker, Java's Executors, the Rust Book",
     source: "servers/pool/src/lib.rs",
     serve,
     available: always_available,
@@ -35,15 +36,15 @@ pub const MODELS: &[Model] = &[Model {
     deviations: &[
         Deviation {
             guarantee: Guarantee::Limit,
-            reason: "whatever --max-connections says, no more than --workers peers are served at a time: each has a worker to itself until it leaves, also when it is idle, and all others wait without an answer",
+            reason: "at most --workers peers are served at a time, even if --max-connections is larger: a peer occupies a worker until it leaves, also while it is idle, and all other peers wait without a reply",
         },
         Deviation {
             guarantee: Guarantee::Memory,
-            reason: "peers that never read delay all others, if there are as many of them as --workers: each has a worker that waits for it",
+            reason: "a peer that never reads occupies the worker that waits for it: as many such peers as --workers delay all other peers",
         },
         Deviation {
             guarantee: Guarantee::Isolation,
-            reason: "peers that stay without asking, such as 250 that begin a request and never go on, keep all workers, and whoever comes later waits",
+            reason: "peers that stay connected and complete no request, such as 250 that begin one and never finish it, occupy all workers, and peers that come later wait",
         },
     ],
 }];
@@ -53,14 +54,14 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     let mut acceptor = Acceptor::new(listener, service, limits, stop)?;
     // The scope joins every worker, so none outlives the server.
     thread::scope(|scope| -> io::Result<()> {
-        // One place for each worker: whoever becomes free finds the next peer at once. More would only be a second
-        // backlog, of peers who were accepted and are not served.
+        // One entry for each worker, so that a worker that becomes free finds the next peer at once. More entries would
+        // only be a second backlog, of peers that were accepted and are not served.
         let (queue, connections) = bounded::<Connection>(workers);
         for number in 0..workers {
             let connections = connections.clone();
             let thread = blocking::thread(format!("worker {number}"), stack);
             let started = thread.spawn_scoped(scope, || {
-                // Until the acceptor has left the queue, and the queue is empty.
+                // Ends when the acceptor has dropped its end of the queue, and the queue is empty.
                 for connection in connections {
                     connection.converse();
                 }
@@ -68,14 +69,18 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             match started {
                 Ok(_) => {}
                 Err(error) if number > 0 => {
-                    tracing::warn!("only {number} of {workers} workers: {error}");
+                    tracing::warn!("only {number} of {workers} workers could be started: {error}");
                     break;
                 }
-                Err(error) => return Err(io::Error::other(format!("no thread: {error}"))),
+                Err(error) => {
+                    return Err(io::Error::other(format!(
+                        "cannot start a thread for worker {number}: {error}"
+                    )));
+                }
             }
         }
         while let Some(connection) = acceptor.accept()? {
-            // (Somebody takes it: the workers are there as long as the queue.)
+            // This can't fail: the workers take from the queue for as long as it exists.
             let _ = queue.send(connection);
         }
         Ok(())

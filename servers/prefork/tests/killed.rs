@@ -1,4 +1,4 @@
-//! What only processes can do: be killed, one by one.
+//! Tests of signals to the processes of a server: each process can be killed on its own.
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
@@ -11,9 +11,10 @@ use contract::Tally;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// A server that does not outlive a failed test. (What it has forked does not outlive it.)
+/// Server process that is killed when this is dropped. Its forked processes end with it.
 struct Server(Child);
 
 impl Drop for Server {
@@ -23,7 +24,8 @@ impl Drop for Server {
     }
 }
 
-/// Starts it; gives also what it says, of which the first line is read, and where it listens.
+/// Starts a server. Returns its process, the lines of its output after the first one, and the address on which it
+/// listens.
 fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_server-prefork"))
         .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
@@ -38,7 +40,7 @@ fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) 
     (Server(child), lines, address)
 }
 
-/// The children of a process that have not ended, or have and nobody has asked how.
+/// Returns the number and state of each child of a process. Zombies, which have not been waited for, are included.
 fn children(parent: &Child) -> Vec<(i32, char)> {
     let all = procfs::process::all_processes().unwrap();
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
@@ -46,10 +48,11 @@ fn children(parent: &Child) -> Vec<(i32, char)> {
     children.map(|stat| (stat.pid, stat.state)).collect()
 }
 
-fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+/// Waits until a condition is true, at most for [`GUARD`].
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
-    while !so() {
-        assert!(since.elapsed() < GUARD, "in vain: {what}");
+    while !condition() {
+        assert!(since.elapsed() < GUARD, "waited {GUARD:?} in vain: {what}");
         sleep(Duration::from_millis(1));
     }
 }
@@ -60,6 +63,7 @@ fn connect(address: &str) -> TcpStream {
     stream
 }
 
+/// Sends a line and reads exactly its echo.
 fn ask(mut stream: &TcpStream, line: &str) {
     stream.write_all(line.as_bytes()).unwrap();
     let mut reply = vec![0; line.len()];
@@ -67,10 +71,10 @@ fn ask(mut stream: &TcpStream, line: &str) {
     assert_eq!(reply, line.as_bytes());
 }
 
-/// One of two processes is killed in the middle of its peer's request. The other goes on, another takes its place, and
-/// the tally says what happened.
+/// One of two processes is killed in the middle of its peer's request. The other continues, a new process replaces the
+/// killed one, and the tally counts the killed connection as failed.
 #[test]
-fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
+fn killed_process_ends_its_own_connection_and_is_replaced() {
     let (mut server, mut lines, address) = start(&["--workers", "2"]);
 
     let mut peers = [connect(&address), connect(&address)];
@@ -83,26 +87,26 @@ fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
     let third = connect(&address);
     (&third).write_all(b"two\n").unwrap();
 
-    // Each of them has one of the peers.
+    // Each process serves one of the peers.
     kill(Pid::from_raw(before[0].0), Signal::SIGKILL).unwrap();
-    eventually("another has taken its place", || {
+    eventually("a new process has replaced the killed one", || {
         let now = children(&server.0);
         now.len() == 2 && !now.iter().any(|child| child.0 == before[0].0)
     });
-    // The third is served by it: the other one is still held.
+    // The new process serves the third peer: the other process is still occupied by its peer.
     let mut reply = [0; 4];
     (&third).read_exact(&mut reply).unwrap();
     assert_eq!(&reply, b"two\n");
     let mut alive = 0;
     for mut peer in &peers {
-        let went_on = peer.write_all(b"ne\n").is_ok();
+        let sent = peer.write_all(b"ne\n").is_ok();
         let mut reply = [0; 12];
-        if went_on && peer.read_exact(&mut reply).is_ok() {
+        if sent && peer.read_exact(&mut reply).is_ok() {
             assert_eq!(&reply, b"half a line\n");
             alive += 1;
         }
     }
-    assert_eq!(alive, 1, "one of two was killed");
+    assert_eq!(alive, 1, "exactly one of the two processes was killed");
 
     drop((peers, third));
     kill(Pid::from_raw(server.0.id() as i32), Signal::SIGTERM).unwrap();
@@ -115,15 +119,16 @@ fn a_killed_process_takes_its_own_peer_with_it_and_is_replaced() {
     };
     assert_eq!(tally, expected);
     assert!(server.0.wait().unwrap().success());
-    let mut said = String::new();
+    let mut log = String::new();
     let mut stderr = server.0.stderr.take().unwrap();
-    stderr.read_to_string(&mut said).unwrap();
-    assert!(said.contains("SIGKILL"), "{said}");
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("SIGKILL"), "{log}");
 }
 
-/// A service manager that ends a service tells all its processes. They leave it to their parent, who lets them finish.
+/// A service manager that ends a service signals all its processes. The children ignore the signal, and their parent
+/// lets them finish.
 #[test]
-fn a_stop_that_is_told_to_all_of_them_is_graceful_too() {
+fn stop_signal_to_all_processes_is_graceful() {
     let (mut server, mut lines, address) = start(&["--workers", "2"]);
     let mut peers = [connect(&address), connect(&address)];
     for peer in &mut peers {

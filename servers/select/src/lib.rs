@@ -1,14 +1,14 @@
-//! `select`: one thread that waits for everybody, by select(2).
+//! `select`: one thread that waits for all connections by select(2).
 //!
 //! ```text
-//!   ┌─► mark everybody in two sets ──► wait ──► ask the sets for everybody ──► advance each that is ready ──┐
-//!   └── accept who waits in the backlog ◄── close who is overdue ◄──────────────────────────────────────────┘
+//!   ┌─► mark all sockets in two sets ──► wait ──► look up every socket ──► advance each that is ready ──┐
+//!   └── accept peers that wait in the backlog ◄── close each that is overdue ◄──────────────────────────┘
 //! ```
 //!
-//! The loop is that of `poll`; what is handed to the kernel is a bit for each descriptor, up to the highest, and there
-//! is an end to them: FD_SETSIZE, 1,024 nearly everywhere. In C, FD_SET of a higher number writes past the end of the
-//! set; here it would panic. Neither may happen, so who comes with such a number is sent away. Few do: the limit on
-//! connections is lowered to what fits.
+//! The loop is that of `poll`. The difference is what the kernel gets: a bit for each descriptor, up to the highest, in
+//! sets of a fixed size, FD_SETSIZE, which is 1,024 nearly everywhere. In C, FD_SET of a higher number writes past the
+//! end of the set; here it would panic. Neither may happen, so a connection with such a number is refused. Few
+//! connections get one, because the limit on connections is lowered to the number that fits.
 
 use std::fs;
 use std::io;
@@ -25,11 +25,11 @@ use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, pselect};
 use nix::sys::time::TimeSpec;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "select",
-    summary: "one thread waits for all, by select(2)",
-    lineage: "4.2BSD; Stevens' UNP, chapter 6; the X server",
+    summary: "one thread that waits for all connections by select(2)",
+    lineage: "4.2BSD; Stevens, UNIX Network Programming, chapter 6; the X server",
     source: "servers/select/src/lib.rs",
     serve,
     available: always_available,
@@ -38,54 +38,55 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
         guarantee: Guarantee::Limit,
-        reason: "about 1,000 are served at a time, whatever --max-connections says: select(2) takes no descriptor from FD_SETSIZE (1,024) on",
+        reason: "about 1,000 peers are served at a time, even if --max-connections is larger: select(2) takes only descriptors below FD_SETSIZE (1,024)",
     }],
 }];
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     if !fits(&listener) || !fits(&stop) {
         return Err(io::Error::other(format!(
-            "select(2) takes no descriptor from {FD_SETSIZE} on; start it with fewer open files"
+            "select(2) takes only descriptors below {FD_SETSIZE}; start the server with fewer open files"
         )));
     }
-    let places = FD_SETSIZE.saturating_sub(open_descriptors()).max(1);
-    if limits.max_connections > places {
+    let most = FD_SETSIZE.saturating_sub(open_descriptors()).max(1);
+    if limits.max_connections > most {
         tracing::info!(
-            "--max-connections {} is more than select(2) has numbers for; peers beyond {places} wait in the backlog",
+            "--max-connections is {}, but select(2) takes only descriptors below {FD_SETSIZE}: {most} peers are served at \
+             a time, and all other peers wait in the backlog",
             limits.max_connections
         );
     }
     let limits = Limits {
-        max_connections: limits.max_connections.min(places),
+        max_connections: limits.max_connections.min(most),
         ..limits
     };
     let mut listener = Some(listener);
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
-    // Descriptors or memory are lacking: nobody is accepted before then.
-    let mut paused: Option<Instant> = None;
+    // Set while descriptors or memory are lacking: no peer is accepted before this time.
+    let mut paused_until: Option<Instant> = None;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    let mut turns: Vec<usize> = Vec::new();
+    let mut ready: Vec<usize> = Vec::new();
     let mut warned = false;
 
     loop {
-        // Made anew for every wait, since the kernel leaves only those in them that are ready.
+        // Built anew for every wait, because the kernel leaves only the sockets that are ready in the sets.
         let (mut readable, mut writable) = (FdSet::new(), FdSet::new());
         let mut highest = 0;
-        let mut more_to_do = false;
-        for (_, stream, waits) in connections.waiting() {
-            let set = match waits {
+        let mut again = false;
+        for (_, stream, interest) in connections.waiting() {
+            let set = match interest {
                 Interest::Read => &mut readable,
                 Interest::Write => &mut writable,
-                // It has more to do, whatever its socket says.
+                // This connection has more to do, even if its socket is not ready.
                 Interest::Turn => {
-                    more_to_do = true;
+                    again = true;
                     continue;
                 }
                 Interest::Time => continue,
@@ -96,20 +97,20 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         if let Some(open) = &listener {
             readable.insert(stop.as_fd());
             highest = highest.max(stop.as_fd().as_raw_fd());
-            if paused.is_none() && !connections.is_full() {
+            if paused_until.is_none() && !connections.is_full() {
                 readable.insert(open.as_fd());
                 highest = highest.max(open.as_raw_fd());
             }
         }
-        let limit = if more_to_do {
+        let limit = if again {
             Some(Duration::ZERO)
         } else {
-            let due = [connections.next_deadline(), drained_by, paused];
+            let due = [connections.next_deadline(), drained_by, paused_until];
             let due = due.into_iter().flatten().min();
-            // (Not by `now`: what was done since may have taken a while.)
+            // `now` is too old for this: the work that was done since may have taken a while.
             due.map(|at| at.saturating_duration_since(Instant::now()))
         };
-        // (The one with nanoseconds, so that no deadline is looked for before it is there.)
+        // pselect(2), because its time-out has nanoseconds: the loop does not look for a deadline before it has come.
         let limit = limit.map(TimeSpec::from);
         match pselect(
             highest + 1,
@@ -119,7 +120,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             &limit,
             None,
         ) {
-            // The sets are as they were: nobody is known to be ready.
+            // The kernel has not changed the sets, so no socket is known to be ready.
             Err(Errno::EINTR) => {
                 readable.clear();
                 writable.clear();
@@ -129,16 +130,16 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         }
         let now = Instant::now();
 
-        turns.clear();
-        for (key, stream, waits) in connections.waiting() {
-            let ready = match waits {
+        ready.clear();
+        for (key, stream, interest) in connections.waiting() {
+            let is_ready = match interest {
                 Interest::Read => readable.contains(stream.as_fd()),
                 Interest::Write => writable.contains(stream.as_fd()),
                 Interest::Turn => true,
                 Interest::Time => false,
             };
-            if ready {
-                turns.push(key);
+            if is_ready {
+                ready.push(key);
             }
         }
         let mut backlog = false;
@@ -148,18 +149,18 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 ended.get_or_insert(Ok(()));
             }
         }
-        for &key in &turns {
+        for &key in &ready {
             connections.advance(key, now);
         }
-        // (Who wants a turn says so in `waiting`.)
+        // The result is not needed: `waiting` reports which of these connections have more to do.
         connections.expire(now);
 
-        if paused.is_some_and(|until| until <= now) {
-            paused = None;
+        if paused_until.is_some_and(|until| until <= now) {
+            paused_until = None;
         }
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
-            if !backlog || paused.is_some() || connections.is_full() || ended.is_some() {
+            if !backlog || paused_until.is_some() || connections.is_full() || ended.is_some() {
                 break;
             }
             match open.accept() {
@@ -172,7 +173,8 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                         if !warned {
                             warned = true;
                             tracing::warn!(
-                                "select(2) takes no descriptor from {FD_SETSIZE} on; peers who get one are refused"
+                                "select(2) takes only descriptors below {FD_SETSIZE}; a peer whose connection gets a \
+                                 higher one is refused"
                             );
                         }
                     }
@@ -181,7 +183,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => backlog = false,
                 Err(error) => match accept::on_error(error, connections.tally_mut()) {
                     Ok(None) => {}
-                    Ok(Some(pause)) => paused = Some(now + pause),
+                    Ok(Some(pause)) => paused_until = Some(now + pause),
                     Err(broken) => ended = Some(Err(broken)),
                 },
             }
@@ -198,15 +200,15 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
     }
 }
 
-/// Whether a descriptor has a place in the sets.
+/// Returns true if the sets have a bit for the descriptor.
 fn fits(file: &impl AsFd) -> bool {
     let number = file.as_fd().as_raw_fd();
     usize::try_from(number).is_ok_and(|number| number < FD_SETSIZE)
 }
 
-/// How many descriptors the process has open.
+/// Returns the number of descriptors that the process has open, or a guess if the system does not report it.
 fn open_descriptors() -> usize {
     const FEW: usize = 16;
-    // (What looks at them is one itself.)
+    // The directory that is read here is itself one of the open descriptors.
     fs::read_dir("/dev/fd").map_or(FEW, Iterator::count)
 }

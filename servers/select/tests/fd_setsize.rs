@@ -1,5 +1,5 @@
-//! What only a server with select(2) can get wrong: descriptors that its sets have no place for. In C, such a server is
-//! not refused anything; it overwrites what lies behind the sets.
+//! Tests of a mistake that only a server with select(2) can make: descriptors that do not fit into its sets. In C, such
+//! a server gets no error; it overwrites the memory behind the sets.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -16,10 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use protocol::{Protocol, SessionOptions};
 
-/// How long what must come may take.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// Descriptors are numbered per process: one test at a time.
+/// Lets one test run at a time, because descriptors are numbered per process.
 static NUMBERS: Mutex<()> = Mutex::new(());
 
 fn connect(address: SocketAddr) -> TcpStream {
@@ -39,14 +39,14 @@ fn expect_reply(mut client: &TcpStream) {
     assert_eq!(&reply, b"x\n");
 }
 
-fn has_heard(client: &TcpStream) -> bool {
+fn has_input(client: &TcpStream) -> bool {
     client.set_nonblocking(true).expect("not non-blocking");
     let peeked = client.peek(&mut [0]);
     client.set_nonblocking(false).expect("not blocking");
     !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// The server in a process of its own: our clients have descriptors too. Killed when dropped.
+/// Server in a process of its own, because the clients of the test need descriptors, too. Killed when this is dropped.
 struct ServerProcess {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -76,7 +76,7 @@ impl ServerProcess {
 
     fn stop(mut self) -> Tally {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a process number"));
-        kill(pid, Signal::SIGTERM).expect("it is gone");
+        kill(pid, Signal::SIGTERM).expect("the server process is gone");
         let mut line = String::new();
         self.output.read_to_string(&mut line).expect("no line");
         assert!(self.child.wait().expect("no child").success());
@@ -86,15 +86,16 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Nothing to kill after `stop`; after a failed check, nobody else would.
+        // After `stop` there is nothing to kill; after a failed check this ends the process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Those who fit are served, all others wait in the backlog, and are served as places become free.
+/// Peers whose descriptors fit into the sets are served. All others wait in the backlog, and are served as descriptors
+/// become free.
 #[test]
-fn more_peers_than_numbers() {
+fn peers_beyond_fd_setsize_wait_in_the_backlog() {
     const CLIENTS: usize = 1100;
     let _alone = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     raise_descriptor_limit();
@@ -106,21 +107,24 @@ fn more_peers_than_numbers() {
     for client in &served[..1000] {
         expect_reply(client);
     }
-    // They were accepted in the order in which they came; so much later, all who can be have been.
+    // Peers are accepted in the order in which they connected. After 50 more requests every peer that fits is accepted.
     for _ in 0..50 {
         ask(&served[0]);
     }
-    let more = served[1000..].iter().take_while(|client| has_heard(client));
-    let places = 1000 + more.count();
-    assert!(places < FD_SETSIZE, "{places} served at a time");
-    let mut waiting = served.split_off(places);
-    assert!(!waiting.iter().any(has_heard), "served out of turn");
+    let more = served[1000..].iter().take_while(|client| has_input(client));
+    let slots = 1000 + more.count();
+    assert!(slots < FD_SETSIZE, "{slots} peers are served at a time");
+    let mut waiting = served.split_off(slots);
+    assert!(
+        !waiting.iter().any(has_input),
+        "a peer was served before an earlier one"
+    );
     for client in &served[1000..] {
         expect_reply(client);
     }
 
-    // Each who leaves makes place for one.
-    for client in served.split_off(places - waiting.len()) {
+    // Each peer that leaves makes room for one waiting peer.
+    for client in served.split_off(slots - waiting.len()) {
         client.shutdown(Shutdown::Write).expect("not connected");
         assert_eq!((&client).read(&mut [0]).expect("no end"), 0);
         let next = waiting.remove(0);
@@ -138,7 +142,7 @@ fn more_peers_than_numbers() {
     assert_eq!(server.stop(), all);
 }
 
-/// Opens files until all numbers that the sets have a place for are taken.
+/// Opens files until all descriptor numbers that fit into the sets are taken.
 fn take_all_numbers() -> Vec<File> {
     let mut files = Vec::new();
     loop {
@@ -151,10 +155,10 @@ fn take_all_numbers() -> Vec<File> {
     }
 }
 
-/// The numbers were free when the server started, and then somebody else took them: peers are refused, and nobody else
-/// notices. It says so once.
+/// The descriptor numbers were free when the server started, and then another part of the process took them. New peers
+/// are refused, earlier peers are served, and the server logs one warning.
 #[test]
-fn numbers_taken_by_others() {
+fn peers_are_refused_when_other_files_take_the_numbers() {
     const REFUSED: u64 = 3;
     let _alone = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     raise_descriptor_limit();
@@ -198,9 +202,10 @@ fn numbers_taken_by_others() {
     assert_eq!(lines.matches("refused").count(), 1, "{lines}");
 }
 
-/// All numbers were taken before: it can't even wait for its listener, and says why.
+/// All descriptor numbers were taken before the start. The server can't wait for its listener, and its error gives the
+/// reason.
 #[test]
-fn no_number_for_the_listener() {
+fn listener_beyond_fd_setsize_is_an_error() {
     let _alone = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     raise_descriptor_limit();
     let _files = take_all_numbers();
@@ -209,6 +214,8 @@ fn no_number_for_the_listener() {
     let echo = Protocol::find("echo").unwrap();
     let service = Service::of(echo, SessionOptions::default());
     let error = (server_select::MODELS[0].serve)(listener, service, Limits::default(), stop);
-    let error = error.expect_err("it serves").to_string();
-    assert!(error.contains("no descriptor from 1024"), "{error}");
+    let error = error
+        .expect_err("the server started without a usable listener")
+        .to_string();
+    assert!(error.contains("only descriptors below 1024"), "{error}");
 }

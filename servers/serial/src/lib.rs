@@ -1,12 +1,13 @@
-//! `serial`: one thread, one connection at a time. The failure that starts the story.
+//! `serial`: one thread, one connection at a time.
 //!
 //! ```text
 //!   accept ──► converse ──► converse ──► … ──► close ──► accept ──► …
-//!              (everybody else waits in the backlog)
+//!              (all other peers wait in the backlog)
 //! ```
 //!
-//! Nothing is wrong with any line of it, and for peers that come one after the other nothing here is quicker. But a
-//! peer that thinks for a second holds all the others up for a second.
+//! The thread waits in accept(2) for a peer, holds the whole conversation with it, and then waits for the next peer. No
+//! line of this is wrong, and for peers that come one after the other no model here is quicker. But a peer that pauses
+//! for a second delays all other peers by a second: the other models exist because of this failure.
 
 use std::io;
 use std::net::TcpListener;
@@ -17,11 +18,11 @@ use contract::{
     always_available,
 };
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "serial",
     summary: "one thread, one connection at a time",
-    lineage: "Stevens' UNP, server 0; every first socket tutorial",
+    lineage: "Stevens, UNIX Network Programming, server 0; the first server of every socket tutorial",
     source: "servers/serial/src/lib.rs",
     serve,
     available: always_available,
@@ -30,16 +31,16 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[
         Deviation {
-            guarantee: Guarantee::Memory,
-            reason: "a peer that never reads delays all who come after it, because the only thread waits for it",
+            guarantee: Guarantee::Limit,
+            reason: "--max-connections has no effect: one peer is served at a time, and all other peers wait in the backlog",
         },
         Deviation {
-            guarantee: Guarantee::Limit,
-            reason: "--max-connections has no effect: one is served at a time, and all others wait in the backlog",
+            guarantee: Guarantee::Memory,
+            reason: "a peer that never reads delays all peers that come after it, because the only thread waits for it",
         },
         Deviation {
             guarantee: Guarantee::Isolation,
-            reason: "one is served at a time, so whoever misbehaves and stays keeps all others waiting, and so does whoever behaves",
+            reason: "one peer is served at a time, so a peer that stays connected keeps all other peers waiting, whether it misbehaves or not",
         },
     ],
 }];

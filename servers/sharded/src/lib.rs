@@ -1,14 +1,14 @@
 //! `sharded`: an event loop per CPU, each with a listener of its own.
 //!
 //! ```text
-//!                ┌──► listener ──► loop 1: accept, wait, advance, … (those are its peers, for good)
+//!                ┌──► listener ──► loop 1: accept, wait, advance, … (these peers stay with loop 1)
 //!   the kernel ──┼──► listener ──► loop 2: accept, wait, advance, …
 //!   (a hash)     └──► listener ──► loop 3: accept, wait, advance, …
 //! ```
 //!
-//! *Shared nothing*: each loop is the one of `mio`, and none knows of the others. All listen on the same port
-//! (SO_REUSEPORT), and the kernel gives every peer to one of them, by a hash of both addresses. So there is no queue to
-//! share and no lock to wait for; and nobody who would help when one loop has too much to do and another nothing.
+//! *Shared nothing*: each loop is that of `mio`, and has no contact with the other loops. All loops listen on the same
+//! port (SO_REUSEPORT), and the kernel gives every peer to one of them, by a hash of both addresses. So the loops share
+//! no queue and wait for no lock; but a loop that has nothing to do can't help a loop that has too much to do.
 
 use std::io;
 use std::mem;
@@ -27,10 +27,10 @@ use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "sharded",
-    summary: "--workers event loops, each with its own listener and its own peers",
+    summary: "--workers event loops, each with its own listener and its own connections",
     lineage: "nginx (reuseport), Seastar, Envoy, HAProxy; \"one per CPU\"",
     source: "servers/sharded/src/lib.rs",
     serve,
@@ -43,44 +43,45 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Nowhere("each event loop is one thread that does everything"),
     deviations: &[Deviation {
         guarantee: Guarantee::Limit,
-        reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel chose for it, though another may have room, or nobody to serve",
+        reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel has chosen for it, even if another loop has a free slot, or no peers at all",
     }],
 }];
 
 const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 
-/// Input, room for output and, where the system reports it, urgent data.
-const EVERYTHING: mio::Interest = {
+/// All events of a connection: input, room for output and, where the system reports it, urgent data.
+const ALL_EVENTS: mio::Interest = {
     let both = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
     #[cfg(target_os = "linux")]
     let both = both.add(mio::Interest::PRIORITY);
     both
 };
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 /// Whether peers wait in the backlog.
 #[derive(Clone, Copy, PartialEq)]
 enum Backlog {
-    /// accept(2) said "would block": the next edge will tell.
+    /// No peers wait: accept(2) returned "would block". The next edge reports new peers.
     Empty,
-    /// Perhaps: an edge came, and accept(2) has not said "would block" since.
+    /// Peers may wait: an edge came, and accept(2) has not returned "would block" since.
     Waiting,
-    /// Yes, but descriptors or memory are lacking: not before then.
+    /// Peers wait, but descriptors or memory are lacking: no peer is accepted before this time.
     Paused(Instant),
 }
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
-    // Not more than there are places: a loop that may serve nobody would leave those waiting whom the kernel sends to it.
+    // At most one loop for each slot: peers that the kernel sends to a loop without a slot would wait without end.
     let loops = limits.workers.get().min(limits.max_connections).max(1);
-    // All of them before the first loop starts. (Who connects before they are open is sent to the first all the same.)
+    // All listeners are opened before the first loop starts. Even so, a peer that connects before that is given to the
+    // first loop.
     let mut listeners = vec![listener];
     while listeners.len() < loops {
         listeners.push(listen_beside(&listeners[0], limits.backlog)?);
     }
-    let (one_ends, all_end) = UnixStream::pair()?;
+    let (end_all, all_end) = UnixStream::pair()?;
     let tallies = thread::scope(|scope| {
         let mut threads = Vec::new();
         for (number, listener) in listeners.into_iter().enumerate() {
@@ -91,15 +92,15 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 ..limits.clone()
             };
             let stops = [stop.as_fd(), all_end.as_fd()];
-            let ends_all = EndsAll(&one_ends);
+            let ends_all = EndsAll(&end_all);
             let thread = thread::Builder::new().name(format!("loop {number}"));
             let thread = thread.spawn_scoped(scope, move || {
-                settle(number, loops);
+                pin_loop(number, loops);
                 run(listener, service, limits, stops, ends_all)
             });
             threads.push(thread.map_err(|error| no_thread(number, &error))?);
         }
-        let panicked = |_| Err(io::Error::other("a loop panicked"));
+        let panicked = |_| Err(io::Error::other("an event loop panicked"));
         let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
         let ended = ended.map(|joined| joined.unwrap_or_else(panicked));
         ended.collect::<io::Result<Vec<Tally>>>()
@@ -108,12 +109,13 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         .iter()
         .map(|tally| tally.accepted.to_string())
         .collect();
-    tracing::info!("accepted by loop: {}", accepted.join(", "));
+    tracing::info!("peers accepted by each loop: {}", accepted.join(", "));
     Ok(tallies.into_iter().sum())
 }
 
-/// What every loop has, and the first that ends drops, for whatever reason: the others end with it. They can't take over
-/// what it leaves, and a server that goes on with a part of itself looks healthy and is not.
+/// Guard that every loop has. When one loop ends, for whatever reason, its guard is dropped, and that ends all other
+/// loops. They can't take over the peers of that loop, and a server that continues without one of its loops looks
+/// healthy and is not.
 struct EndsAll<'a>(&'a UnixStream);
 
 impl Drop for EndsAll<'_> {
@@ -124,25 +126,25 @@ impl Drop for EndsAll<'_> {
 
 fn no_thread(number: usize, error: &io::Error) -> io::Error {
     io::Error::other(format!(
-        "no thread for loop {number}: {error}; try fewer --workers"
+        "cannot start a thread for loop {number}: {error}; try fewer --workers"
     ))
 }
 
-/// Gives the calling loop a CPU of its own, if there are enough: a loop that moves finds none of its peers' data in the
-/// new one's cache.
-fn settle(number: usize, loops: usize) {
+/// Pins the calling loop to a CPU of its own, if there are enough CPUs: a loop that moves to another CPU finds none of
+/// its peers' data in that CPU's cache.
+fn pin_loop(number: usize, loops: usize) {
     let cpus = cpus();
     if loops > cpus.len() {
         tracing::info!(
-            "loop {number} is not pinned: {loops} loops, {} CPUs",
+            "loop {number} is not pinned to a CPU: there are {loops} loops and {} CPUs",
             cpus.len()
         );
     } else if let Err(error) = pin(&CpuList(vec![cpus[number]])) {
-        tracing::info!("loop {number} is not pinned: {error}");
+        tracing::info!("loop {number} is not pinned to a CPU: {error}");
     }
 }
 
-/// Those that the calling thread may use: what `--cpus` has left, or a container.
+/// Returns the CPUs that the calling thread may use, as `--cpus` or a container has limited them.
 #[cfg(target_os = "linux")]
 fn cpus() -> Vec<usize> {
     use rustix::thread::{CpuSet, sched_getaffinity};
@@ -151,13 +153,13 @@ fn cpus() -> Vec<usize> {
     all.filter(|cpu| allowed.is_set(*cpu)).collect()
 }
 
-/// [`pin`] knows only Linux.
+/// Returns no CPUs, because [`pin`] works only on Linux.
 #[cfg(not(target_os = "linux"))]
 fn cpus() -> Vec<usize> {
     Vec::new()
 }
 
-/// One loop, from here on word for word that of `mio`, but for the two stops.
+/// Runs one loop. From here on it is exactly that of `mio`, but for the two stops.
 fn run(
     listener: TcpListener,
     service: Service,
@@ -179,26 +181,26 @@ fn run(
 
     let drain = limits.drain;
     let mut ends_all = Some(ends_all);
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
     let mut backlog = Backlog::Empty;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    // Those that had their turn and have more to do: for what is already there, no edge will come.
+    // Connections to advance in the next round without an edge: no edge comes for input that is already there.
     let mut again: Vec<usize> = Vec::new();
-    let mut turns: Vec<usize> = Vec::new();
+    let mut ready: Vec<usize> = Vec::new();
 
     loop {
         let limit = if !again.is_empty() || backlog == Backlog::Waiting && !connections.is_full() {
             Some(Duration::ZERO)
         } else {
-            let resume = match backlog {
+            let paused_until = match backlog {
                 Backlog::Paused(until) => Some(until),
                 _ => None,
             };
-            let due = [connections.next_deadline(), drained_by, resume];
+            let due = [connections.next_deadline(), drained_by, paused_until];
             let due = due.into_iter().flatten().min();
-            // (Not by `now`: what was done since may have taken a while.)
+            // `now` is too old for this: the work that was done since may have taken a while.
             due.map(|at| at.saturating_duration_since(Instant::now()))
         };
         let now = match poll.poll(&mut events, limit) {
@@ -206,30 +208,30 @@ fn run(
             _ => Instant::now(),
         };
 
-        turns.clear();
-        mem::swap(&mut turns, &mut again);
-        let more_to_do = turns.len();
+        ready.clear();
+        mem::swap(&mut ready, &mut again);
+        let carried_over = ready.len();
         for event in &events {
             match event.token() {
                 LISTENER => backlog = Backlog::Waiting,
-                // (Perhaps it is this loop that is broken, and hears of itself.)
+                // If this loop itself is broken, the reason stays: the guard that it drops reports to it too.
                 STOP => _ = ended.get_or_insert(Ok(())),
                 Token(key) => {
-                    // Behind what a short read gives there may be more: the end of the input, or what follows urgent
-                    // data, which a read never reaches across.
+                    // From now on a short read does not mean that the socket is empty: the end of the input may follow,
+                    // or input behind urgent data, where every read ends.
                     if event.is_read_closed() || event.is_priority() {
                         connections.hung_up(key);
                     }
-                    turns.push(key);
+                    ready.push(key);
                 }
             }
         }
-        if more_to_do > 0 {
-            // Some of them had an edge as well: one turn each, or the busiest would get more and more.
-            turns.sort_unstable();
-            turns.dedup();
+        if carried_over > 0 {
+            // Some of these had an edge as well: advance each once, or the busiest would get an ever larger share.
+            ready.sort_unstable();
+            ready.dedup();
         }
-        for &key in &turns {
+        for &key in &ready {
             if connections.advance(key, now) == Some(Interest::Turn) {
                 again.push(key);
             }
@@ -241,7 +243,7 @@ fn run(
         {
             backlog = Backlog::Waiting;
         }
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
             if backlog != Backlog::Waiting || connections.is_full() || ended.is_some() {
                 break;
@@ -249,7 +251,7 @@ fn run(
             match open.accept() {
                 Ok((mut stream, _)) => {
                     let token = Token(connections.next_key());
-                    match registry.register(&mut stream, token, EVERYTHING) {
+                    match registry.register(&mut stream, token, ALL_EVENTS) {
                         Ok(()) => _ = connections.insert(stream, service.open(), now),
                         Err(_) => connections.refuse(),
                     }
@@ -266,7 +268,8 @@ fn run(
         if ended.is_some() && listener.is_some() {
             listener = None;
             drop(ends_all.take());
-            // Nobody will be accepted any more: to look for them again and again would burn a CPU during the drain.
+            // No more peers are accepted. In any other state the loop would keep trying, and burn a CPU during the
+            // drain.
             backlog = Backlog::Empty;
             drained_by = Some(now + drain);
             again = connections.stop(now + drain);

@@ -1,4 +1,5 @@
-//! What only a server of several loops can get wrong, and what it can't get right: the kernel chooses the loop.
+//! Tests of a server with several loops: mistakes that only such a server can make, and the deviation that it can't
+//! avoid, because the kernel chooses the loop of a connection.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -12,10 +13,10 @@ use contract::{Limits, Service, Stop, Stopper, Tally, listen};
 use protocol::{Protocol, Session, SessionOptions, Step};
 use socket2::SockRef;
 
-/// That all of so many peers are sent to one of two loops happens once in 2^63 times.
+/// Number of peers in a test. The probability that the kernel sends all of them to one of two loops is 2^-63.
 const MANY: usize = 64;
 
-/// What the loops did, by the thread that each of them is.
+/// Record of the loops' connections, by the thread of the loop.
 #[derive(Debug, Clone, Default)]
 struct Record(Arc<Mutex<HashMap<ThreadId, Loop>>>);
 
@@ -32,7 +33,7 @@ impl Record {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Echo, by sessions that note where they are opened and closed.
+    /// Returns an echo service whose sessions record the loops in which they are opened and closed.
     fn service(&self) -> Service {
         let record = self.clone();
         Service::new(move || {
@@ -45,7 +46,7 @@ impl Record {
             this.most_open = this.most_open.max(this.open);
             drop(loops);
             let echo = Protocol::find("echo").expect("the protocols have changed");
-            Box::new(Noted {
+            Box::new(RecordedEcho {
                 inner: (echo.open)(&SessionOptions::default()),
                 opened_in: here,
                 record: record.clone(),
@@ -54,16 +55,20 @@ impl Record {
     }
 }
 
-struct Noted {
+struct RecordedEcho {
     inner: Box<dyn Session>,
     opened_in: ThreadId,
     record: Record,
 }
 
-impl Session for Noted {
+impl Session for RecordedEcho {
     fn receive(&mut self, input: &[u8]) {
-        // A panic ends this connection, and its client complains.
-        assert_eq!(self.opened_in, thread::current().id(), "it has moved");
+        // A panic ends this connection, and then its client fails.
+        assert_eq!(
+            self.opened_in,
+            thread::current().id(),
+            "the session has moved to another thread"
+        );
         self.inner.receive(input);
     }
 
@@ -84,7 +89,7 @@ impl Session for Noted {
     }
 }
 
-impl Drop for Noted {
+impl Drop for RecordedEcho {
     fn drop(&mut self) {
         if let Some(this) = self.record.loops().get_mut(&self.opened_in) {
             this.open -= 1;
@@ -94,7 +99,7 @@ impl Drop for Noted {
 
 struct Server {
     address: SocketAddr,
-    /// The first loop's.
+    /// Listener of the first loop.
     listener: TcpListener,
     stopper: Stopper,
     thread: JoinHandle<io::Result<Tally>>,
@@ -108,7 +113,7 @@ fn start(service: Service, loops: usize, max_connections: usize) -> Server {
     let limits = Limits {
         max_connections,
         workers: NonZero::new(loops).unwrap(),
-        // Longer than a client waits: what ends, ends for another reason.
+        // The drain is longer than a client waits, so connections end for another reason than the drain deadline.
         drain: Duration::from_secs(60),
         ..Limits::default()
     };
@@ -121,7 +126,7 @@ fn start(service: Service, loops: usize, max_connections: usize) -> Server {
     }
 }
 
-/// A peer that has sent a line, and has not read yet what comes back.
+/// Connects a peer and sends a line. The reply is not read yet.
 fn ask(address: SocketAddr) -> TcpStream {
     let mut client = TcpStream::connect(address).unwrap();
     let guard = Some(Duration::from_secs(20));
@@ -136,8 +141,8 @@ fn receive(mut client: &TcpStream) {
     assert_eq!(&reply, b"x\n");
 }
 
-/// Peers that have been answered, of so many loops.
-fn meet(server: &Server, record: &Record, loops: usize) -> Vec<TcpStream> {
+/// Connects peers until each of `loops` loops has served one. Returns the peers.
+fn connect_to_all_loops(server: &Server, record: &Record, loops: usize) -> Vec<TcpStream> {
     let mut clients = Vec::new();
     while record.loops().len() < loops {
         assert!(clients.len() < 10 * MANY, "{:?}", record.loops());
@@ -148,12 +153,12 @@ fn meet(server: &Server, record: &Record, loops: usize) -> Vec<TcpStream> {
     clients
 }
 
-/// Enough peers reach all loops, and each stays where it came.
+/// Many peers reach all loops, and each connection stays in its loop.
 #[test]
-fn every_loop_has_peers() {
+fn peers_reach_all_loops_and_stay_in_their_loop() {
     let record = Record::default();
     let server = start(record.service(), 4, 1000);
-    let clients = meet(&server, &record, 4);
+    let clients = connect_to_all_loops(&server, &record, 4);
     for mut client in &clients {
         client.write_all(b"x\n").unwrap();
         receive(client);
@@ -168,10 +173,10 @@ fn every_loop_has_peers() {
     assert_eq!(opened, count);
 }
 
-/// The deviation: a peer waits for the loop that it was sent to, also if another has nobody to serve. With two loops
-/// and a limit of two, each loop serves one peer at a time; and all are served in the end.
+/// The declared deviation: a peer waits for the loop that the kernel chose, even if another loop has no peer to serve.
+/// With two loops and a limit of two, each loop serves one peer at a time. All peers are served in the end.
 #[test]
-fn a_peer_waits_for_its_own_loop() {
+fn peer_waits_for_its_own_loop() {
     let record = Record::default();
     let server = start(record.service(), 2, 2);
     let held = ask(server.address);
@@ -186,7 +191,7 @@ fn a_peer_waits_for_its_own_loop() {
                 answered.send(()).unwrap();
             });
         }
-        // The other loop serves its own, one after the other. Where the held one is, nobody is served till it leaves.
+        // The other loop serves its peers one after another. The loop of the held peer serves no other until it leaves.
         answers.recv().unwrap();
         drop(held);
         for _ in 1..MANY {
@@ -203,12 +208,12 @@ fn a_peer_waits_for_its_own_loop() {
     }
 }
 
-/// More loops than the limit has places: the limit holds.
+/// With more loops than the connection limit has slots, the limit is kept.
 #[test]
-fn no_loop_without_a_place() {
+fn more_loops_than_slots_keep_the_limit() {
     let record = Record::default();
     let server = start(record.service(), 8, 3);
-    // Who is answered knows that all listeners are open: whoever came before that was sent to the first.
+    // A reply shows that all listeners are open. Peers that connected before were sent to the first loop.
     let held = ask(server.address);
     receive(&held);
     let clients: Vec<_> = (0..MANY).map(|_| ask(server.address)).collect();
@@ -228,31 +233,31 @@ fn no_loop_without_a_place() {
     }
 }
 
-/// A listener that breaks ends its loop, and the other loops too: at once, and not only when that loop has finished with
-/// its own peers.
+/// A broken listener ends its loop and the other loops at once, and not only when its loop has finished with its own
+/// peers.
 #[test]
-fn one_broken_listener_ends_all_loops() {
+fn broken_listener_ends_all_loops() {
     let record = Record::default();
     let server = start(record.service(), 4, 1000);
     let mut clients = Vec::new();
-    let met_by_first = || {
+    let opened_by_first = || {
         let first = |this: &&Loop| this.name == "loop 0";
         let loops = record.loops();
         loops.values().find(first).map_or(0, |first| first.opened)
     };
-    // One that the first loop has to wait for: it takes no replies.
+    // A peer of the first loop that takes no replies, so that the loop has to wait for it.
     let stuck = loop {
         assert!(clients.len() < 10 * MANY, "{:?}", record.loops());
-        let before = met_by_first();
+        let before = opened_by_first();
         let client = ask(server.address);
         receive(&client);
-        if met_by_first() > before {
+        if opened_by_first() > before {
             break client;
         }
         clients.push(client);
     };
     fill(&stuck);
-    clients.extend(meet(&server, &record, 4));
+    clients.extend(connect_to_all_loops(&server, &record, 4));
     SockRef::from(&server.listener)
         .shutdown(Shutdown::Both)
         .unwrap();
@@ -264,17 +269,17 @@ fn one_broken_listener_ends_all_loops() {
     assert!(ended.is_err(), "{ended:?}");
 }
 
-/// Sends until nothing has been taken for a while.
+/// Sends until the server has taken nothing for 300 ms.
 fn fill(mut client: &TcpStream) {
-    let while_ = Some(Duration::from_millis(300));
-    client.set_write_timeout(while_).unwrap();
+    let limit = Some(Duration::from_millis(300));
+    client.set_write_timeout(limit).unwrap();
     while client.write(&b"x\n".repeat(32 * 1024)).is_ok() {}
 }
 
-/// With enough CPUs each loop has one to itself; with too few, each may run on all.
+/// With enough CPUs each loop is pinned to a CPU of its own. With too few, each loop may run on all CPUs.
 #[test]
 #[cfg(target_os = "linux")]
-fn loops_have_cpus_of_their_own() {
+fn loops_are_pinned_if_there_are_enough_cpus() {
     use std::collections::HashSet;
 
     use rustix::thread::{CpuSet, sched_getaffinity};
@@ -296,7 +301,7 @@ fn loops_have_cpus_of_their_own() {
             })
         };
         let server = start(service, loops, 1000);
-        let clients = meet(&server, &record, loops);
+        let clients = connect_to_all_loops(&server, &record, loops);
         drop(clients);
         drop(server.stopper);
         server.thread.join().unwrap().unwrap();

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //!   accept ──► spawn ──► task: converse ─ await ─ await ─ … ──► channel ──► tally
-//!                        (run by whichever thread takes it from the executor's queue)
+//!                        (run by the thread that takes it from the executor's queue)
 //! ```
 //!
-//! smol is a handful of small crates: an executor that is a value and not a global, a reactor, channels. So the
-//! threads are ours: whoever calls `executor.run` is a worker, and one thread makes `smol-local`.
+//! smol is a handful of small crates: an executor that is a value and not a global, a reactor, channels. So the server
+//! starts the threads itself: each thread that calls `executor.run` is a worker, and `smol-local` has one.
 //!
-//! What can't be awaited is done on the threads of the crate blocking (`unblock`): files are read there piece by
-//! piece, and with --offload all work that keeps a thread is done there.
-//! Those belong to the process: a call that outlasts the drain goes on to its end, for nobody.
+//! Calls that can't be awaited run on the threads of the crate `blocking` (`unblock`): files are read there piece by
+//! piece, and with --offload all work that occupies a thread is done there.
+//! These threads belong to the process: a call that outlasts the drain runs to its end, and its result is thrown away.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,12 +35,12 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::TcpStream;
 use smol::{Async, Executor, Task, Timer, unblock};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[
     Model {
         name: "smol",
         summary: "async tasks on one executor that --workers threads run",
-        lineage: "async-std's successor, made of small parts",
+        lineage: "async-std's successor, made of small crates",
         source: "servers/smol/src/lib.rs",
         serve: |listener, service, limits, stop| {
             let workers = limits.workers;
@@ -49,7 +49,7 @@ pub const MODELS: &[Model] = &[
         available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
-        offload: Offload::To("the threads of the crate blocking (unblock)"),
+        offload: Offload::To("the threads of the crate `blocking` (unblock)"),
         deviations: &[],
     },
     Model {
@@ -63,12 +63,12 @@ pub const MODELS: &[Model] = &[
         available: always_available,
         capacity: Capacity::Limit,
         needs: Needs::NOTHING,
-        offload: Offload::To("the threads of the crate blocking (unblock)"),
+        offload: Offload::To("the threads of the crate `blocking` (unblock)"),
         deviations: &[],
     },
 ];
 
-/// Nobody ever sends on it: that it is closed is the message.
+/// Message of a channel on which nothing is ever sent: that the channel is closed is the message.
 enum Never {}
 
 fn run(
@@ -85,8 +85,8 @@ fn run(
             let worker = thread::Builder::new().name("worker".to_string());
             worker.spawn_scoped(scope, || smol::block_on(executor.run(done.recv())))?;
         }
-        // This thread is a worker too. In a task of its own `serve` has its turn among the others; `run` looks at the
-        // future that it is given only once in 200 turns, which is long where those keep the thread.
+        // This thread is a worker too. `serve` has a task of its own, so that it is polled like all other tasks: `run`
+        // polls the future that it is given only once in 200 turns, which takes long if the tasks occupy the thread.
         let serving = serve(Arc::clone(&executor), listener, service, limits, stop);
         let serving = executor.spawn(serving);
         let tally = smol::block_on(executor.run(serving));
@@ -106,57 +106,57 @@ async fn serve(
     enum Event {
         Stopped(io::Result<()>),
         Ended(u64, Ending),
-        Came(io::Result<TcpStream>),
+        Accepted(io::Result<TcpStream>),
     }
     let listener = smol::net::TcpListener::try_from(listener)?;
     let stop = Async::new(stop.stream()?)?;
-    // One future for the whole life of the server: each needs a turn of the reactor to see that the stop is there, and
-    // one made anew beside an accept that always succeeds or always fails would never get it.
+    // One future from the start of the server to its end: such a future needs a turn of the reactor to see the stop,
+    // and one that is created anew beside an accept that always succeeds or always fails would never get that turn.
     let mut stopped = pin!(stop.readable());
-    let (going, stopping) = channel::bounded::<Never>(1);
-    let (leave, left) = channel::unbounded();
+    let (stopper, stopping) = channel::bounded::<Never>(1);
+    let (sender, endings) = channel::unbounded();
     let mut tally = Tally::default();
-    // To cut what is left at the end: dropping a handle cancels its task.
+    // Kept to cut the remaining connections at the end: dropping a handle cancels its task.
     let mut tasks: HashMap<u64, Task<()>> = HashMap::new();
 
     let ended = loop {
         let full = tally.accepted - tally.ended() >= limits.max_connections as u64;
         let stop = async { Event::Stopped(stopped.as_mut().await) };
-        let gone = async {
-            match left.recv().await {
+        let ended = async {
+            match endings.recv().await {
                 Ok((number, ending)) => Event::Ended(number, ending),
                 Err(_) => pending().await,
             }
         };
-        let came = async {
+        let accepted = async {
             if full {
                 pending::<()>().await;
             }
-            Event::Came(listener.accept().await.map(|(stream, _)| stream))
+            Event::Accepted(listener.accept().await.map(|(stream, _)| stream))
         };
-        match or(stop, or(gone, came)).await {
+        match or(stop, or(ended, accepted)).await {
             Event::Stopped(stopped) => break stopped,
             Event::Ended(number, ending) => {
                 tasks.remove(&number);
                 tally.count(ending);
             }
-            Event::Came(Ok(stream)) => {
+            Event::Accepted(Ok(stream)) => {
                 tally.accepted += 1;
                 let number = tally.accepted;
                 let conversation =
                     converse(stream, service.open(), limits.clone(), stopping.clone());
-                let leave = leave.clone();
+                let sender = sender.clone();
                 let task = executor.spawn(async move {
                     let ending = conversation.await;
                     let ending = ending.unwrap_or_else(|error| Ending::of(&error));
-                    // Nobody counts any more once the drain is over.
-                    let _ = leave.send((number, ending)).await;
+                    // This fails when the drain is over: the ending is then not counted any more.
+                    let _ = sender.send((number, ending)).await;
                 });
                 tasks.insert(number, task);
-                // Nothing would interrupt this loop while peers come as fast as they are accepted.
+                // Without this, nothing would interrupt the loop while peers come as fast as they are accepted.
                 yield_now().await;
             }
-            Event::Came(Err(error)) => match accept::on_error(error, &mut tally) {
+            Event::Accepted(Err(error)) => match accept::on_error(error, &mut tally) {
                 Ok(None) => {}
                 Ok(Some(pause)) => {
                     let stop = async { Some(stopped.as_mut().await) };
@@ -173,12 +173,12 @@ async fn serve(
         }
     };
 
-    // Stopped or broken, those who are here are served to the end.
+    // The server was stopped, or the listener is broken. In both cases the connections are drained.
     drop(listener);
-    drop(going);
+    drop(stopper);
     let drained = async {
         while !tally.adds_up()
-            && let Ok((number, ending)) = left.recv().await
+            && let Ok((number, ending)) = endings.recv().await
         {
             tasks.remove(&number);
             tally.count(ending);
@@ -193,7 +193,7 @@ async fn sleep(time: Duration) {
     Timer::after(time).await;
 }
 
-/// What a step that waited came to.
+/// Result of a step that has waited.
 enum Event {
     Read(usize),
     Wrote(usize),
@@ -203,11 +203,11 @@ enum Event {
     Stopped,
 }
 
-/// How often a task may find its socket ready before others have their turn. Nothing else would interrupt it: unlike
-/// tokio, smol does not count.
-const TURN: usize = 64;
+/// Number of steps after which a task lets other tasks run. Nothing else would interrupt a task that always finds its
+/// socket ready: unlike tokio, smol does not count.
+const STEPS_BEFORE_YIELD: usize = 64;
 
-/// The conversation: take the next step, carry it out, report what came of it.
+/// Holds the conversation: takes the session's next step, carries it out, and reports the result to the session.
 async fn converse(
     mut stream: TcpStream,
     mut session: Box<dyn Session>,
@@ -225,24 +225,24 @@ async fn converse(
 
     loop {
         steps += 1;
-        if steps % TURN == 0 {
+        if steps % STEPS_BEFORE_YIELD == 0 {
             yield_now().await;
         }
         let step = match session.step() {
             Step::SendFile(slice) => match piece.beginning_of(slice) {
-                // What is here of it is written like any other reply.
+                // The part that is in memory is written like any other reply.
                 Some(bytes) => Step::Write(bytes),
                 None => Step::SendFile(slice),
             },
             step => {
-                // Between two files nobody needs its memory.
+                // Between two files the memory of the piece is not needed.
                 piece = Piece::default();
                 step
             }
         };
         let event = match step {
             Step::Read if stopping.is_closed() => {
-                // What arrived before the stop was asked before the stop: answer that, and no more.
+                // Requests that arrived before the stop are answered, and no more.
                 match poll_once(stream.read(&mut buffer)).await {
                     Some(read) => Event::Read(read?),
                     None => {
@@ -281,27 +281,28 @@ async fn converse(
                 Event::Worked
             }
             Step::Work(work) if limits.offload => {
-                // There are 500 such threads at most (BLOCKING_MAX_THREADS), and files are read there too: behind 500
-                // slow calls they wait as well.
+                // There are at most 500 such threads (BLOCKING_MAX_THREADS), and files are read there too: behind 500
+                // slow calls these reads wait as well.
                 unblock(move || carry_out(work)).await;
                 Event::Worked
             }
             Step::Work(work) => {
-                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                // The work runs on this thread, and every task that this thread would poll waits meanwhile. These
+                // tasks, or the stop, are polled next.
                 carry_out(work);
                 yield_now().await;
                 Event::Worked
             }
-            Step::Close(farewell) => {
-                if farewell == CloseReason::Refused {
-                    let enough = sleep(LINGER);
+            Step::Close(reason) => {
+                if reason == CloseReason::Refused {
+                    let time_out = sleep(LINGER);
                     or(
                         async { drop(linger(&mut stream, &mut buffer).await) },
-                        enough,
+                        time_out,
                     )
                     .await;
                 }
-                return Ok(farewell.into());
+                return Ok(reason.into());
             }
         };
         match event {
@@ -323,11 +324,11 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
+/// Gives a refused peer time to read the error reply: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)?;
     while stream.read(buffer).await? > 0 {
-        // A peer that sends faster than we read would never let the time-out look at its clock.
+        // Without this, a peer that sends faster than the server reads would never let the time-out check its clock.
         yield_now().await;
     }
     Ok(())

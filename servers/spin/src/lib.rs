@@ -1,14 +1,15 @@
-//! `spin`: one thread that asks everybody, again and again, and never waits. The mistake worth measuring.
+//! `spin`: one thread that tries every socket again and again, and never waits. A mistake that is worth measuring.
 //!
 //! ```text
-//!   ┌─► has anybody come? ──► have you said something? ──► and you? ──► and you? ──┐
-//!   └──────────────────────────────── at once, for ever ───────────────────────────┘
+//!   ┌─► advance each connection: "would block", "would block", … ──► close each that is overdue ──┐
+//!   └── accept peers that wait in the backlog ◄── at once, for ever ◄─────────────────────────────┘
 //! ```
 //!
-//! Whoever has found out how to make a socket non-blocking, and not yet how to wait for several of them, writes this.
-//! It answers everybody, and quickly. But each question is a system call, nearly all are answered "would block", and
-//! whether there is a thousand requests or none it uses a whole CPU. A sleep between two turns would only exchange that
-//! for latency; what is missing is one question about everybody: see `select`.
+//! An engineer writes this after learning how to make a socket non-blocking, and before learning how to wait for
+//! several sockets. The server answers all peers, and quickly. But each attempt is a system call, nearly all of them
+//! return "would block", and the server uses a whole CPU, whether there are a thousand requests or none. A sleep
+//! between two rounds would only trade CPU time for latency; the missing part is one call that waits for all sockets:
+//! see `select`.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -20,11 +21,11 @@ use contract::{
     always_available,
 };
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "spin",
-    summary: "one thread asks all, without end and without waiting",
-    lineage: "every first non-blocking socket; on purpose: DPDK, and traders who pay for the CPU",
+    summary: "one thread that tries every socket again and again, and never waits",
+    lineage: "first programs with non-blocking sockets; on purpose: DPDK and trading systems, which spend a CPU to save microseconds",
     source: "servers/spin/src/lib.rs",
     serve,
     available: always_available,
@@ -33,24 +34,24 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Nowhere("one thread does everything"),
     deviations: &[Deviation {
         guarantee: Guarantee::Accept,
-        reason: "it never sleeps: it uses a whole CPU also with nobody to serve, at the connection limit, without descriptors and during the drain, because asking again is all it does",
+        reason: "the server never sleeps: it uses a whole CPU even with no peer to serve, at the connection limit, without free descriptors and during the drain, because it tries every socket again and again",
     }],
 }];
 
-/// Peers accepted in one go, before those who are connected have their turn again.
-const ACCEPT_TURN: usize = 64;
+/// Most peers that are accepted in one round of the loop, so that the connected peers need not wait for long.
+const ACCEPT_BATCH: usize = 64;
 
 fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) -> io::Result<Tally> {
     let mut listener = Some(listener);
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
     let mut drained_by: Option<Instant> = None;
-    // Descriptors or memory are lacking: nobody is accepted before then.
-    let mut paused: Option<Instant> = None;
+    // Set while descriptors or memory are lacking: no peer is accepted before this time.
+    let mut paused_until: Option<Instant> = None;
     let mut connections: Connections<TcpStream> = Connections::new(limits);
-    let mut turns: Vec<usize> = Vec::new();
+    let mut ready: Vec<usize> = Vec::new();
 
     loop {
         if ended.is_none() && stop.wait(Some(Duration::ZERO))? {
@@ -58,21 +59,21 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         }
         let now = Instant::now();
 
-        turns.clear();
-        turns.extend(connections.waiting().map(|(key, ..)| key));
-        for &key in &turns {
+        ready.clear();
+        ready.extend(connections.waiting().map(|(key, ..)| key));
+        for &key in &ready {
             connections.advance(key, now);
         }
-        // (All have a turn in any case.)
+        // The result is not needed: every connection is advanced in every round.
         connections.expire(now);
 
-        if paused.is_some_and(|until| until <= now) {
-            paused = None;
+        if paused_until.is_some_and(|until| until <= now) {
+            paused_until = None;
         }
         let mut backlog = true;
-        for _ in 0..ACCEPT_TURN {
+        for _ in 0..ACCEPT_BATCH {
             let Some(open) = &listener else { break };
-            if !backlog || paused.is_some() || connections.is_full() || ended.is_some() {
+            if !backlog || paused_until.is_some() || connections.is_full() || ended.is_some() {
                 break;
             }
             match open.accept() {
@@ -83,7 +84,7 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => backlog = false,
                 Err(error) => match accept::on_error(error, connections.tally_mut()) {
                     Ok(None) => {}
-                    Ok(Some(pause)) => paused = Some(now + pause),
+                    Ok(Some(pause)) => paused_until = Some(now + pause),
                     Err(broken) => ended = Some(Err(broken)),
                 },
             }

@@ -6,8 +6,9 @@
 //!            └──► thread: converse ──► …
 //! ```
 //!
-//! The conversation is the one of `serial`, word for word; only who holds it differs. The kernel does what the other
-//! models do by hand: it keeps every conversation's place (a stack), and decides who runs.
+//! The conversation is the same function as in `serial`; here a thread of its own runs it, and waits in read(2) for its
+//! peer. The kernel does what the other models do by hand: it keeps the position of every conversation in the code (on
+//! a stack), and decides which thread runs.
 
 use std::io;
 use std::net::TcpListener;
@@ -16,11 +17,11 @@ use std::thread;
 use contract::blocking::{self, Acceptor};
 use contract::{Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, always_available};
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "threads",
     summary: "a thread per connection",
-    lineage: "Stevens' UNP, server 6; Tomcat's classic connector, MySQL",
+    lineage: "Stevens, UNIX Network Programming, server 6; Tomcat's classic connector, MySQL",
     source: "servers/threads/src/lib.rs",
     serve,
     available: always_available,
@@ -38,8 +39,10 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
         while let Some(connection) = acceptor.accept()? {
             let thread = blocking::thread("connection".to_string(), stack);
             if let Err(error) = thread.spawn_scoped(scope, || connection.converse()) {
-                // The connection was dropped with the closure that was to serve it, and is counted as refused.
-                acceptor.pause(&format!("no thread for a peer: {error}"))?;
+                // The closure was dropped, and with it the connection, which is thereby counted as refused.
+                acceptor.pause(&format!(
+                    "cannot start a thread for a peer: {error}; the peer is refused"
+                ))?;
             }
         }
         Ok(())

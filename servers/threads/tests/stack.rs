@@ -1,4 +1,4 @@
-//! Whether `--stack` reaches the threads.
+//! Test that the threads have the stack size of `--stack`.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -9,14 +9,16 @@ use std::time::Duration;
 use contract::{Limits, Needs, Service, Stop, listen};
 use protocol::{CloseReason, Session, Step};
 
-/// Answers everything with one byte, after more use of the stack than a thread has by default.
+/// Session that answers every input with one byte, after it has used more stack than a thread has by default.
 struct Deep {
     owed: bool,
     ended: bool,
 }
 
+/// Number of bytes of the stack that the session uses.
 const DEPTH: usize = 8 << 20;
 
+/// Uses slightly more than `bytes` bytes of the stack.
 fn use_stack(bytes: usize) -> usize {
     let mut frame = [1_u8; 1024];
     black_box(&mut frame);
@@ -56,7 +58,7 @@ impl Session for Deep {
 }
 
 #[test]
-fn a_stack_is_as_large_as_was_asked_for() {
+fn stack_is_as_large_as_the_limit() {
     let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client

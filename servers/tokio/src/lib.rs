@@ -5,11 +5,11 @@
 //!                        (polled by a worker whenever its socket, timer or stop wakes it)
 //! ```
 //!
-//! The conversation reads like the blocking one, with `await` where the other waits. The compiler makes a state
-//! machine of it; the runtime is the event loop that `mio` writes by hand.
+//! The conversation reads like the blocking one, with `await` where that one waits. The compiler turns it into a state
+//! machine; the runtime is the event loop that `mio` writes by hand.
 //!
-//! What can't be awaited is done on the runtime's blocking threads (`spawn_blocking`): files are read there piece by
-//! piece, and with --offload all work that keeps a thread is done there.
+//! Calls that can't be awaited run on the runtime's blocking threads (`spawn_blocking`): files are read there piece by
+//! piece, and with --offload all work that occupies a thread is done there.
 
 use std::io;
 use std::mem;
@@ -32,11 +32,11 @@ use tokio::task::{JoinError, JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[
     Model {
         name: "tokio",
-        summary: "async tasks that --workers threads share by work stealing",
+        summary: "async tasks on --workers threads that steal tasks from each other",
         lineage: "Go's and Cilk's schedulers; most Rust services",
         source: "servers/tokio/src/lib.rs",
         serve: |listener, service, limits, stop| {
@@ -54,7 +54,7 @@ pub const MODELS: &[Model] = &[
     },
     Model {
         name: "tokio-local",
-        summary: "async tasks on one thread, tokio's scheduler without stealing",
+        summary: "async tasks on one thread, by tokio's scheduler without stealing",
         lineage: "Python's asyncio, Node.js; one runtime per core",
         source: "servers/tokio/src/lib.rs",
         serve: |listener, service, limits, stop| {
@@ -69,8 +69,8 @@ pub const MODELS: &[Model] = &[
     },
 ];
 
-/// How long the blocking threads have to end after everything else.
-const LAST_CALLS: Duration = Duration::from_secs(1);
+/// Time that the blocking threads have to end, after everything else has ended.
+const BLOCKING_CALLS_END: Duration = Duration::from_secs(1);
 
 fn run(
     runtime: Runtime,
@@ -79,13 +79,14 @@ fn run(
     limits: Limits,
     stop: Stop,
 ) -> io::Result<Tally> {
-    // In a task of its own: the thread that calls `block_on` is not one of the workers, and every accept would wake
-    // two threads.
+    // `serve` has a task of its own: the thread that calls `block_on` is not one of the workers, so every accept there
+    // would wake two threads.
     let serving = runtime.spawn(serve(listener, service, limits, stop));
     let tally = runtime.block_on(serving).map_err(io::Error::other);
-    // A runtime that is dropped waits for the calls that its blocking threads are in, and nothing can end those before
-    // their time. After a drain there are none; after its deadline such a thread is left behind until its call returns.
-    runtime.shutdown_timeout(LAST_CALLS);
+    // A runtime that is dropped waits for the calls of its blocking threads, and nothing can end these calls early.
+    // After a complete drain there are none; after the drain deadline such a thread is left behind until its call
+    // returns.
+    runtime.shutdown_timeout(BLOCKING_CALLS_END);
     tally?
 }
 
@@ -123,7 +124,7 @@ async fn serve(
         }
     };
 
-    // Stopped or broken, those who are here are served to the end.
+    // The server was stopped, or the listener is broken. In both cases the connections are drained.
     drop(listener);
     stopping.cancel();
     let drained = timeout(limits.drain, async {
@@ -146,7 +147,7 @@ fn ending(ended: Result<io::Result<Ending>, JoinError>) -> Ending {
     }
 }
 
-/// What a step that waited came to.
+/// Result of a step that has waited.
 enum Event {
     Read(usize),
     Wrote(usize),
@@ -155,7 +156,7 @@ enum Event {
     Idle,
 }
 
-/// The conversation: take the next step, carry it out, report what came of it.
+/// Holds the conversation: takes the session's next step, carries it out, and reports the result to the session.
 async fn converse(
     mut stream: TcpStream,
     mut session: Box<dyn Session>,
@@ -166,27 +167,27 @@ async fn converse(
     let mut piece = Piece::default();
     let mut progress = Instant::now();
     // One timer and one stop for the whole conversation. A `timeout` around every read would be registered with the
-    // runtime and taken out again for each request; these are registered once, and the timer is moved when it fires.
+    // runtime and removed again for each request; these are registered once, and the timer is moved when it fires.
     let mut idle = pin!(sleep_until(progress + limits.idle_timeout));
     let mut stopped = pin!(stopping.cancelled());
 
     loop {
         let step = match session.step() {
             Step::SendFile(slice) => match piece.beginning_of(slice) {
-                // What is here of it is written like any other reply.
+                // The part that is in memory is written like any other reply.
                 Some(bytes) => Step::Write(bytes),
                 None => Step::SendFile(slice),
             },
             step => {
-                // Between two files nobody needs its memory.
+                // Between two files the memory of the piece is not needed.
                 piece = Piece::default();
                 step
             }
         };
         let event = match step {
             Step::Read if stopping.is_cancelled() => {
-                // What arrived before the stop was asked before the stop: answer that, and no more. `try_read` knows
-                // only what the driver has seen, which is input before a later stop; another turn lets it see more.
+                // Requests that arrived before the stop are answered, and no more. `try_read` knows only the input that
+                // the driver has seen. The driver sees input before a later stop; another turn lets it see more.
                 yield_now().await;
                 match stream.try_read(&mut buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -217,22 +218,23 @@ async fn converse(
                 Event::Worked
             }
             Step::Work(work) if limits.offload => {
-                // There are 512 such threads at most, and files are read there too: behind 512 slow calls they
+                // There are at most 512 such threads, and files are read there too: behind 512 slow calls these reads
                 // wait as well.
                 spawn_blocking(move || carry_out(work)).await?;
                 Event::Worked
             }
             Step::Work(work) => {
-                // On this thread, and every task that it would poll waits meanwhile. Those are next, or the stop is.
+                // The work runs on this thread, and every task that this thread would poll waits meanwhile. These
+                // tasks, or the stop, are polled next.
                 carry_out(work);
                 yield_now().await;
                 Event::Worked
             }
-            Step::Close(farewell) => {
-                if farewell == CloseReason::Refused {
+            Step::Close(reason) => {
+                if reason == CloseReason::Refused {
                     let _ = timeout(LINGER, linger(&mut stream, &mut buffer)).await;
                 }
-                return Ok(farewell.into());
+                return Ok(reason.into());
             }
         };
         match event {
@@ -253,7 +255,7 @@ async fn converse(
     }
 }
 
-/// Gives a refused peer time to read why: see [`CloseReason::Refused`].
+/// Gives a refused peer time to read the error reply: see [`CloseReason::Refused`].
 async fn linger(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
     stream.shutdown().await?;
     while stream.read(buffer).await? > 0 {}

@@ -1,4 +1,4 @@
-//! What every server guarantees, checked on this one.
+//! Runs the test suite of the contract on this server.
 
 contract::suite! {
     tokio: server_tokio::MODELS[0],

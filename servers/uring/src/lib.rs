@@ -1,16 +1,17 @@
-//! `uring`: one thread that hands its operations to the kernel and is told when they are done (io_uring).
+//! `uring`: one thread that submits operations to the kernel and receives their completions (io_uring).
 //!
 //! ```text
-//!   ┌─► submit, and wait ──► take each completion to its connection ──┐
+//!   ┌─► submit, and wait ──► pass each completion to its connection ──┐
 //!   └── next operation: accept, receive, send, read a file, wait ◄────┘
 //! ```
 //!
-//! A readiness loop is told that it *could* read now; here the reading has been done, and what is told is what came of
-//! it. So whatever an operation uses is the operation's until then: a connection moves into it, and comes back with the
-//! completion. To close one that is away, its operation must be cancelled first, and the completion awaited.
+//! A readiness loop is notified that it *could* read now; here the kernel has done the read, and the completion carries
+//! its result. So everything that an operation uses belongs to the operation until its completion: a connection moves
+//! into it, and comes back with the completion. To close a connection that is away, the server must first cancel its
+//! operation and wait for the completion.
 //!
-//! And a file, which readiness can't tell of, is read like all else. Only what keeps the thread itself, by a call or by
-//! computing, keeps everybody.
+//! A file, for which there is no readiness, is read like everything else. Only work that occupies the thread itself, by
+//! a blocking call or by computing, delays all peers.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -34,10 +35,10 @@ mod short_queues;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
 
-/// What this crate offers.
+/// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "uring",
-    summary: "one thread submits operations to the kernel, and is told when they are done",
+    summary: "one thread that submits operations to the kernel and receives completions (io_uring)",
     lineage: "VMS, Windows NT (IOCP), POSIX aio; io_uring since Linux 5.1",
     source: "servers/uring/src/lib.rs",
     serve,
@@ -59,45 +60,50 @@ fn serve_on(
     limits: Limits,
     stop: Stop,
 ) -> io::Result<Tally> {
-    // The kernel waits in our place; but older ones do not where a descriptor says that nobody shall.
+    // The kernel waits for the server; but older kernels do not wait on a descriptor that is non-blocking.
     listener.set_nonblocking(false)?;
     ring.watch(stop.stream()?);
 
     let drain = limits.drain;
-    // How it ended: by a stop, or because the listener is broken. Either way those who are here are served to the end.
+    // Reason for the end: a stop, or a broken listener. In both cases the connections are drained.
     let mut ended: Option<io::Result<()>> = None;
-    // The listener is here or away with an accept.
+    // `None` while the listener is away with an accept.
     let mut listener = Some(listener);
     let mut accepting: Option<Ticket> = None;
-    // The same, as long as it may take many peers.
-    let mut many: Option<Ticket> = None;
+    // The same ticket, while that accept is a multishot one that may continue.
+    let mut multishot: Option<Ticket> = None;
     let burst = ring.burst();
-    // Descriptors or memory are lacking: no accept before then.
-    let mut paused: Option<Instant> = None;
+    // Set while descriptors or memory are lacking: no accept is submitted before this time.
+    let mut paused_until: Option<Instant> = None;
     let mut connections = Connections::new(ring, limits);
 
     loop {
-        // One accept takes all peers, as long as there is a place for as many as it can take before we know. When there
-        // is not, one accept takes one peer, and none if there is no place: all others stay in the backlog.
+        // One multishot accept takes all peers, as long as there are free slots for all the peers that it can take
+        // before the server sees them. With fewer free slots each accept takes one peer, and with none no accept is
+        // submitted: all other peers stay in the backlog.
         let free = connections.free();
-        if paused.is_none()
+        if paused_until.is_none()
             && free > 0
             && let Some(listener) = listener.take()
         {
-            // Twice as many, so that it does not come and go with each peer.
+            // It starts at twice that number, so that it is not started and cancelled with each peer.
             let ample = free / 2 >= burst;
             let accept = connections.ring.accept(listener, ample);
             accepting = Some(accept);
-            many = ample.then_some(accept);
+            multishot = ample.then_some(accept);
         }
         if free < burst
-            && let Some(accept) = many.take()
+            && let Some(accept) = multishot.take()
         {
             connections.ring.cancel(accept);
         }
-        let due = [connections.deadlines.next(), connections.drained_by, paused];
+        let due = [
+            connections.deadlines.next(),
+            connections.drained_by,
+            paused_until,
+        ];
         let due = due.into_iter().flatten().min();
-        // (Not by `now`: what was done since may have taken a while.)
+        // `now` is too old for this: the work that was done since may have taken a while.
         let limit = due.map(|at| at.saturating_duration_since(Instant::now()));
         connections.ring.wait(limit)?;
         let now = Instant::now();
@@ -124,13 +130,13 @@ fn serve_on(
                         accepting = None;
                     }
                     match accepted {
-                        // After the stop too: the kernel has accepted it, and we can't say that it has not.
+                        // After the stop too: the kernel has accepted this peer, and it must be counted.
                         Ok(stream) => connections.insert(stream, service.open()),
                         Err(Errno::CANCELED) => {}
                         Err(error) => {
                             match accept::on_error(error.into(), &mut connections.tally) {
                                 Ok(None) => {}
-                                Ok(Some(pause)) => paused = Some(now + pause),
+                                Ok(Some(pause)) => paused_until = Some(now + pause),
                                 Err(broken) => ended = Some(Err(broken)),
                             }
                         }
@@ -140,11 +146,11 @@ fn serve_on(
         }
         connections.expire(now);
 
-        if paused.is_some_and(|until| until <= now) {
-            paused = None;
+        if paused_until.is_some_and(|until| until <= now) {
+            paused_until = None;
         }
         if ended.is_some() {
-            // If it is away, then as soon as it is back.
+            // If the listener is away, it is dropped in the round in which it comes back.
             listener = None;
         }
         if ended.is_some() && connections.drained_by.is_none() {
@@ -153,7 +159,7 @@ fn serve_on(
             }
             connections.stop(now + drain);
         }
-        let empty = connections.places.is_empty() && accepting.is_none();
+        let empty = connections.slots.is_empty() && accepting.is_none();
         if connections
             .drained_by
             .is_some_and(|end| end <= now || empty)
@@ -163,35 +169,36 @@ fn serve_on(
     }
 }
 
-/// What stays here of a connection while an operation has the rest of it.
+/// The part of a connection that stays with the loop while an operation has the rest of it.
 struct Slot {
-    /// The operation. There is always one, and never two: nothing is read while an answer is owed.
+    /// Ticket of the connection's operation. There is always one, and never two: nothing is read while a reply is owed.
     ticket: Ticket,
-    /// When it last took or gave a byte, or had its work done.
+    /// Time of the last progress: a byte received or sent, or work done.
     progress: Instant,
-    /// It does not wait for its peer, but for a file or for a time to pass. That is not idleness, and nobody ends it.
+    /// True while the connection waits for a file or for a time to pass, and not for its peer. That is not idleness,
+    /// and is not cancelled.
     working: bool,
-    /// It was refused, and is kept until then for the peer to read why.
-    lingering: Option<Instant>,
+    /// Time until which a refused connection is kept open, for the peer to read the error reply.
+    linger_until: Option<Instant>,
 }
 
 impl Slot {
-    /// When its time is over, if nothing happens until then.
+    /// Returns the time at which the connection is overdue, if there is no progress until then.
     fn deadline(&self, idle_timeout: Duration) -> Instant {
-        self.lingering.unwrap_or(self.progress + idle_timeout)
+        self.linger_until.unwrap_or(self.progress + idle_timeout)
     }
 }
 
-/// The connections, all of them away with an operation, under small numbers that their completions bring back.
+/// The connections, each of which is away with an operation, by the small numbers that the completions return.
 struct Connections {
     ring: Ring,
-    places: Slab<Slot>,
+    slots: Slab<Slot>,
     deadlines: Deadlines,
     limits: Limits,
-    /// After the stop: until when what was asked may still be answered.
+    /// Time until which requests may still be answered; `None` before the stop.
     drained_by: Option<Instant>,
     tally: Tally,
-    /// The time, as of the last wait or the last work that kept the loop.
+    /// Time at the end of the last wait, or of the last work that occupied the loop.
     now: Instant,
 }
 
@@ -199,7 +206,7 @@ impl Connections {
     fn new(ring: Ring, limits: Limits) -> Self {
         Connections {
             ring,
-            places: Slab::new(),
+            slots: Slab::new(),
             deadlines: Deadlines::default(),
             limits,
             drained_by: None,
@@ -208,106 +215,106 @@ impl Connections {
         }
     }
 
-    /// How many more there may be.
+    /// Returns the number of free slots.
     fn free(&self) -> usize {
-        self.limits
-            .max_connections
-            .saturating_sub(self.places.len())
+        self.limits.max_connections.saturating_sub(self.slots.len())
     }
 
-    /// Takes a peer that was accepted.
+    /// Adds the connection of a peer that was accepted.
     fn insert(&mut self, stream: TcpStream, session: Box<dyn Session>) {
         self.tally.accepted += 1;
-        let key = self.places.insert(Slot {
+        let key = self.slots.insert(Slot {
             ticket: Ticket::NONE,
             progress: self.now,
             working: false,
-            lingering: None,
+            linger_until: None,
         });
         self.deadlines.arm(key, self.now + self.limits.idle_timeout);
         self.submit(key, RingConnection::new(stream, session));
     }
 
-    /// The conversation: take the next step, have it carried out ...
+    /// Holds the conversation: takes the session's next step, and submits the operation that carries it out.
     fn submit(&mut self, key: usize, mut connection: RingConnection) {
         loop {
-            let place = &mut self.places[key];
-            let overdue = place.deadline(self.limits.idle_timeout) <= self.now;
-            place.ticket = match connection.step() {
+            let slot = &mut self.slots[key];
+            let overdue = slot.deadline(self.limits.idle_timeout) <= self.now;
+            slot.ticket = match connection.step() {
                 Next::Read(connection) => {
-                    // What came in time is there already: nobody waits whose time is over, and nobody after the stop.
-                    let patient = !overdue && self.drained_by.is_none();
-                    self.ring.receive(key, connection, patient)
+                    // An overdue connection does not wait for input, and none waits after the stop: input that came in
+                    // time is there already.
+                    let may_wait = !overdue && self.drained_by.is_none();
+                    self.ring.receive(key, connection, may_wait)
                 }
                 Next::Write(lent) => self.ring.send(key, lent),
                 Next::ReadFile(reading) => {
-                    place.working = true;
+                    slot.working = true;
                     self.ring.read_file(key, reading)
                 }
                 Next::Work(connection, Work::Wait(time)) => {
-                    place.working = true;
+                    slot.working = true;
                     self.ring.sleep(key, connection, time)
                 }
                 Next::Work(..) if self.drained_by.is_some_and(|end| end <= Instant::now()) => {
                     return self.end(key, Ending::Cut);
                 }
                 Next::Work(worker, work) => {
-                    // Here and now, and everybody waits: there is nobody else to do it.
+                    // The work runs on this thread, and all other connections wait: there is no other thread.
                     work::carry_out(work);
                     self.now = Instant::now();
-                    place.progress = self.now;
+                    slot.progress = self.now;
                     connection = worker;
                     connection.session().worked();
                     continue;
                 }
                 Next::Close(connection, CloseReason::Refused) => {
-                    if place.lingering.is_none() {
-                        // Who is gone already was refused all the same.
+                    if slot.linger_until.is_none() {
+                        // An error is ignored: a peer that has already left was refused all the same.
                         let _ = connection.stream().shutdown(Shutdown::Write);
                         let until = self.now + LINGER;
-                        place.lingering = Some(until);
+                        slot.linger_until = Some(until);
                         self.deadlines.arm(key, until);
                     }
-                    // Read and thrown away: closing on unread input would send RST.
+                    // Input is read and thrown away: closing a socket with unread input would send RST.
                     self.ring.receive(key, connection, true)
                 }
-                Next::Close(_, farewell) => return self.end(key, farewell.into()),
+                Next::Close(_, reason) => return self.end(key, reason.into()),
             };
             return;
         }
     }
 
-    /// ... and report what came of it.
+    /// Continues the conversation after a receive: reports the input to the session, and submits the next step.
     fn received(
         &mut self,
         key: usize,
         mut connection: RingConnection,
         input: Result<Input, Errno>,
     ) {
-        let place = &mut self.places[key];
-        let overdue = place.deadline(self.limits.idle_timeout) <= self.now;
+        let slot = &mut self.slots[key];
+        let overdue = slot.deadline(self.limits.idle_timeout) <= self.now;
         match input {
-            Ok(input) if place.lingering.is_some() => {
-                // Who sends without a pause has always been faster than the cancellation.
+            Ok(input) if slot.linger_until.is_some() => {
+                // A peer that sends without pause may always be faster than the cancellation, so the time is checked
+                // here.
                 if input.is_empty() || overdue {
                     return self.end(key, Ending::Refused);
                 }
             }
             Ok(input) => {
-                place.progress = self.now;
+                slot.progress = self.now;
                 match input.len() {
                     0 => connection.session().end_of_input(),
                     _ => connection.session().receive(&input),
                 }
             }
             Err(Errno::AGAIN) if self.drained_by.is_some() => {
-                // All that had arrived is answered.
+                // All input that had arrived is answered.
                 let cut = connection.session().mid_request();
                 return self.end(key, if cut { Ending::Cut } else { Ending::Served });
             }
             Err(Errno::AGAIN) if overdue => return self.end(key, Ending::TimedOut),
-            // Something may have come before the cancellation, and the kernel not have told yet.
-            Err(Errno::CANCELED) if place.lingering.is_none() => {}
+            // Input may have come before the cancellation, without a report from the kernel yet: receive again.
+            Err(Errno::CANCELED) if slot.linger_until.is_none() => {}
             Err(error) => {
                 if let Some(ending) = self.ending(key, error) {
                     return self.end(key, ending);
@@ -317,11 +324,11 @@ impl Connections {
         self.submit(key, connection);
     }
 
-    /// Likewise.
+    /// Continues the conversation after a send: reports the sent bytes to the session, and submits the next step.
     fn sent(&mut self, key: usize, mut connection: RingConnection, count: Result<usize, Errno>) {
         match count {
             Ok(count) => {
-                self.places[key].progress = self.now;
+                self.slots[key].progress = self.now;
                 connection.sent(count);
             }
             Err(error) => {
@@ -333,7 +340,8 @@ impl Connections {
         self.submit(key, connection);
     }
 
-    /// Likewise. The session hears of it when it is sent.
+    /// Continues the conversation after the read of a file: submits the send. The session gets its report when the
+    /// bytes are sent.
     fn file_read(&mut self, key: usize, connection: RingConnection, count: Result<usize, Errno>) {
         self.has_worked(key);
         match count {
@@ -348,7 +356,7 @@ impl Connections {
         self.submit(key, connection);
     }
 
-    /// Likewise.
+    /// Continues the conversation after a sleep: reports the end of the work to the session, and submits the next step.
     fn slept(&mut self, key: usize, mut connection: RingConnection, over: Result<(), Errno>) {
         self.has_worked(key);
         match over {
@@ -362,63 +370,64 @@ impl Connections {
         self.submit(key, connection);
     }
 
-    /// From now on it waits for its peer again.
+    /// Records that the connection waits for its peer again.
     fn has_worked(&mut self, key: usize) {
-        let place = &mut self.places[key];
-        place.working = false;
-        place.progress = self.now;
+        let slot = &mut self.slots[key];
+        slot.working = false;
+        slot.progress = self.now;
     }
 
-    /// What an error means for a connection; `None`: that it may try again.
+    /// Returns the ending that an error means for a connection; `None`: the operation may be tried again.
     fn ending(&self, key: usize, error: Errno) -> Option<Ending> {
-        let place = &self.places[key];
-        let overdue = place.deadline(self.limits.idle_timeout) <= self.now;
+        let slot = &self.slots[key];
+        let overdue = slot.deadline(self.limits.idle_timeout) <= self.now;
         match error {
             Errno::INTR | Errno::AGAIN => None,
-            // By the stop: what was under way is taken up again.
+            // Cancelled by the stop: the operation is submitted again.
             Errno::CANCELED if !overdue => None,
-            _ if place.lingering.is_some() => Some(Ending::Refused),
+            _ if slot.linger_until.is_some() => Some(Ending::Refused),
             Errno::CANCELED => Some(Ending::TimedOut),
             _ => Some(Ending::of(&error.into())),
         }
     }
 
-    /// Ends the operations of the connections whose time is over.
+    /// Cancels the operations of the connections that are overdue.
     fn expire(&mut self, now: Instant) {
         while let Some(key) = self.deadlines.pop_due(now) {
-            let Some(place) = self.places.get(key) else {
+            let Some(slot) = self.slots.get(key) else {
                 continue;
             };
-            let deadline = place.deadline(self.limits.idle_timeout);
+            let deadline = slot.deadline(self.limits.idle_timeout);
             if deadline > now {
                 self.deadlines.arm(key, deadline);
                 continue;
             }
-            if !place.working {
-                self.ring.cancel(place.ticket);
+            if !slot.working {
+                self.ring.cancel(slot.ticket);
             }
-            // The operation may come to a good end before it is cancelled. Then the time begins anew.
+            // The operation may succeed before it is cancelled. Then the time begins anew.
             let anew = self.limits.idle_timeout.max(Duration::from_millis(1));
             self.deadlines.arm(key, now + anew);
         }
     }
 
-    /// Begins the stop: every operation that waits for a peer is ended, and who has nothing under way ends then.
+    /// Begins the stop: cancels every operation that waits for a peer. A connection with no request under way then
+    /// ends.
     fn stop(&mut self, drained_by: Instant) {
         self.drained_by = Some(drained_by);
-        for (_, place) in &self.places {
-            if !place.working {
-                self.ring.cancel(place.ticket);
+        for (_, slot) in &self.slots {
+            if !slot.working {
+                self.ring.cancel(slot.ticket);
             }
         }
     }
 
     fn end(&mut self, key: usize, ending: Ending) {
-        self.places.remove(key);
+        self.slots.remove(key);
         self.tally.count(ending);
     }
 
-    /// Closes whoever is left, as cut, and gives the account.
+    /// Closes the connections that are left, counts them as cut, and returns the tally.
     fn finish(mut self) -> Tally {
         self.tally.cut_the_rest();
         self.tally

@@ -1,4 +1,4 @@
-//! This server as a program of its own.
+//! Runs this server as a program of its own.
 fn main() -> std::process::ExitCode {
     contract::cli::main(server_uring::MODELS)
 }

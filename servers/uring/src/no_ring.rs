@@ -1,5 +1,5 @@
-//! Where there is no io_uring: the same types with no ring among them, so that the server compiles and can say why it
-//! does not run.
+//! Stand-in for `ring` on systems without io_uring: the same types, but no ring can be created. So the server compiles
+//! there, and can report why it does not run.
 #![allow(dead_code)]
 
 use std::io;

@@ -1,19 +1,20 @@
 //! A ring whose misuse does not compile: the only module with `unsafe` code.
 //!
 //! io_uring can't do without it. An operation is a record of addresses and numbers that the kernel acts upon long after
-//! the call that submitted it has returned. Nothing that it names may be freed, changed, moved or closed before its
-//! completion, and no borrow can say "until then". Ownership can:
+//! the call that submitted it has returned. Nothing that the operation names may be freed, changed, moved or closed
+//! before its completion, and no borrow can express "until then". Ownership can:
 //!
-//! * What an operation uses *moves into it*, and comes back with the completion: the listener, the socket, the session
-//!   whose bytes are sent, the file and the buffer that it is read into. While it is away nobody can drop it, close it,
-//!   or submit it a second time.
-//! * Input comes in buffers that belong to the ring. The kernel takes one when there is something to put into it, so
-//!   silent connections need none; it has it back when the [`Input`] is dropped.
-//! * A completion must name its operation by place *and* generation. What is not known is passed over.
-//! * A ring that is dropped takes everything back first. One that is leaked leaks all that is away.
+//! * Everything that an operation uses *moves into it*, and comes back with the completion: the listener, the socket,
+//!   the session whose bytes are sent, the file and the buffer that it is read into. While a value is away no code can
+//!   drop it, close it, or submit it a second time.
+//! * Input comes in buffers that belong to the ring. The kernel takes a buffer when it has input to put into it, so
+//!   idle connections need none; the kernel gets the buffer back when the [`Input`] is dropped.
+//! * A completion must name its operation by index *and* generation. A completion with an unknown ticket is ignored.
+//! * A ring that is dropped takes everything back first. A ring that is leaked leaks everything that is away.
 //!
-//! So each `unsafe` block needs one fact that types can't tell: what an entry names is owned by its operation, a buffer
-//! is the kernel's or ours, lent bytes live as long as their session, a descriptor in a completion is a new one.
+//! So each `unsafe` block needs one fact that types can't express: everything that an entry names is owned by its
+//! operation, a buffer belongs to the kernel or to the server, lent bytes live as long as their session, a descriptor
+//! in a completion is a new one.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, UnsafeCell};
@@ -43,20 +44,20 @@ use slab::Slab;
 #[cfg(test)]
 mod tests;
 
-/// Operations that fit into the submission queue, and go to the kernel in one call.
+/// Number of operations that fit into the submission queue, and go to the kernel in one call.
 const ENTRIES: u32 = 1024;
 
-/// Completions that fit into the completion queue. The kernel keeps those beyond until there is room.
+/// Number of completions that fit into the completion queue. The kernel keeps further completions until there is room.
 const COMPLETIONS: u32 = 4096;
 
-/// Completions that a kernel may have in hand besides: up to Linux 6.9 it gathers 16 before it looks whether there is
-/// room, and the one that ends an accept of many is kept where there is none.
-const IN_HAND: u32 = 17;
+/// Number of completions that a kernel may hold besides: up to Linux 6.9 it gathers 16 before it checks whether there
+/// is room, and it keeps the completion that ends a multishot accept if there is none.
+const HELD_BY_KERNEL: u32 = 17;
 
-/// IORING_RECVSEND_POLL_FIRST: wait for input first, and do not try before.
+/// IORING_RECVSEND_POLL_FIRST: the kernel first waits for input, without an attempt to receive.
 const POLL_FIRST: u16 = 1;
 
-/// One thread's ring, and everything that is away with its operations.
+/// The ring of one thread, and everything that is away with its operations.
 pub(crate) struct Ring {
     kernel: IoUring,
     buffers: Option<Rc<Buffers>>,
@@ -64,25 +65,25 @@ pub(crate) struct Ring {
     generation: u32,
     burst: usize,
     /// Entries for which the submission queue had no room.
-    more: VecDeque<squeue::Entry>,
+    overflow: VecDeque<squeue::Entry>,
 }
 
-/// Names an operation. When that has been completed it names nothing, and does no harm.
+/// Name of an operation. The ticket of an operation that has completed names nothing, and using it has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-/// All that an operation uses.
+/// An operation, with everything that it uses.
 enum Operation {
     Accept {
         listener: TcpListener,
-        many: bool,
+        multishot: bool,
     },
     Watch(UnixStream),
     Receive {
         key: usize,
         connection: RingConnection,
-        patient: bool,
-        /// Where the kernel can't choose one of the ring's.
+        may_wait: bool,
+        /// Buffer for a kernel that can't choose one of the ring's buffers; otherwise `None`.
         buffer: Option<Box<[u8]>>,
     },
     Send {
@@ -96,47 +97,53 @@ enum Operation {
     Sleep {
         key: usize,
         connection: RingConnection,
-        /// Boxed: the kernel looks at it when it takes the operation, and that may be moved until then.
+        /// In a box, because the kernel reads the time when it takes the operation, and the operation may be moved
+        /// before.
         time: Box<Timespec>,
     },
 }
 
-/// What an operation came to, with all that it used.
+/// The result of an operation, with everything that the operation used.
 pub(crate) enum Completion {
-    /// A peer was accepted, or not. Without the listener: the accept goes on, and has it still.
+    /// Result of an accept. The listener is `None` if the accept continues, and still has it.
     Accepted(Option<TcpListener>, Result<TcpStream, Errno>),
-    /// What was watched has become readable.
+    /// The watched stream has become readable.
     Readable,
-    /// Input has come; none at its end.
+    /// Result of a receive: the input, which is empty at the end of input.
     Received(usize, RingConnection, Result<Input, Errno>),
-    /// So many of the lent bytes were taken.
+    /// Result of a send: the number of lent bytes that the socket has taken.
     Sent(usize, RingConnection, Result<usize, Errno>),
-    /// So many bytes of a file are there, and will be lent next; none at its end.
+    /// Result of the read of a file: the number of bytes that were read and will be lent next; 0 at the end of the
+    /// file.
     FileRead(usize, RingConnection, Result<usize, Errno>),
-    /// The time is over.
+    /// Result of a sleep: `Ok` if its time is over.
     Slept(usize, RingConnection, Result<(), Errno>),
 }
 
 impl Ring {
-    /// A new ring, with the best that the kernel has. Only the thread that made it can use it.
+    /// Creates a ring with the best settings that the kernel has. Only the thread that created the ring can use it.
     ///
     /// # Errors
     ///
-    /// There is no io_uring here, or it may not be used, or a descriptor or memory is lacking.
+    /// The kernel has no io_uring or forbids it, or a descriptor or memory is lacking.
     pub(crate) fn new() -> io::Result<Ring> {
         Ring::with(ENTRIES, COMPLETIONS)
     }
 
-    /// Likewise, with queues of these lengths.
+    /// Creates a ring as [`new`](Self::new) does, with queues of these lengths.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`new`](Self::new).
     pub(crate) fn with(entries: u32, completions: u32) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
         builder.setup_clamp().setup_cqsize(completions);
         let plain = builder.clone();
-        // One thread submits, and the kernel works when that thread waits: no interruptions, no locks (Linux 6.1).
+        // One thread submits, and the kernel works while that thread waits: no interruptions, no locks (Linux 6.1).
         builder.setup_single_issuer().setup_defer_taskrun();
         let (kernel, burst) = match builder.build(entries) {
             Ok(kernel) => {
-                let most = kernel.params().cq_entries() + IN_HAND;
+                let most = kernel.params().cq_entries() + HELD_BY_KERNEL;
                 (kernel, most as usize)
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -145,7 +152,7 @@ impl Ring {
             Err(error) => return Err(error),
         };
         if !kernel.params().is_feature_ext_arg() {
-            // To wait for at most some time: the youngest of the things that are needed (Linux 5.11).
+            // The wait with a time limit is the newest feature that the server needs (Linux 5.11).
             return Err(Errno::NOSYS.into());
         }
         Ok(Ring {
@@ -154,37 +161,41 @@ impl Ring {
             operations: Slab::new(),
             generation: 0,
             burst,
-            more: VecDeque::new(),
+            overflow: VecDeque::new(),
         })
     }
 
-    /// The most peers that an accept of many can have taken, but not told of, when [`next`](Ring::next) has no more; as
-    /// many can't be where the kernel sets no bound.
+    /// Returns the largest number of peers that a multishot accept can have taken without a report when
+    /// [`next`](Ring::next) returns `None`, or `usize::MAX` if the kernel sets no bound.
     ///
-    /// Such an accept ends when its completion finds no room in the queue, and room is made by `next` alone. It accepts
-    /// within [`wait`](Ring::wait) alone, and there after what was submitted: a cancellation precedes whatever it would
-    /// have taken. Both need a kernel that works only when it is waited for (Linux 6.1); elsewhere it may accept at any
-    /// moment, and go on when the queue is full.
+    /// A multishot accept ends when its completion finds no room in the queue, and only `next` makes room. It accepts
+    /// only within [`wait`](Ring::wait), and there after the submitted entries: a cancellation comes before every peer
+    /// that the accept would have taken. Both need a kernel that works only while the thread waits (Linux 6.1); on
+    /// other kernels a multishot accept may accept at any moment, and continue when the queue is full.
     pub(crate) fn burst(&self) -> usize {
         self.burst
     }
 
-    /// Accepts one peer, or many until it is cancelled or fails.
-    pub(crate) fn accept(&mut self, listener: TcpListener, many: bool) -> Ticket {
-        self.submit(Operation::Accept { listener, many })
+    /// Submits an accept of one peer; if `multishot`, of one peer after the other until it is cancelled or fails.
+    pub(crate) fn accept(&mut self, listener: TcpListener, multishot: bool) -> Ticket {
+        self.submit(Operation::Accept {
+            listener,
+            multishot,
+        })
     }
 
-    /// Waits until the stream is readable.
+    /// Submits a wait until the stream is readable.
     pub(crate) fn watch(&mut self, stream: UnixStream) -> Ticket {
         self.submit(Operation::Watch(stream))
     }
 
-    /// Receives what comes next; if not `patient`, only what is there already (EAGAIN: nothing).
+    /// Submits a receive of the next input. Without `may_wait` it receives only input that is there already, and its
+    /// result is EAGAIN if there is none.
     pub(crate) fn receive(
         &mut self,
         key: usize,
         connection: RingConnection,
-        patient: bool,
+        may_wait: bool,
     ) -> Ticket {
         let buffer = match self.buffers {
             Some(_) => None,
@@ -193,23 +204,24 @@ impl Ring {
         self.submit(Operation::Receive {
             key,
             connection,
-            patient,
+            may_wait,
             buffer,
         })
     }
 
-    /// Sends as many of the lent bytes as the socket takes.
+    /// Submits a send of as many of the lent bytes as the socket takes.
     pub(crate) fn send(&mut self, key: usize, lent: Lent) -> Ticket {
         self.submit(Operation::Send { key, lent })
     }
 
-    /// Reads the beginning of a range of a file. What is in the page cache is copied there and then; for all else the
-    /// kernel waits, and not this thread. (By readiness it could not be done: a file is always ready.)
+    /// Submits a read of the beginning of a range of a file. The kernel copies pages that are in the page cache at
+    /// once; for all other pages the kernel waits, and not this thread. Readiness can't do that: a file is always
+    /// ready.
     pub(crate) fn read_file(&mut self, key: usize, reading: Reading) -> Ticket {
         self.submit(Operation::ReadFile { key, reading })
     }
 
-    /// Lets so much time pass, for this connection only.
+    /// Submits a sleep of `time` for this connection.
     pub(crate) fn sleep(
         &mut self,
         key: usize,
@@ -224,14 +236,15 @@ impl Ring {
         })
     }
 
-    /// Asks for an operation to be ended. Its completion comes in any case: it says ECANCELED, or what it would have
-    /// said if nobody had asked.
+    /// Submits the cancellation of an operation. The operation completes in any case: with ECANCELED, or with the
+    /// result that it has without a cancellation.
     pub(crate) fn cancel(&mut self, ticket: Ticket) {
         let entry = opcode::AsyncCancel::new(ticket.0).build();
         self.push(entry.user_data(Ticket::NONE.0));
     }
 
-    /// Submits everything and waits for a completion, for at most `limit` or for ever. May be early.
+    /// Submits all entries and waits for a completion, for at most `limit` (`None`: without a limit). May return
+    /// early.
     ///
     /// # Errors
     ///
@@ -242,19 +255,19 @@ impl Ring {
             .as_ref()
             .map_or(SubmitArgs::new(), |limit| SubmitArgs::new().timespec(limit));
         loop {
-            while let Some(entry) = self.more.front() {
+            while let Some(entry) = self.overflow.front() {
                 if !try_push(&mut self.kernel, entry) {
                     break;
                 }
-                self.more.pop_front();
+                self.overflow.pop_front();
             }
-            // Who has more to submit does not wait yet.
-            let want = usize::from(self.more.is_empty());
+            // While there are more entries to submit, the ring does not wait yet.
+            let want = usize::from(self.overflow.is_empty());
             let done = self.kernel.submitter().submit_with_args(want, &args);
             match done.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
                 Ok(_) if want == 0 => {}
                 Ok(_) | Err(Errno::TIME | Errno::INTR) => return Ok(()),
-                // Completions must be taken first, or memory is short.
+                // Completions must be taken first, or memory is lacking.
                 Err(Errno::BUSY | Errno::AGAIN) => {
                     if self.kernel.completion().is_empty() {
                         thread::sleep(Duration::from_millis(1));
@@ -266,27 +279,27 @@ impl Ring {
         }
     }
 
-    /// What has been completed, one after the other. `None`: wait again.
+    /// Returns the next completion. `None`: there is none before the next [`wait`](Self::wait).
     pub(crate) fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.kernel.completion().next()?;
             let ticket = Ticket(entry.user_data());
-            match self.operations.get(ticket.place()) {
+            match self.operations.get(ticket.index()) {
                 Some((known, operation)) if *known == ticket => {
                     if matches!(operation, Operation::Accept { .. }) && cqueue::more(entry.flags())
                     {
-                        // SAFETY: it is an accept's, and looked at once.
+                        // SAFETY: the entry is the completion of an accept, and used once.
                         let accepted = unsafe { accepted(&entry) };
                         return Some(Completion::Accepted(None, accepted));
                     }
                 }
                 _ => continue,
             }
-            let (_, operation) = self.operations.remove(ticket.place());
+            let (_, operation) = self.operations.remove(ticket.index());
             let result = result(&entry);
             return Some(match operation {
                 Operation::Accept { listener, .. } => {
-                    // SAFETY: it is an accept's, and looked at once.
+                    // SAFETY: the entry is the completion of an accept, and used once.
                     let accepted = unsafe { accepted(&entry) };
                     Completion::Accepted(Some(listener), accepted)
                 }
@@ -294,16 +307,17 @@ impl Ring {
                 Operation::Receive {
                     key,
                     connection,
-                    patient,
+                    may_wait,
                     ..
                 } if result == Err(Errno::NOBUFS) => {
-                    // All the buffers are in completions behind this one: once more, when they have been looked at.
-                    // (Under the same name, which is vacant: whoever holds it may want to cancel.)
+                    // All buffers are in completions behind this one: the receive is submitted again, for the time when
+                    // these have been handled. It keeps its ticket, whose index is vacant, because the holder of the
+                    // ticket may want to cancel it.
                     let buffer = None;
                     let again = Operation::Receive {
                         key,
                         connection,
-                        patient,
+                        may_wait,
                         buffer,
                     };
                     self.submit_as(ticket, again);
@@ -315,7 +329,7 @@ impl Ring {
                     buffer,
                     ..
                 } => {
-                    connection.more = cqueue::sock_nonempty(entry.flags());
+                    connection.more_input = cqueue::sock_nonempty(entry.flags());
                     let chosen = cqueue::buffer_select(entry.flags());
                     let memory = match (chosen, &self.buffers) {
                         (Some(number), Some(all)) => Memory::Ring(Rc::clone(all), number),
@@ -354,12 +368,15 @@ impl Ring {
 
     fn submit_as(&mut self, ticket: Ticket, mut operation: Operation) {
         let entry = match &mut operation {
-            Operation::Accept { listener, many } => {
-                let (fd, nobody) = (Fd(listener.as_raw_fd()), ptr::null_mut());
+            Operation::Accept {
+                listener,
+                multishot,
+            } => {
+                let (fd, no_address) = (Fd(listener.as_raw_fd()), ptr::null_mut());
                 let flags = SocketFlags::CLOEXEC.bits() as i32;
-                match many {
+                match multishot {
                     true => opcode::AcceptMulti::new(fd).flags(flags).build(),
-                    false => opcode::Accept::new(fd, nobody, ptr::null_mut())
+                    false => opcode::Accept::new(fd, no_address, ptr::null_mut())
                         .flags(flags)
                         .build(),
                 }
@@ -369,12 +386,12 @@ impl Ring {
             }
             Operation::Receive {
                 connection,
-                patient,
+                may_wait,
                 buffer,
                 ..
             } => {
                 let fd = Fd(connection.stream.as_raw_fd());
-                let flags = match patient {
+                let flags = match may_wait {
                     true => RecvFlags::empty(),
                     false => RecvFlags::DONTWAIT,
                 };
@@ -382,8 +399,8 @@ impl Ring {
                 match buffer {
                     None => opcode::Recv::new(fd, ptr::null_mut(), READ_BUFFER as u32)
                         .flags(flags)
-                        // The peer wants the last reply first: an attempt now would mostly find nothing.
-                        .ioprio(if *patient && !connection.more {
+                        // The peer waits for the last reply first: an attempt now would mostly find no input.
+                        .ioprio(if *may_wait && !connection.more_input {
                             POLL_FIRST
                         } else {
                             0
@@ -413,16 +430,17 @@ impl Ring {
             }
             Operation::Sleep { time, .. } => opcode::Timeout::new(&raw const **time).build(),
         };
-        // What was taken out last is what is filled next; were it not so, the completion would not be known.
-        let place = self.operations.insert((ticket, operation));
-        assert_eq!(place, ticket.place(), "another place");
+        // The slab fills the index that was vacated last. With another index the completion would not be recognised.
+        let index = self.operations.insert((ticket, operation));
+        assert_eq!(index, ticket.index(), "the slab used another index");
         self.push(entry.user_data(ticket.0));
     }
 
-    /// Takes cancellations, which use nothing, and the entry of an operation that has just been put into its place.
+    /// Queues an entry: a cancellation, which uses nothing, or an operation that was just put into
+    /// [`Ring::operations`].
     fn push(&mut self, entry: squeue::Entry) {
-        if !self.more.is_empty() || !try_push(&mut self.kernel, &entry) {
-            self.more.push_back(entry);
+        if !self.overflow.is_empty() || !try_push(&mut self.kernel, &entry) {
+            self.overflow.push_back(entry);
         }
     }
 }
@@ -433,26 +451,27 @@ fn timespec(time: Duration) -> Timespec {
         .nsec(time.subsec_nanos())
 }
 
-/// What an operation came to, as system calls tell it.
+/// Returns the result of an operation in the form of a system call's result.
 fn result(entry: &cqueue::Entry) -> Result<usize, Errno> {
     usize::try_from(entry.result()).map_err(|_| Errno::from_raw_os_error(-entry.result()))
 }
 
-/// The peer of an accept's completion.
+/// Returns the connection in the completion of an accept.
 ///
 /// # Safety
 ///
-/// The completion is an accept's, and nobody has taken the peer from it before.
+/// The entry must be the completion of an accept, and its connection must not have been taken before.
 unsafe fn accepted(entry: &cqueue::Entry) -> Result<TcpStream, Errno> {
     result(entry).map(|_| {
-        // SAFETY: what accept gives is a new descriptor, and nobody else has it.
+        // SAFETY: accept returns a new descriptor, which has no other owner.
         TcpStream::from(unsafe { OwnedFd::from_raw_fd(entry.result()) })
     })
 }
 
 fn try_push(kernel: &mut IoUring, entry: &squeue::Entry) -> bool {
-    // SAFETY: what the entry names is owned by its operation (see `push`), and that stays in `Ring::operations` until it
-    // is completed: `next` takes out only those, `drop` waits for all others or leaks them.
+    // SAFETY: everything that the entry names is owned by its operation (see `push`), and the operation stays in
+    // `Ring::operations` until it is completed: `next` removes only completed ones, `drop` waits for all others or
+    // leaks them.
     unsafe { kernel.submission().push(entry) }.is_ok()
 }
 
@@ -464,7 +483,7 @@ impl Drop for Ring {
                 self.cancel(ticket);
             }
             if self.wait(None).is_err() {
-                // The kernel may use them as long as it likes, so nobody else may.
+                // The kernel may use them without a time limit, so they must never be freed.
                 mem::forget(mem::take(&mut self.operations));
                 mem::forget(self.buffers.take());
                 return;
@@ -475,70 +494,71 @@ impl Drop for Ring {
 }
 
 impl Ticket {
-    /// Names nothing.
+    /// A ticket that names no operation.
     pub(crate) const NONE: Ticket = Ticket(u64::MAX);
 
-    fn new(place: usize, generation: u32) -> Ticket {
-        Ticket(u64::from(generation) << 32 | place as u64)
+    fn new(index: usize, generation: u32) -> Ticket {
+        Ticket(u64::from(generation) << 32 | index as u64)
     }
 
-    fn place(self) -> usize {
+    fn index(self) -> usize {
         self.0 as u32 as usize
     }
 }
 
-/// A socket, and the session that is held over it: what moves from hand to hand.
+/// A socket and its session, which together move into an operation and back.
 pub(crate) struct RingConnection {
     stream: TcpStream,
-    session: Held,
-    /// There was more input than the last receive took.
-    more: bool,
-    /// What was read of the file that is being sent. Who is sent none has none.
+    session: OwnedSession,
+    /// True if there was more input than the last receive took.
+    more_input: bool,
+    /// Part of the file that is being sent; `None` if no file is.
     chunk: Option<Chunk>,
 }
 
-/// A part of a file in memory, and what of it is still to be sent.
+/// A part of a file in memory, and the range of it that is still to be sent.
 struct Chunk {
-    /// [`FILE_BUFFER`] bytes. (Not a box: see [`Held`].)
+    /// A buffer of [`FILE_BUFFER`] bytes. It is no box, for the reason given at [`OwnedSession`].
     buffer: Vec<u8>,
     rest: Range<usize>,
 }
 
-/// As `Box<dyn Session>`, but moving it does not tell the compiler that nobody else points to its bytes.
-struct Held(NonNull<dyn Session>);
+/// A `Box<dyn Session>` as a pointer: moving a box would tell the compiler that no other pointer to its bytes is in
+/// use.
+struct OwnedSession(NonNull<dyn Session>);
 
-impl Drop for Held {
+impl Drop for OwnedSession {
     fn drop(&mut self) {
-        // SAFETY: it was a box, and this is its only owner.
+        // SAFETY: the pointer comes from a box, and this value is its only owner.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
 /// A session's next step, with the connection.
 pub(crate) enum Next {
-    /// Receive.
+    /// Receive input.
     Read(RingConnection),
-    /// Send these.
+    /// Send these bytes.
     Write(Lent),
-    /// Read this, to send it then.
+    /// Read this range of a file, to send it afterwards.
     ReadFile(Reading),
-    /// Do this.
+    /// Do this work.
     Work(RingConnection, Work),
-    /// Say goodbye.
+    /// Close the connection.
     Close(RingConnection, CloseReason),
 }
 
-/// Bytes to be sent from where they lie: in their session, or in what was read of a file. Neither can be reached
-/// meanwhile, so they are as good as borrowed: nobody changes them or frees them.
+/// Bytes to be sent from their place in memory: in the session, or in the part of a file that was read. No code can
+/// reach either of these meanwhile, so the bytes are as good as borrowed: they are not changed and not freed.
 pub(crate) struct Lent {
     connection: RingConnection,
     bytes: *const [u8],
 }
 
-/// A range of a file to be read, and where to.
+/// A range of a file to be read, and the buffer to read it into.
 pub(crate) struct Reading {
     connection: RingConnection,
-    /// With a share in the file: it stays open until the completion.
+    /// The range, which shares ownership of the file: the file stays open until the completion.
     slice: FileSlice,
     buffer: Vec<u8>,
 }
@@ -547,8 +567,8 @@ impl RingConnection {
     pub(crate) fn new(stream: TcpStream, session: Box<dyn Session>) -> RingConnection {
         RingConnection {
             stream,
-            session: Held(NonNull::from(Box::leak(session))),
-            more: false,
+            session: OwnedSession(NonNull::from(Box::leak(session))),
+            more_input: false,
             chunk: None,
         }
     }
@@ -558,7 +578,7 @@ impl RingConnection {
     }
 
     pub(crate) fn session(&mut self) -> &mut dyn Session {
-        // SAFETY: its only owner is borrowed for as long.
+        // SAFETY: the pointer's only owner is borrowed for as long as the result.
         unsafe { self.session.0.as_mut() }
     }
 
@@ -566,12 +586,12 @@ impl RingConnection {
         if let Some(chunk) = &self.chunk
             && !chunk.rest.is_empty()
         {
-            // It is the beginning of what the session would ask for.
+            // These bytes are the beginning of the range that the session would return as its step.
             let bytes = ptr::from_ref(&chunk.buffer[chunk.rest.clone()]);
             let connection = self;
             return Next::Write(Lent { connection, bytes });
         }
-        // All is sent, and the memory is for the next part of the file if there is one.
+        // The whole chunk is sent. Its memory is used for the next part of the file, if there is one.
         let chunk = self.chunk.take();
         match self.session().step() {
             Step::Read => Next::Read(self),
@@ -586,11 +606,11 @@ impl RingConnection {
                 connection: self,
             }),
             Step::Work(work) => Next::Work(self, work),
-            Step::Close(farewell) => Next::Close(self, farewell),
+            Step::Close(reason) => Next::Close(self, reason),
         }
     }
 
-    /// So many of the bytes that were lent last were sent.
+    /// Reports that `count` of the bytes that were lent last have been sent.
     pub(crate) fn sent(&mut self, count: usize) {
         if let Some(chunk) = &mut self.chunk {
             chunk.rest.start += count;
@@ -599,7 +619,7 @@ impl RingConnection {
     }
 }
 
-/// What was received, in one of the ring's buffers until it is dropped.
+/// Received input. It occupies one of the ring's buffers until it is dropped.
 pub(crate) struct Input {
     memory: Memory,
     length: usize,
@@ -615,7 +635,7 @@ impl Deref for Input {
 
     fn deref(&self) -> &[u8] {
         match &self.memory {
-            // SAFETY: the kernel has given the buffer to us, and does not write to it until it has it back, in `drop`.
+            // SAFETY: the kernel has handed the buffer over, and does not write to it until `drop` gives it back.
             Memory::Ring(all, number) => unsafe {
                 slice::from_raw_parts(all.start(*number), self.length)
             },
@@ -632,35 +652,37 @@ impl Drop for Input {
     }
 }
 
-/// Buffers from which the kernel chooses (IORING_REGISTER_PBUF_RING), and the queue in which they are given to it.
+/// Buffers from which the kernel chooses (IORING_REGISTER_PBUF_RING), and the queue in which it gets them.
 struct Buffers {
     queue: Box<Queue>,
     memory: Box<[UnsafeCell<[u8; READ_BUFFER]>]>,
     tail: Cell<u16>,
 }
 
-/// The kernel wants it at the start of a page, and no page is larger.
+/// The queue of the buffers. The kernel requires it to begin at the start of a page, and no page is larger than this
+/// alignment.
 #[repr(C, align(65536))]
 struct Queue([UnsafeCell<BufRingEntry>; Buffers::COUNT as usize]);
 
 impl Buffers {
-    /// How many; a power of two. Each is away for as long as it takes to look at it.
+    /// Number of buffers; a power of two. A buffer is in use only while its input is being handled.
     const COUNT: u16 = 128;
     const GROUP: u16 = 0;
 
-    /// Buffers that the kernel knows; `None` where it can't choose (before Linux 5.19).
+    /// Registers buffers with the kernel. Returns `None` if the kernel can't choose a buffer (before Linux 5.19).
     fn register(kernel: &IoUring) -> io::Result<Option<Rc<Buffers>>> {
         let buffers = Rc::new(Buffers {
-            // SAFETY: zero is a valid number, and both are made of numbers only.
+            // SAFETY: the queue consists of numbers only, and zero is a valid number.
             queue: unsafe { Box::new_zeroed().assume_init() },
-            // SAFETY: likewise. Zeroed memory is not there before it is used; nobody pays for buffers that never are.
+            // SAFETY: the buffers consist of numbers only, and zero is a valid number. The system provides zeroed
+            // memory when it is first used, so buffers that are never used cost nothing.
             memory: unsafe { Box::new_zeroed_slice(Self::COUNT.into()).assume_init() },
             tail: Cell::new(0),
         });
         let queue = buffers.queue.0[0].get().expose_provenance() as u64;
         let submitter = kernel.submitter();
-        // SAFETY: there are as many entries, and they stay until no operation is left that could choose: see `Ring`'s
-        // `drop`.
+        // SAFETY: the queue has that number of entries, and they stay until no operation is left that could choose a
+        // buffer: see `Ring`'s `drop`.
         let done =
             unsafe { submitter.register_buf_ring_with_flags(queue, Self::COUNT, Self::GROUP, 0) };
         match done {
@@ -675,12 +697,13 @@ impl Buffers {
         self.memory[usize::from(number)].get().cast()
     }
 
-    /// Gives a buffer to the kernel. Only whoever has it may do so: `register`, and each [`Input`] at its end.
+    /// Gives a buffer to the kernel. Only the owner of the buffer may do so: `register`, and each [`Input`] when it is
+    /// dropped.
     fn provide(&self, number: u16) {
         let tail = self.tail.get();
         let entry = self.queue.0[usize::from(tail % Self::COUNT)].get();
-        // SAFETY: the kernel reads up to the tail, and this is the entry behind it: there are as many as buffers, and
-        // one of those is here.
+        // SAFETY: the kernel reads up to the tail, and this is the entry behind it. The entry is free, because there
+        // are as many entries as buffers, and the kernel does not have this buffer.
         unsafe {
             (*entry).set_addr(self.start(number).expose_provenance() as u64);
             (*entry).set_len(READ_BUFFER as u32);
@@ -688,7 +711,8 @@ impl Buffers {
         }
         self.tail.set(tail.wrapping_add(1));
         let first = self.queue.0[0].get();
-        // SAFETY: the tail is in an unused part of the first entry; we write it and the kernel reads it, atomically.
+        // SAFETY: the tail is in an unused part of the first entry; this code writes it and the kernel reads it,
+        // atomically.
         unsafe {
             let shared = BufRingEntry::tail(first).cast_mut();
             AtomicU16::from_ptr(shared).store(self.tail.get(), Ordering::Release);

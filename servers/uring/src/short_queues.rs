@@ -1,5 +1,5 @@
-//! On a ring with short queues. There one accept takes many peers even at small limits, and ends at the limit, or
-//! because the queue is full; and the queue overflows where the usual one never does.
+//! Tests of the server on a ring with short queues. There a multishot accept is used even at small limits, and ends at
+//! the limit or because the queue is full; and the queue overflows in cases where the usual one never does.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,34 +24,34 @@ static SHORT: Model = Model {
     ..MODELS[0]
 };
 
-// All of the suite that accepting or a full queue may have to do with, but for the shortage of descriptors: that is
-// brought about while the server runs, and an accept of many keeps to the limit that was set when it was submitted.
+// All checks of the suite that accepting or a full queue may affect, except those with a shortage of descriptors: that
+// shortage begins while the server runs, and a multishot accept keeps the limit that was set when it was submitted.
 contract::suite! { @guarantees crate::short_queues::SHORT;
-    exact { many_clients_interleaved, }
-    idle { silence, }
+    exact { interleaved_clients_get_their_own_replies, }
+    idle { idle_peer_is_closed_after_the_timeout, }
     limit {
-        the_next_one_waits_for_a_place,
-        stop_at_the_limit,
-        idle_peers_hold_their_workers_only,
-        waiting_costs_nothing,
+        peer_over_the_limit_waits_for_a_slot,
+        stop_at_the_limit_ends_served_and_waiting_peers,
+        idle_peers_occupy_only_their_own_slots,
+        waiting_peers_cost_no_cpu,
     }
-    accept { a_broken_listener_ends_the_server, }
-    files { to_many_at_once, }
-    work { many_wait, }
+    accept { broken_listener_ends_the_server, }
+    files { file_sent_to_many_peers_is_exact, }
+    work { concurrent_waits_are_all_answered, }
     stop {
-        nobody_is_there,
-        told_before_the_start,
+        stop_without_peers_ends_the_server,
+        stop_before_the_start_ends_the_server,
         idle_peers_are_closed,
-        what_had_arrived_is_answered,
-        who_was_accepted_is_answered,
+        requests_received_before_stop_are_answered,
+        accepted_peers_are_answered,
         new_peers_are_refused_during_the_drain,
-        in_a_connect_storm,
-        again_on_the_same_port,
-        draining_costs_nothing,
+        stop_in_a_connect_storm_answers_accepted_peers,
+        port_can_be_reused_after_stop,
+        drain_costs_no_cpu,
     }
     tally {
         every_ending_is_counted,
-        nothing_is_left_behind,
+        descriptors_and_threads_are_released,
     }
 }
 
@@ -64,28 +64,31 @@ fn server_process() {
     });
 }
 
-/// What the sessions of a server have seen.
+/// Numbers of a server's sessions.
 #[derive(Default)]
-struct Seen {
+struct Counts {
+    /// Sessions that are open now.
     open: AtomicUsize,
-    most: AtomicUsize,
+    /// Most sessions that were open at a time.
+    most_open: AtomicUsize,
+    /// Sessions that were opened in all.
     opened: AtomicUsize,
 }
 
-/// Sends back what it gets. A `W` holds up the whole server until somebody lets it go on.
+/// A session that sends its input back. A `W` in the input blocks the whole server until the test lets it continue.
 struct Echo {
     owed: Vec<u8>,
     ended: bool,
-    seen: Arc<Seen>,
-    held: Sender<usize>,
+    counts: Arc<Counts>,
+    blocked: Sender<usize>,
     go_on: Arc<Mutex<Receiver<()>>>,
 }
 
 impl Session for Echo {
     fn receive(&mut self, input: &[u8]) {
         if input.contains(&b'W') {
-            let opened = self.seen.opened.load(Ordering::Relaxed);
-            let _ = self.held.send(opened);
+            let opened = self.counts.opened.load(Ordering::Relaxed);
+            let _ = self.blocked.send(opened);
             let _ = self.go_on.lock().unwrap().recv();
         }
         self.owed.extend(input);
@@ -114,47 +117,48 @@ impl Session for Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        self.seen.open.fetch_sub(1, Ordering::Relaxed);
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 struct Server {
     address: SocketAddr,
-    seen: Arc<Seen>,
-    held: Receiver<usize>,
+    counts: Arc<Counts>,
+    blocked: Receiver<usize>,
     go_on: Sender<()>,
     stopper: Option<Stopper>,
     thread: thread::JoinHandle<io::Result<Tally>>,
 }
 
-/// A server on a short ring; `None`: there is no ring here, or none that accepts many.
+/// Starts a server on a ring with short queues. Returns `None` if there is no ring, or if the kernel sets no bound to a
+/// multishot accept.
 fn server(max_connections: usize) -> Option<Server> {
-    if let Err(why) = available::available() {
-        eprintln!("{why}; not checked");
+    if let Err(reason) = available::available() {
+        eprintln!("{reason}; not checked");
         return None;
     }
-    // Made and dropped elsewhere, for the reason that `available` tells.
+    // The ring is created and dropped on another thread, for the reason given in `available`.
     let burst = thread::spawn(|| Ring::with(QUEUE, QUEUE).unwrap().burst());
     if burst.join().unwrap() > max_connections / 2 {
-        eprintln!("it takes Linux 6.1 to accept many; not checked");
+        eprintln!("a bounded multishot accept needs Linux 6.1; not checked");
         return None;
     }
-    let (held, is_held) = channel();
-    let (go_on, may_go_on) = channel();
-    let may_go_on = Arc::new(Mutex::new(may_go_on));
-    let seen = Arc::new(Seen::default());
+    let (blocked, blocked_receiver) = channel();
+    let (go_on, go_on_receiver) = channel();
+    let go_on_receiver = Arc::new(Mutex::new(go_on_receiver));
+    let counts = Arc::new(Counts::default());
     let service = {
-        let seen = Arc::clone(&seen);
+        let counts = Arc::clone(&counts);
         Service::new(move || {
-            let open = seen.open.fetch_add(1, Ordering::Relaxed) + 1;
-            seen.most.fetch_max(open, Ordering::Relaxed);
-            seen.opened.fetch_add(1, Ordering::Relaxed);
+            let open = counts.open.fetch_add(1, Ordering::Relaxed) + 1;
+            counts.most_open.fetch_max(open, Ordering::Relaxed);
+            counts.opened.fetch_add(1, Ordering::Relaxed);
             Box::new(Echo {
                 owed: Vec::new(),
                 ended: false,
-                seen: Arc::clone(&seen),
-                held: held.clone(),
-                go_on: Arc::clone(&may_go_on),
+                counts: Arc::clone(&counts),
+                blocked: blocked.clone(),
+                go_on: Arc::clone(&go_on_receiver),
             })
         })
     };
@@ -169,8 +173,8 @@ fn server(max_connections: usize) -> Option<Server> {
     let thread = thread::spawn(move || (SHORT.serve)(listener, service, limits, stop));
     Some(Server {
         address,
-        seen,
-        held: is_held,
+        counts,
+        blocked: blocked_receiver,
         go_on,
         stopper: Some(stopper),
         thread,
@@ -178,18 +182,20 @@ fn server(max_connections: usize) -> Option<Server> {
 }
 
 impl Server {
-    /// A peer that has said something, and perhaps not been accepted.
-    fn peer(&self, says: u8) -> TcpStream {
+    /// Connects a peer that sends a byte. It may not have been accepted yet.
+    fn peer(&self, byte: u8) -> TcpStream {
         let mut peer = TcpStream::connect(self.address).unwrap();
         peer.set_read_timeout(Some(GUARD)).unwrap();
-        peer.write_all(&[says]).unwrap();
+        peer.write_all(&[byte]).unwrap();
         peer
     }
 
-    /// Holds the server up while `meanwhile` happens. The peer that did it may stay.
-    fn while_held<T>(&self, meanwhile: impl FnOnce() -> T) -> (TcpStream, T) {
+    /// Blocks the server while it calls `meanwhile`. Also returns the peer that blocked the server, which may stay.
+    fn while_blocked<T>(&self, meanwhile: impl FnOnce() -> T) -> (TcpStream, T) {
         let peer = self.peer(b'W');
-        self.held.recv_timeout(GUARD).expect("not held up");
+        self.blocked
+            .recv_timeout(GUARD)
+            .expect("the server was not blocked");
         let result = meanwhile();
         self.go_on.send(()).unwrap();
         (peer, result)
@@ -201,98 +207,104 @@ impl Server {
     }
 }
 
-fn answered(peer: &mut TcpStream) {
-    peer.read_exact(&mut [0]).expect("left waiting");
+fn expect_reply(peer: &mut TcpStream) {
+    peer.read_exact(&mut [0]).expect("no reply");
 }
 
-/// Peers wait in the backlog when the server comes back to it. All have asked already; but those that one accept takes
-/// are all there before anybody is heard.
+/// Several peers wait in the backlog when the server continues, and all have sent a request. One accept takes all of
+/// them before the server reads any request.
 #[test]
-fn one_accept_takes_many_peers() {
+fn multishot_accept_takes_all_waiting_peers_before_the_first_read() {
     let Some(server) = server(100) else { return };
-    let (mut first, mut others) = server.while_held(|| {
+    let (mut first, mut others) = server.while_blocked(|| {
         let mut others = vec![server.peer(b'W')];
         others.extend((0..9).map(|_| server.peer(b'x')));
         others
     });
-    answered(&mut first);
-    let opened = server.held.recv_timeout(GUARD).expect("not held up");
+    expect_reply(&mut first);
+    let opened = server
+        .blocked
+        .recv_timeout(GUARD)
+        .expect("the server was not blocked");
     server.go_on.send(()).unwrap();
-    assert_eq!(opened, 11, "heard before the others were accepted");
-    others.iter_mut().for_each(answered);
+    assert_eq!(
+        opened, 11,
+        "a request was read before the other peers were accepted"
+    );
+    others.iter_mut().for_each(expect_reply);
     assert_eq!(server.stop().accepted, 11);
 }
 
-/// The limit is kept to the place wherever one kind of accept takes over from the other: when peers come one by one, and
-/// when more come at once than there are places, with few or many places taken.
+/// The limit is exact to the slot wherever one kind of accept takes over from the other: when peers come one by one,
+/// and when more peers come at once than there are free slots, with few or many slots taken.
 #[test]
-fn the_limit_is_exact_however_peers_are_accepted() {
+fn connection_limit_is_exact_with_both_kinds_of_accept() {
     const LIMIT: usize = 100;
     for before in [0, 1, 20, 32, 33, 34, 50, 65, 66, 67, 68, 82, 83, 84, 98, 99] {
         let Some(server) = server(LIMIT) else { return };
         let mut served: Vec<_> = (0..before)
             .map(|_| {
                 let mut peer = server.peer(b'x');
-                answered(&mut peer);
+                expect_reply(&mut peer);
                 peer
             })
             .collect();
-        let (first, storm) = server.while_held(|| {
+        let (first, storm) = server.while_blocked(|| {
             (0..2 * LIMIT)
                 .map(|_| server.peer(b'x'))
                 .collect::<Vec<_>>()
         });
         served.push(first);
-        answered(&mut served[before]);
-        // They are accepted in the order in which they came: with every peer that leaves comes the next.
+        expect_reply(&mut served[before]);
+        // The peers are accepted in the order in which they came: for every peer that leaves, the next is accepted.
         let mut waiting = storm.into_iter();
         for mut peer in waiting.by_ref().take(LIMIT - served.len()) {
-            answered(&mut peer);
+            expect_reply(&mut peer);
             served.push(peer);
         }
         for mut peer in waiting {
             drop(served.swap_remove(0));
-            answered(&mut peer);
+            expect_reply(&mut peer);
             served.push(peer);
         }
-        // Enough leave for many to be accepted again; and then nobody leaves, and one after the other comes.
+        // Enough peers leave for a multishot accept to start again. Then no peer leaves, and new peers come one by one.
         served.truncate(10);
-        while server.seen.open.load(Ordering::Relaxed) > 10 {
+        while server.counts.open.load(Ordering::Relaxed) > 10 {
             thread::yield_now();
         }
         while served.len() < LIMIT {
             let mut peer = server.peer(b'x');
-            answered(&mut peer);
+            expect_reply(&mut peer);
             served.push(peer);
         }
         let mut late: Vec<_> = (0..20).map(|_| server.peer(b'x')).collect();
         drop(served);
-        late.iter_mut().for_each(answered);
-        assert_eq!(server.seen.most.load(Ordering::Relaxed), LIMIT);
+        late.iter_mut().for_each(expect_reply);
+        assert_eq!(server.counts.most_open.load(Ordering::Relaxed), LIMIT);
         let accepted = (before + 1 + 2 * LIMIT + LIMIT - 10 + 20) as u64;
         assert_eq!(server.stop().accepted, accepted);
     }
 }
 
-/// Who was accepted by the time of the stop is counted, and what he had asked is answered.
+/// Every peer that was accepted before the stop is counted, and its request is answered.
 #[test]
-fn nobody_is_lost_at_the_stop() {
+fn peers_accepted_before_the_stop_are_counted_and_answered() {
     let Some(mut server) = server(1000) else {
         return;
     };
     let stopper = server.stopper.take();
-    let (mut first, mut others) = server.while_held(|| {
+    let (mut first, mut others) = server.while_blocked(|| {
         let others: Vec<_> = (0..200).map(|_| server.peer(b'x')).collect();
         drop(stopper);
         others
     });
-    answered(&mut first);
-    let heard = others
+    expect_reply(&mut first);
+    let replies = others
         .iter_mut()
         .filter_map(|peer| peer.read(&mut [0]).ok())
         .filter(|&count| count == 1)
         .count();
     let tally = server.stop();
-    assert_eq!(tally.accepted, 1 + heard as u64);
+    assert_eq!(tally.accepted, 1 + replies as u64);
     assert_eq!(tally.served, tally.accepted);
 }

@@ -1,10 +1,10 @@
-//! The connections by themselves: what the loop's clock has to do with work.
+//! Tests of the connections without the loop: the loop's clock after work that occupied the thread.
 
 use protocol::Step;
 
 use super::*;
 
-/// Keeps the loop before it reads.
+/// A session that occupies the loop with work before it reads.
 struct Busy(Option<Work>);
 
 impl Session for Busy {
@@ -27,16 +27,16 @@ impl Session for Busy {
     }
 }
 
-/// By the clock of the loop's last wait they would have used up their time before they came.
+/// By the time of the loop's last wait, the connections would be overdue before they came.
 #[test]
-fn who_comes_after_work_that_kept_the_loop_is_not_late() {
-    if let Err(why) = available::available() {
-        eprintln!("{why}; not checked");
+fn connection_inserted_after_long_work_is_not_overdue() {
+    if let Err(reason) = available::available() {
+        eprintln!("{reason}; not checked");
         return;
     }
-    let kept = Duration::from_millis(30);
+    let occupied = Duration::from_millis(30);
     let limits = Limits {
-        idle_timeout: kept / 2,
+        idle_timeout: occupied / 2,
         ..Limits::default()
     };
     let idle_timeout = limits.idle_timeout;
@@ -44,12 +44,12 @@ fn who_comes_after_work_that_kept_the_loop_is_not_late() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let began = connections.now;
-    for work in [Some(Work::Block(kept)), None] {
+    for work in [Some(Work::Block(occupied)), None] {
         let _peer = TcpStream::connect(address).unwrap();
         let (stream, _) = listener.accept().unwrap();
         connections.insert(stream, Box::new(Busy(work)));
     }
-    for (_, place) in &connections.places {
-        assert!(place.deadline(idle_timeout) >= began + kept + idle_timeout);
+    for (_, slot) in &connections.slots {
+        assert!(slot.deadline(idle_timeout) >= began + occupied + idle_timeout);
     }
 }

@@ -1,5 +1,5 @@
-//! What only a model that cancels can get wrong: an operation that comes to its end at the moment at which it is
-//! cancelled, and a cancellation that arrives when its target is gone and another has its place.
+//! Tests of mistakes that only a model with cancellation can make: an operation completes at the moment at which it is
+//! cancelled, or a cancellation arrives when its target is gone and another operation has its place.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -26,8 +26,8 @@ fn serve(service: Service, idle_timeout: Duration) -> (SocketAddr, Server, Stopp
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    let patience = Some(Duration::from_secs(20));
-    stream.set_read_timeout(patience).unwrap();
+    let timeout = Some(Duration::from_secs(20));
+    stream.set_read_timeout(timeout).unwrap();
     stream
 }
 
@@ -39,13 +39,13 @@ fn all_timed_out(count: u64) -> Tally {
     }
 }
 
-/// Peers that are silent for about as long as they may be. Whether each comes in time or too late, nobody knows; but a
-/// line is answered with itself or not at all, every connection ends once, and nothing stays open.
+/// Peers are idle for about the idle time-out, so each line may come in time or too late. A line is answered with
+/// itself or not at all, every connection ends once, and no connection stays open.
 #[test]
-fn peers_that_speak_at_the_last_moment() {
+fn lines_sent_near_the_timeout_are_echoed_or_closed() {
     const TIMEOUT: Duration = Duration::from_millis(10);
-    if let Err(why) = (server_uring::MODELS[0].available)() {
-        eprintln!("{why}; not checked");
+    if let Err(reason) = (server_uring::MODELS[0].available)() {
+        eprintln!("{reason}; not checked");
         return;
     }
     let echo = Protocol::find("echo").unwrap();
@@ -53,7 +53,7 @@ fn peers_that_speak_at_the_last_moment() {
     let (address, server, stopper) = serve(service, TIMEOUT);
     let connected: u64 = thread::scope(|scope| {
         let peers: Vec<_> = (0..16)
-            .map(|number| scope.spawn(move || (0..20).map(|_| speak(address, number)).count()))
+            .map(|number| scope.spawn(move || (0..20).map(|_| send_lines(address, number)).count()))
             .collect();
         let counts = peers.into_iter().map(|peer| peer.join().unwrap() as u64);
         counts.sum()
@@ -62,25 +62,27 @@ fn peers_that_speak_at_the_last_moment() {
     let tally = server.join().unwrap().unwrap();
     assert_eq!(tally, all_timed_out(connected));
 
-    /// Speaks until the server has had enough, as it will have after some silence.
-    fn speak(address: SocketAddr, number: u32) {
+    /// Sends lines until the server closes the connection, as it does when the peer was idle for the time-out.
+    fn send_lines(address: SocketAddr, number: u32) {
         let mut stream = connect(address);
         for round in 0.. {
-            // From a tenth too short to a tenth too long.
+            // The pause is between a tenth shorter and a tenth longer than the time-out.
             thread::sleep(TIMEOUT * (90 + (7 * number + 13 * round) % 20) / 100);
             let line = format!("{number} says {round}\n");
             let mut reply = vec![0; line.len()];
-            let said = stream.write_all(line.as_bytes());
-            match said.and_then(|()| stream.read_exact(&mut reply)) {
+            let sent = stream.write_all(line.as_bytes());
+            match sent.and_then(|()| stream.read_exact(&mut reply)) {
                 Ok(()) => assert_eq!(reply, line.as_bytes()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => panic!("left waiting"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    panic!("the server neither replied nor closed")
+                }
                 Err(_) => return,
             }
         }
     }
 }
 
-/// Sends back what it gets, and is slow to take an `S`.
+/// Session that sends its input back, and receives an `S` slowly.
 struct Slow {
     owed: Vec<u8>,
     ended: bool,
@@ -115,28 +117,31 @@ impl Session for Slow {
     }
 }
 
+/// Idle time-out of the server, and a third of the time for which an `S` blocks it.
 const SHORT: Duration = Duration::from_millis(200);
 
-/// The server is busy for longer than the time-out, and meanwhile everybody speaks. When it looks again all are overdue,
-/// and only some of their completions are there: the kernel works a number of them out and leaves the others for the
-/// next wait.
+/// The server is busy for longer than the time-out, and meanwhile all peers send. When it waits again all time-outs
+/// have passed, and only some of the completions are there: the kernel posts a number of them and leaves the others for
+/// the next wait. No peer that has sent in time is closed.
 #[test]
-fn who_has_spoken_is_not_silent_though_nobody_has_listened() {
-    if let Err(why) = (server_uring::MODELS[0].available)() {
-        eprintln!("{why}; not checked");
+fn peers_that_sent_while_the_server_was_busy_are_not_timed_out() {
+    if let Err(reason) = (server_uring::MODELS[0].available)() {
+        eprintln!("{reason}; not checked");
         return;
     }
-    // If this thread is kept from speaking in time, the server is right to close; that proves nothing.
+    // If the machine keeps this thread from sending in time, the server may close: such a round proves nothing.
     for _ in 0..10 {
-        if all_speak_while_nobody_listens() {
+        if all_send_while_the_server_is_busy() {
             return;
         }
     }
-    panic!("this machine is too busy to send 200 bytes in {SHORT:?}");
+    panic!(
+        "this machine is too busy: ten times the test could not send 200 bytes within {SHORT:?}"
+    );
 }
 
-/// Whether all could speak in time. Those who could must have been answered.
-fn all_speak_while_nobody_listens() -> bool {
+/// Returns true if all peers could send in time; then it checks that all of them are answered.
+fn all_send_while_the_server_is_busy() -> bool {
     let service = Service::new(|| {
         Box::new(Slow {
             owed: Vec::new(),
@@ -151,7 +156,7 @@ fn all_speak_while_nobody_listens() -> bool {
         }
     }
     let begun = Instant::now();
-    // The server has seen the first byte of each now, and not much earlier.
+    // By now the server has read the first byte of each peer, and not much earlier.
     for peer in &mut peers {
         if peer.write_all(b"y").is_err() || peer.read_exact(&mut [0]).is_err() {
             return false;
@@ -166,11 +171,11 @@ fn all_speak_while_nobody_listens() -> bool {
     }
     for (number, peer) in peers.iter_mut().enumerate() {
         let mut reply = [0];
-        let heard = peer.read_exact(&mut reply);
-        heard.expect("timed out by a server that was late itself");
+        let result = peer.read_exact(&mut reply);
+        result.expect("the server timed out a peer although the server itself was late");
         assert_eq!(reply, if number == 0 { *b"S" } else { *b"z" });
     }
-    // And then they are silent, and that is noticed.
+    // Then the peers are idle, and the server closes them.
     for peer in &mut peers {
         assert_eq!(peer.read(&mut [0]).unwrap(), 0);
     }

@@ -1,5 +1,5 @@
-//! A shortage of descriptors, met by an accept of many: it ends, and there is another after a pause. Alone in its
-//! process, because the limit is the process's.
+//! Test of a multishot accept during a shortage of descriptors: the accept ends, and the server submits another one
+//! after a pause. The test is alone in its process, because the limit applies to the process.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,9 +12,11 @@ use contract::{Limits, Needs, Service, Stop, listen};
 use protocol::{Protocol, SessionOptions};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Descriptor limit while the accept is submitted.
 const FEW: i32 = 64;
 
-fn asks(address: SocketAddr) -> TcpStream {
+/// Connects a peer and sends a line.
+fn connect_and_send(address: SocketAddr) -> TcpStream {
     let mut peer = TcpStream::connect(address).unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
@@ -23,10 +25,10 @@ fn asks(address: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn who_meets_a_shortage_is_served_when_it_is_over() {
+fn peers_in_a_descriptor_shortage_are_served_after_it() {
     let model = &server_uring::MODELS[0];
-    if let Err(why) = (model.available)() {
-        eprintln!("{why}; not checked");
+    if let Err(reason) = (model.available)() {
+        eprintln!("{reason}; not checked");
         return;
     }
     let listener = listen("127.0.0.1:0".parse().unwrap(), 256, Needs::NOTHING).unwrap();
@@ -41,8 +43,8 @@ fn who_meets_a_shortage_is_served_when_it_is_over() {
     setrlimit(Resource::Nofile, few).unwrap();
     let limits = Limits::default();
     let server = thread::spawn(move || (model.serve)(listener, service, limits, stop));
-    // Who is answered shows that the accept was submitted. That keeps to the limit of then.
-    let mut first = asks(address);
+    // A reply shows that the accept was submitted. The accept keeps the limit of the moment when it was submitted.
+    let mut first = connect_and_send(address);
     first.read_exact(&mut [0; 2]).unwrap();
     setrlimit(Resource::Nofile, many).unwrap();
     let mut taken = Vec::new();
@@ -53,7 +55,7 @@ fn who_meets_a_shortage_is_served_when_it_is_over() {
         taken.push(File::open("/dev/null").unwrap());
     }
     for _ in 0..3 {
-        asks(address).read_exact(&mut [0; 2]).unwrap();
+        connect_and_send(address).read_exact(&mut [0; 2]).unwrap();
     }
     drop(stopper);
     let tally = server.join().unwrap().unwrap();

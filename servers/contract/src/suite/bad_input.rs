@@ -1,4 +1,4 @@
-//! 7. Over-long input gets a clear error and a close; garbage never panics.
+//! Checks of `bad-input`: over-long input gets a clear error and a close; garbage never causes a panic.
 
 use std::thread;
 use std::time::Instant;
@@ -11,8 +11,8 @@ use super::serving::Serving;
 use super::{GUARD, ModelUnderTest, eventually};
 use crate::{LINGER, Tally};
 
-/// What a protocol refuses, a line of `length` bytes behind good ones, with what it says to all that; nothing for
-/// those that take everything.
+/// Returns, for each protocol with a limit, an input that it refuses and the replies to that input. The input is a line
+/// of `length` bytes after valid requests. Protocols that accept everything are left out.
 fn refused(length: usize, end: &[u8]) -> Vec<(&'static Protocol, Vec<u8>, Vec<u8>)> {
     let mut all = Vec::new();
     for protocol in PROTOCOLS {
@@ -20,9 +20,9 @@ fn refused(length: usize, end: &[u8]) -> Vec<(&'static Protocol, Vec<u8>, Vec<u8
         input.resize(input.len() + length, b'x');
         input.extend_from_slice(end);
         let mut oracle = Oracle::new(protocol);
-        let said = oracle.receive(&input);
+        let reply = oracle.receive(&input);
         if oracle.over() == Some(CloseReason::Refused) {
-            all.push((protocol, input, said));
+            all.push((protocol, input, reply));
         }
     }
     assert!(!all.is_empty(), "no protocol has a limit");
@@ -42,22 +42,24 @@ fn one_refused(served: u64) -> Tally {
     }
 }
 
-/// Hardly more than a line may have; and so much more that a server says no before it has read it all.
+/// Lengths of a refused line, in bytes: slightly above the limit, and so far above it that a server refuses the line
+/// before it has read all of it.
 const LENGTHS: [usize; 2] = [70_000, 120_000];
 
-/// A line too long, with its end and without: earlier replies, the error, the end; and no reset before that.
-pub fn a_line_too_long(target: &ModelUnderTest) {
+/// A peer sends a line that is too long, with and without its newline. It receives the earlier replies, the error and
+/// FIN, and no reset before them.
+pub fn overlong_line_is_refused(target: &ModelUnderTest) {
     for (length, end) in [
         (LENGTHS[0], &b"\n"[..]),
         (LENGTHS[0], b""),
         (LENGTHS[1], b"\n"),
         (LENGTHS[1], b""),
     ] {
-        for (protocol, input, said) in refused(length, end) {
+        for (protocol, input, reply) in refused(length, end) {
             let server = serve(target, protocol);
             let client = server.connect();
             client.send(&input);
-            client.expect(&said);
+            client.expect(&reply);
             client.expect_end();
             drop(client);
             let other = server.connect();
@@ -69,10 +71,10 @@ pub fn a_line_too_long(target: &ModelUnderTest) {
     }
 }
 
-/// A peer that does not care about the refusal and sends as fast as it can: it can read why for as long as the server
-/// lingers, and then is closed all the same. Others are served meanwhile.
-pub fn a_peer_that_goes_on_after_the_refusal(target: &ModelUnderTest) {
-    let (protocol, input, said) = refused(LENGTHS[1], b"").remove(0);
+/// A peer ignores the refusal and sends as fast as it can. It can read the error for as long as the server lingers;
+/// then the server closes the connection. Other peers are served meanwhile.
+pub fn peer_sending_after_refusal_is_closed_after_linger(target: &ModelUnderTest) {
+    let (protocol, input, reply) = refused(LENGTHS[1], b"").remove(0);
     let server = serve(target, protocol);
     let client = server.connect();
     let since = Instant::now();
@@ -82,12 +84,12 @@ pub fn a_peer_that_goes_on_after_the_refusal(target: &ModelUnderTest) {
         while client.try_send(&more).is_ok() {
             assert!(since.elapsed() < GUARD, "not closed");
         }
-        assert!(since.elapsed() >= LINGER, "closed too early to be read");
+        assert!(since.elapsed() >= LINGER, "closed before LINGER had passed");
     };
     thread::scope(|scope| {
-        // Two at a time are always faster than one who reads.
+        // Two senders at a time are always faster than one reader.
         let floods = [scope.spawn(flood), scope.spawn(flood)];
-        client.expect(&said);
+        client.expect(&reply);
         client.expect_end();
         let request = requests(protocol, 9, 1, None).concat();
         for _ in 0..2 {
@@ -96,59 +98,65 @@ pub fn a_peer_that_goes_on_after_the_refusal(target: &ModelUnderTest) {
             other.leave();
         }
         for flood in floods {
-            flood.join().expect("a flood that failed");
+            flood.join().expect("a flooding thread failed");
         }
     });
     assert_eq!(server.stop(), one_refused(2));
 }
 
-/// What had arrived before the refusal is read before the server closes: closing on unread input would send RST, and
-/// take the error away from a peer that is slow to read it.
-pub fn what_was_sent_before_the_refusal_is_drained(target: &ModelUnderTest) {
+/// The server reads all input that arrived before the refusal before it closes. A close with unread input would send
+/// RST, and a peer that reads slowly would lose the error.
+pub fn input_before_refusal_is_drained(target: &ModelUnderTest) {
     for (protocol, input, _) in refused(400_000, b"") {
         let server = serve(target, protocol);
         let client = server.connect();
         let mut oracle = Oracle::new(protocol);
-        // A connection that has carried much has a window so large that the whole line arrives though nobody reads it.
-        let much = requests(protocol, 14, 2000, Some(1000)).concat();
+        // After heavy traffic the receive window of a connection is so large that the whole line arrives unread.
+        let traffic = requests(protocol, 14, 2000, Some(1000)).concat();
         thread::scope(|scope| {
-            scope.spawn(|| client.send(&much));
-            client.expect(&oracle.receive(&much));
+            scope.spawn(|| client.send(&traffic));
+            client.expect(&oracle.receive(&traffic));
         });
-        let said = oracle.receive(&input);
+        let reply = oracle.receive(&input);
         client.send(&input);
-        eventually("it is told why", || {
-            client.has_heard(said.len()) == said.len()
+        eventually("the error has arrived", || {
+            client.readable_bytes(reply.len()) == reply.len()
         });
-        // What is still on its way when the server has left is another matter: nobody is there to read it.
-        eventually("all has arrived", || client.all_has_arrived());
+        // Bytes that arrive after the server has closed are not part of this check: no server reads them.
+        eventually("the whole line has arrived", || client.all_has_arrived());
         let tally = server.stop();
-        assert!(client.error().is_none(), "reset before it could read");
-        client.expect(&said);
+        assert!(
+            client.error().is_none(),
+            "reset before the peer could read the error"
+        );
+        client.expect(&reply);
         client.expect_end();
         assert_eq!(tally, one_refused(0), "{}", protocol.name);
     }
 }
 
-/// Random bytes, also those that no text has: whatever the protocol says to them, and nobody else notices.
-pub fn garbage(target: &ModelUnderTest) {
+/// Random bytes, including bytes that no text contains, get exactly the reply of the protocol. Other peers are not
+/// affected.
+pub fn random_bytes_are_answered_or_refused(target: &ModelUnderTest) {
     let mut random = fastrand::Rng::with_seed(7);
     for protocol in PROTOCOLS {
         let server = serve(target, protocol);
         let mut expected = all_served(65);
         for _ in 0..64 {
-            let most = 1 << random.u32(0..15);
-            let input: Vec<u8> = (0..random.usize(0..most)).map(|_| random.u8(..)).collect();
+            let longest = 1 << random.u32(0..15);
+            let input: Vec<u8> = (0..random.usize(0..longest))
+                .map(|_| random.u8(..))
+                .collect();
             let client = server.connect();
             client.send(&input);
             client.finish_sending();
             let mut oracle = Oracle::new(protocol);
-            let mut said = oracle.receive(&input);
-            said.extend(oracle.hear_the_end());
-            client.expect(&said);
+            let mut reply = oracle.receive(&input);
+            reply.extend(oracle.end_of_input());
+            client.expect(&reply);
             client.expect_end();
             if oracle.over() == Some(CloseReason::Refused) {
-                // Some protocols answer whatever comes, others know what is none of theirs.
+                // Some protocols answer any input, others refuse input that is not theirs.
                 expected.served -= 1;
                 expected.refused += 1;
             }

@@ -1,4 +1,4 @@
-//! 1. Replies are exact, however the bytes are cut or joined on the way.
+//! Checks of `exact`: replies are exact, however the network cuts or joins the bytes.
 
 use std::thread;
 
@@ -13,18 +13,18 @@ fn serve(target: &ModelUnderTest, protocol: &'static Protocol) -> Server {
     Server::start(target, Serving::protocol(protocol), target.limits())
 }
 
-/// The same requests whole, byte by byte, and in three pieces cut at every pair of places. After each piece, what is
-/// owed so far is waited for, so that pieces can't join again where a reply shows it.
-pub fn cut_in_every_way(target: &ModelUnderTest) {
+/// Sends the same requests in one piece, byte by byte, and in three pieces cut at every pair of positions. After each
+/// piece the client waits for the replies owed so far, so that two pieces can't join where a reply separates them.
+pub fn requests_cut_anywhere_get_exact_replies(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         let server = serve(target, protocol);
         let mut input = requests(protocol, 0, 2, None).concat();
         input.extend_from_slice(b"the last");
-        let say = |pieces: &[&[u8]]| {
+        let converse = |pieces: &[&[u8]]| {
             let client = server.connect();
             let mut oracle = Oracle::new(protocol);
             for piece in pieces {
-                // A server that closes after its reply may reset whoever goes on.
+                // A server that closes after its reply may reset a peer that continues to send.
                 if oracle.over().is_none() {
                     client.send(piece);
                     client.expect(&oracle.receive(piece));
@@ -32,18 +32,18 @@ pub fn cut_in_every_way(target: &ModelUnderTest) {
             }
             if oracle.over().is_none() {
                 client.finish_sending();
-                client.expect(&oracle.hear_the_end());
+                client.expect(&oracle.end_of_input());
             }
             client.expect_end();
         };
         let mut count = 2;
-        say(&[&input]);
-        say(&input.chunks(1).collect::<Vec<_>>());
+        converse(&[&input]);
+        converse(&input.chunks(1).collect::<Vec<_>>());
         for second in 1..input.len() {
-            // Long ones in two pieces, or it would take minutes.
+            // Long inputs are cut into two pieces only, because three would take minutes.
             let firsts = if input.len() < 64 { 1 } else { second };
             for first in firsts..=second {
-                say(&[&input[..first], &input[first..second], &input[second..]]);
+                converse(&[&input[..first], &input[first..second], &input[second..]]);
                 count += 1;
             }
         }
@@ -51,8 +51,8 @@ pub fn cut_in_every_way(target: &ModelUnderTest) {
     }
 }
 
-/// Hundreds of requests in one write, longer than any buffer; the replies are read meanwhile.
-pub fn pipelined(target: &ModelUnderTest) {
+/// A client sends hundreds of requests in one write, longer than any buffer, and reads the replies meanwhile.
+pub fn pipelined_requests_get_exact_replies(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         let server = serve(target, protocol);
         let input = requests(protocol, 1, 800, Some(1000)).concat();
@@ -69,9 +69,9 @@ pub fn pipelined(target: &ModelUnderTest) {
     }
 }
 
-/// Fifty clients that all say something else, each request cut in two, and everybody's first half before anybody's
-/// second.
-pub fn many_clients_interleaved(target: &ModelUnderTest) {
+/// Fifty clients send different requests, each request cut in two. The first halves of all clients are sent before the
+/// second half of any.
+pub fn interleaved_clients_get_their_own_replies(target: &ModelUnderTest) {
     const CLIENTS: u64 = 50;
     for protocol in PROTOCOLS {
         let server = serve(target, protocol);
@@ -82,7 +82,7 @@ pub fn many_clients_interleaved(target: &ModelUnderTest) {
             })
             .collect();
         if target.one_at_a_time() {
-            // All are connected; they are served in the order in which they came.
+            // All clients are connected. They are served in the order in which they connected.
             for (client, mut oracle, requests) in clients {
                 for request in requests {
                     client.ask(&request, &oracle.receive(&request));
@@ -94,7 +94,7 @@ pub fn many_clients_interleaved(target: &ModelUnderTest) {
             }
         } else {
             for round in 0..clients[0].2.len() {
-                // A protocol that answers to half a request and closes must hear it whole.
+                // A protocol that would answer half a request and close must receive the request in one piece.
                 let cut = if protocol.requests_per_connection.is_some() {
                     |_: &Vec<u8>| 0
                 } else {
@@ -121,8 +121,8 @@ pub fn many_clients_interleaved(target: &ModelUnderTest) {
     }
 }
 
-/// Replies that no socket buffer holds, one behind the other.
-pub fn big_replies(target: &ModelUnderTest) {
+/// A client receives several replies in sequence that are larger than the socket buffers.
+pub fn replies_beyond_socket_buffers_are_complete(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.send(&[b"a", probe::BODY, b"b", probe::BODY].concat());

@@ -1,4 +1,5 @@
-//! Ranges of files are sent as other replies are: exactly, as fast as they are taken, to the end or until the deadline.
+//! Checks of files: a server sends ranges of files as it sends other replies, that is exactly, at the speed of the
+//! reader, and to the end or until the deadline.
 
 use std::thread;
 
@@ -9,8 +10,8 @@ use super::stop::{is_cut_at_the_deadline, is_finished};
 use super::{ModelUnderTest, probe};
 use crate::Tally;
 
-/// Between other replies, and one behind the other.
-pub fn whole_and_exact(target: &ModelUnderTest) {
+/// A client asks for files between other requests and directly after one another. It receives exact replies.
+pub fn files_between_replies_are_exact(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.send(&[b"a", probe::FILE, b"b", probe::FILE, probe::FILE, b"c"].concat());
@@ -25,8 +26,8 @@ pub fn whole_and_exact(target: &ModelUnderTest) {
     assert_eq!(server.stop(), all_served(1));
 }
 
-/// The same file to many at the same time: nobody's place in it is anybody else's.
-pub fn to_many_at_once(target: &ModelUnderTest) {
+/// Twenty peers receive the same file at the same time: each connection has its own position in the file.
+pub fn file_sent_to_many_peers_is_exact(target: &ModelUnderTest) {
     const CLIENTS: usize = 20;
     let server = Server::start(target, Serving::Probes, target.limits());
     thread::scope(|scope| {
@@ -43,8 +44,8 @@ pub fn to_many_at_once(target: &ModelUnderTest) {
     assert_eq!(server.stop(), all_served(CLIENTS as u64));
 }
 
-/// A peer takes it little by little, and another has every request answered in between.
-pub fn to_a_slow_reader(target: &ModelUnderTest) {
+/// A peer reads a file in small pieces, and another peer receives all its replies in between.
+pub fn file_to_slow_reader_delays_no_other_peer(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let (slow, other) = (server.connect(), server.connect());
     slow.send(probe::FILE);
@@ -60,13 +61,13 @@ pub fn to_a_slow_reader(target: &ModelUnderTest) {
     assert_eq!(server.stop(), all_served(2));
 }
 
-/// A peer that does not take it is closed when its time is over, while others are served.
-pub fn to_a_peer_that_stops_reading(target: &ModelUnderTest) {
+/// A peer that does not read the file is closed after the idle time-out. Other peers are served meanwhile.
+pub fn file_to_peer_that_stops_reading_times_out(target: &ModelUnderTest) {
     stops_reading(target, probe::FILE);
 }
 
-/// A browser that breaks off a download and asks again.
-pub fn reset_and_asked_again(target: &ModelUnderTest) {
+/// Clients reset in the middle of a download, as a browser does; a later request receives the whole file.
+pub fn file_is_sent_again_after_resets(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     for _ in 0..5 {
         let client = server.connect();
@@ -85,9 +86,9 @@ pub fn reset_and_asked_again(target: &ModelUnderTest) {
     assert_eq!(server.stop(), expected);
 }
 
-/// A file that has become shorter than what was promised of it: what is there comes, and then the end, but for nobody
-/// else.
-pub fn become_shorter(target: &ModelUnderTest) {
+/// A file is shorter than the announced length, because it was truncated. The peer receives the bytes that are there,
+/// and then the end. Other peers are not affected.
+pub fn truncated_file_ends_one_connection(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     let end = &probe::body()[probe::body().len() - probe::LEFT..];
@@ -105,12 +106,12 @@ pub fn become_shorter(target: &ModelUnderTest) {
     assert_eq!(server.stop(), expected);
 }
 
-/// After a stop, one that is under way is finished.
-pub fn finished_within_the_drain(target: &ModelUnderTest) {
+/// After a stop, the server finishes sending a file that is in progress.
+pub fn file_in_progress_is_finished(target: &ModelUnderTest) {
     is_finished(target, probe::FILE);
 }
 
-/// After a stop, one that nobody takes is cut at the deadline, and not before.
-pub fn cut_at_the_deadline(target: &ModelUnderTest) {
+/// After a stop, a file that its peer does not read is cut at the drain deadline, and not before.
+pub fn unread_file_is_cut_at_the_deadline(target: &ModelUnderTest) {
     is_cut_at_the_deadline(target, probe::FILE);
 }

@@ -1,4 +1,4 @@
-//! 2. FIN: everything owed is sent, then closed. RST: that connection dies, nothing else.
+//! Checks of `half-close`: after FIN the server sends everything owed and closes; RST ends that connection only.
 
 use std::thread;
 
@@ -6,12 +6,12 @@ use protocol::PROTOCOLS;
 
 use super::oracle::{replies, requests};
 use super::server::{Server, all_served};
-use super::serving::{Goodbyes, Serving};
+use super::serving::{DropNotices, Serving};
 use super::{ModelUnderTest, probe};
 use crate::{READ_BUFFER, Tally};
 
-/// Requests, a last line without its end, and FIN at once.
-pub fn the_last_line_needs_no_end(target: &ModelUnderTest) {
+/// A client sends requests, a last line without its newline, and FIN at once. All of them are answered.
+pub fn last_line_without_newline_is_answered_at_fin(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         let server = Server::start(target, Serving::protocol(protocol), target.limits());
         let whole = requests(protocol, 3, 3, None).concat();
@@ -26,10 +26,10 @@ pub fn the_last_line_needs_no_end(target: &ModelUnderTest) {
     }
 }
 
-/// The end of input comes right behind more than a server reads at once, or exactly as much.
-pub fn more_than_one_read_before_the_end(target: &ModelUnderTest) {
+/// FIN comes directly after an input that is larger than one read of the server, or exactly as large.
+pub fn input_beyond_one_read_is_answered_at_fin(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
-        // Whoever closes after the first bytes would reset the peer over the others.
+        // A server that closes after the first bytes would reset the connection because of the unread ones.
         if protocol.requests_per_connection.is_some() {
             continue;
         }
@@ -69,26 +69,27 @@ fn one_reset(served: u64) -> Tally {
     }
 }
 
-/// A server for one who breaks off, and somebody else who is served all the same: before, if the model can, and after.
-fn breaks_off(target: &ModelUnderTest, break_off: impl FnOnce(&Server)) -> Tally {
-    let goodbyes = Goodbyes::new();
-    let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
+/// Runs a server while one peer resets its connection. Checks that another peer is served: before the reset, if the
+/// model can serve two peers at a time, and after it. Returns the tally.
+fn one_peer_resets(target: &ModelUnderTest, reset_one: impl FnOnce(&Server)) -> Tally {
+    let notices = DropNotices::new();
+    let serving = Serving::ProbesWithDropNotice(notices.address());
     let server = Server::start(target, serving, target.limits());
     let other = (!target.one_at_a_time()).then(|| server.connect());
     if let Some(other) = &other {
         other.ask(b"x", b"x");
     }
-    break_off(&server);
-    goodbyes.one();
+    reset_one(&server);
+    notices.wait_for_one();
     let other = other.unwrap_or_else(|| server.connect());
     other.ask(b"y", b"y");
     other.leave();
     server.stop()
 }
 
-/// RST from a peer that is owed nothing.
-pub fn reset_between_requests(target: &ModelUnderTest) {
-    let tally = breaks_off(target, |server| {
+/// RST from a peer to which no reply is owed.
+pub fn reset_between_requests_ends_one_connection(target: &ModelUnderTest) {
+    let tally = one_peer_resets(target, |server| {
         let client = server.connect();
         client.ask(b"a", b"a");
         client.reset();
@@ -96,9 +97,9 @@ pub fn reset_between_requests(target: &ModelUnderTest) {
     assert_eq!(tally, one_reset(1));
 }
 
-/// RST right behind a request: before the server has seen that, or while it answers. Whoever waits for more from the
-/// peer comes to know; a protocol that closes after its reply may be gone by then, with everything sent.
-pub fn reset_behind_the_request(target: &ModelUnderTest) {
+/// RST directly after a request, before the server has seen the request or while it replies. A server that waits for
+/// more input notices the RST. A protocol that closes after its reply may have sent everything and closed before.
+pub fn reset_right_after_request_is_counted(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         let server = Server::start(
             target,
@@ -111,7 +112,7 @@ pub fn reset_behind_the_request(target: &ModelUnderTest) {
             client.send(&request);
             client.reset();
         }
-        // They were accepted in the order in which they came: when this one is served, so they were.
+        // Peers are accepted in the order in which they connected: when this one is served, all others were accepted.
         let other = server.connect();
         other.ask(&request, &replies(protocol, &request));
         other.leave();
@@ -131,8 +132,8 @@ pub fn reset_behind_the_request(target: &ModelUnderTest) {
     }
 }
 
-/// RST from a peer that has sent half a request.
-pub fn reset_in_mid_request(target: &ModelUnderTest) {
+/// RST from a peer that has sent half a request. Another peer is served afterwards.
+pub fn reset_in_mid_request_ends_one_connection(target: &ModelUnderTest) {
     for protocol in PROTOCOLS {
         if protocol.requests_per_connection.is_some() {
             continue;
@@ -150,9 +151,9 @@ pub fn reset_in_mid_request(target: &ModelUnderTest) {
     }
 }
 
-/// RST from a peer that is owed more than the buffers hold.
-pub fn reset_in_mid_reply(target: &ModelUnderTest) {
-    let tally = breaks_off(target, |server| {
+/// RST from a peer to which the server owes more than the socket buffers hold.
+pub fn reset_in_mid_reply_ends_one_connection(target: &ModelUnderTest) {
+    let tally = one_peer_resets(target, |server| {
         let client = server.connect();
         client.ask(probe::BODY, &probe::body()[..1]);
         client.reset();
@@ -160,9 +161,9 @@ pub fn reset_in_mid_reply(target: &ModelUnderTest) {
     assert_eq!(tally, one_reset(1));
 }
 
-/// FIN, and then RST while the reply is under way.
-pub fn reset_after_the_end_of_input(target: &ModelUnderTest) {
-    let tally = breaks_off(target, |server| {
+/// FIN, and then RST while the server sends the reply.
+pub fn reset_after_fin_ends_one_connection(target: &ModelUnderTest) {
+    let tally = one_peer_resets(target, |server| {
         let client = server.connect();
         client.send(probe::BODY);
         client.finish_sending();

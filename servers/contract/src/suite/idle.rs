@@ -1,11 +1,11 @@
-//! 3. Idle too long: closed and counted, and nobody else notices.
+//! Checks of `idle`: a peer that is idle for too long is closed and counted, and no other peer is affected.
 
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use super::serving::{Goodbyes, Serving};
+use super::serving::{DropNotices, Serving};
 use super::{GUARD, ModelUnderTest, probe};
 use crate::{Limits, Tally};
 use protocol::PROTOCOLS;
@@ -19,23 +19,23 @@ fn short(target: &ModelUnderTest) -> Limits {
     }
 }
 
-/// A peer that connects and says nothing, while others come and go.
-pub fn silence(target: &ModelUnderTest) {
+/// A peer connects and sends nothing, while other peers come and go. It is closed after the time-out.
+pub fn idle_peer_is_closed_after_the_timeout(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, short(target));
     let since = Instant::now();
-    let silent = server.connect();
+    let idle = server.connect();
     let mut served = 0;
     if !target.one_at_a_time() {
-        while !silent.has_heard_something() {
+        while !idle.has_input() {
             let other = server.connect();
             other.ask(b"x", b"x");
             other.leave();
             served += 1;
             assert!(since.elapsed() < GUARD, "not closed");
         }
-        assert!(served > 0, "nobody was served meanwhile");
+        assert!(served > 0, "no other peer was served meanwhile");
     }
-    silent.expect_end();
+    idle.expect_end();
     assert!(since.elapsed() >= TIMEOUT, "closed too early");
     let other = server.connect();
     other.ask(b"x", b"x");
@@ -52,15 +52,15 @@ pub fn silence(target: &ModelUnderTest) {
     );
 }
 
-/// A peer that has been served, begins another request and falls silent.
-pub fn silence_in_mid_request(target: &ModelUnderTest) {
+/// A peer that has been served sends part of another request and then nothing. It is closed after the time-out.
+pub fn peer_idle_in_mid_request_is_closed(target: &ModelUnderTest) {
     let serving = Serving::protocol(&PROTOCOLS[0]);
     let server = Server::start(target, serving, short(target));
-    let silent = server.connect();
-    silent.ask(b"one\n", b"one\n");
+    let idle = server.connect();
+    idle.ask(b"one\n", b"one\n");
     let since = Instant::now();
-    silent.send(b"tw");
-    silent.expect_end();
+    idle.send(b"tw");
+    idle.expect_end();
     assert!(since.elapsed() >= TIMEOUT, "closed too early");
     let timed_out = Tally {
         accepted: 1,
@@ -70,9 +70,10 @@ pub fn silence_in_mid_request(target: &ModelUnderTest) {
     assert_eq!(server.stop(), timed_out);
 }
 
-/// A peer that sends a byte now and then, in time, for much longer than the time-out; and one that asks as often.
-pub fn a_byte_now_and_then(target: &ModelUnderTest) {
-    // If this thread is kept from sending in time, the server is right to close; that proves nothing.
+/// A peer sends one byte at a time, always within the time-out, for much longer than the time-out. Another peer sends
+/// requests as often. Both stay connected.
+pub fn peer_sending_slowly_is_kept_open(target: &ModelUnderTest) {
+    // If the machine keeps this thread from sending in time, the server may close: such a round proves nothing.
     for _ in 0..10 {
         let serving = Serving::protocol(&PROTOCOLS[0]);
         let server = Server::start(target, serving, short(target));
@@ -82,7 +83,7 @@ pub fn a_byte_now_and_then(target: &ModelUnderTest) {
         };
         let slow = server.connect();
         let other = (!target.one_at_a_time()).then(|| server.connect());
-        let mut speak = || -> io::Result<()> {
+        let mut converse = || -> io::Result<()> {
             let mut line = Vec::new();
             for number in 0..24 {
                 thread::sleep(TIMEOUT / 8);
@@ -99,23 +100,24 @@ pub fn a_byte_now_and_then(target: &ModelUnderTest) {
             pace.step();
             slow.try_ask(b"\n", &line)
         };
-        let said = speak();
+        let result = converse();
         if pace.longest < TIMEOUT {
-            said.expect("closed, though it was never silent for that long");
+            result.expect("the server closed a peer that was never idle for the time-out");
             return;
         }
     }
-    panic!("this machine is too busy to send a byte in {TIMEOUT:?}");
+    panic!("this machine is too busy: ten times the test could not send a byte within {TIMEOUT:?}");
 }
 
-/// The longest time between two sendings, as the sender sees it: the server sees no longer one.
+/// Longest time between two sends or reads as the client measures it. The server sees no longer gap.
 struct Pace {
     last: Instant,
     longest: Duration,
 }
 
 impl Pace {
-    /// Called before a sending: but what is sent, is sent later. So this takes the time from before the last sending.
+    /// Records the time since the last call. Called before each send or read, so a gap is measured from before the last
+    /// one and is never too short.
     fn step(&mut self) {
         let now = Instant::now();
         self.longest = self.longest.max(now - self.last);
@@ -123,38 +125,42 @@ impl Pace {
     }
 }
 
-/// A peer that asks for more than the buffers hold and does not read, while others are served.
-pub fn a_peer_that_stops_reading(target: &ModelUnderTest) {
+/// A peer asks for more than the buffers hold and does not read. It is closed after the idle time-out, while other
+/// peers are served.
+pub fn peer_that_stops_reading_is_closed(target: &ModelUnderTest) {
     stops_reading(target, probe::BODY);
 }
 
-/// Likewise; `asked` is what it asks for.
-pub(super) fn stops_reading(target: &ModelUnderTest, asked: &[u8]) {
-    let goodbyes = Goodbyes::new();
-    let serving = Serving::ProbesThatSayGoodbye(goodbyes.address());
+/// Checks that a peer which sends `request` and does not read the reply is closed after the idle time-out.
+pub(super) fn stops_reading(target: &ModelUnderTest, request: &[u8]) {
+    let notices = DropNotices::new();
+    let serving = Serving::ProbesWithDropNotice(notices.address());
     let server = Server::start(target, serving, short(target));
     let since = Instant::now();
-    let stuck = server.connect();
-    stuck.send(asked);
+    let blocked = server.connect();
+    blocked.send(request);
     let mut served = 0;
     if target.one_at_a_time() {
-        goodbyes.one();
+        notices.wait_for_one();
     } else {
-        // Everybody else says goodbye once; one more is his.
+        // Each other peer causes one notice. The additional one is that of the peer that stopped reading.
         let mut gone = 0;
         while gone <= served {
             let other = server.connect();
             other.ask(b"x", b"x");
             other.leave();
             served += 1;
-            gone += goodbyes.count();
+            gone += notices.count();
             assert!(since.elapsed() < GUARD, "not closed");
         }
     }
     assert!(since.elapsed() >= TIMEOUT, "closed too early");
-    let got = stuck.read_all();
-    assert!(got.len() < probe::body().len(), "all was sent");
-    assert!(probe::body().starts_with(&got), "wrong bytes");
+    let received = blocked.read_all();
+    assert!(
+        received.len() < probe::body().len(),
+        "the peer received the whole reply"
+    );
+    assert!(probe::body().starts_with(&received), "wrong bytes");
     assert_eq!(
         server.stop(),
         Tally {
@@ -166,17 +172,17 @@ pub(super) fn stops_reading(target: &ModelUnderTest, asked: &[u8]) {
     );
 }
 
-/// A peer that takes big replies little by little, for much longer than the time-out.
+/// A peer reads large replies in pieces, for much longer than the time-out in all. It stays connected.
 ///
-/// Little: two megabytes at a time. The kernel lets a writer go on only when a third of its buffer is free again, so less
-/// would be no progress that a server could see.
-pub fn big_replies_taken_slowly(target: &ModelUnderTest) {
+/// Each piece has two megabytes. The kernel reports a socket as writable only when a third of its buffer is free again,
+/// so a server could not see the progress of smaller pieces.
+pub fn peer_reading_slowly_is_kept_open(target: &ModelUnderTest) {
     let limits = Limits {
         idle_timeout: Duration::from_secs(1),
         ..target.limits()
     };
     let replies = probe::body().repeat(4);
-    // If this thread is kept from reading in time, the server is right to close; that proves nothing.
+    // If the machine keeps this thread from reading in time, the server may close: such a round proves nothing.
     for _ in 0..10 {
         let server = Server::start(target, Serving::Probes, limits.clone());
         let slow = server.connect();
@@ -190,19 +196,23 @@ pub fn big_replies_taken_slowly(target: &ModelUnderTest) {
             thread::sleep(limits.idle_timeout / 5);
             pace.step();
             match slow.try_read(piece.len()) {
-                Ok(got) if got == piece => taken += got.len(),
+                Ok(received) if received == piece => taken += received.len(),
                 Ok(_) => panic!("wrong bytes after {taken}"),
                 Err(_) => break,
             }
         }
         if pace.longest < limits.idle_timeout {
-            assert_eq!(taken, replies.len(), "closed, though it was read");
-            // (The server is done long before the last of it is taken, and may find the peer idle then.)
+            assert_eq!(
+                taken,
+                replies.len(),
+                "the server closed a peer that read in time"
+            );
+            // The server has sent everything long before the peer reads the last byte, and may time the peer out then.
             slow.leave();
             let tally = server.stop();
             assert_eq!((tally.accepted, tally.served + tally.timed_out), (1, 1));
             return;
         }
     }
-    panic!("this machine is too busy to read in time");
+    panic!("this machine is too busy: ten times the test could not read within the idle time-out");
 }

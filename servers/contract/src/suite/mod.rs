@@ -1,26 +1,27 @@
-//! The contract as tests: what every server guarantees, checked on real sockets.
+//! The test suite of the contract: it checks every guarantee of a server on real sockets.
 //!
-//! A server crate runs all of it over its models with one line in `tests/contract.rs`:
+//! A server crate runs the whole suite over its models with one line in `tests/contract.rs`:
 //!
 //! ```ignore
 //! contract::suite! { mio: server_mio::MODELS[0] }
 //! ```
 //!
-//! Every check becomes a `#[test]` of its own, and its name tells model, guarantee and check:
-//! `mio::half_close::reset_in_mid_reply`. Where a model declares a [deviation](crate::Deviation), the check is that
-//! exactly the declared thing happens.
+//! Every check becomes a `#[test]` of its own. The name of the test names the model, the guarantee and the check:
+//! `mio::half_close::reset_in_mid_reply_ends_one_connection`. Where a model declares a [deviation](crate::Deviation),
+//! the check is that exactly the declared behaviour happens.
 //!
-//! How the checks are made:
+//! Principles of the checks:
 //!
-//! * **Events are waited for, never time.** Clients block in read(2) until what they expect is there, or until
-//!   [`GUARD`] says that it will not come. Where time is looked at, a slow machine can't make a check fail: only *too
-//!   early* is wrong.
-//! * **The protocol is its own oracle.** What a server must reply is what the [`Session`](protocol::Session) says when
-//!   a test drives it by hand; so the suite knows no protocol, and a new one is checked without a new line.
-//! * **Every account is exact.** A check ends with the whole [`Tally`](crate::Tally), not with the one field that it is
-//!   about.
-//! * What is measured per process (CPU, descriptors, threads) runs in a process of its own, and so does a model that
-//!   forks, with all its checks.
+//! * **Checks wait for events, never for time.** Clients block in read(2) until the expected bytes are there, or until
+//!   [`GUARD`] has passed and the check fails. Where a check looks at time, a slow machine can't make it fail: only
+//!   *too early* is wrong.
+//! * **The protocol is its own oracle.** The expected replies come from the [`Session`](protocol::Session), which the
+//!   test drives by hand. So the suite contains no knowledge of any protocol, and a new protocol is checked without a
+//!   new line.
+//! * **Every tally is exact.** A check ends by comparing the whole [`Tally`](crate::Tally), not only the field that
+//!   the check is about.
+//! * Checks that measure per process (CPU, descriptors, threads) run the server in a process of its own. So do all
+//!   checks of a model that forks.
 
 use std::num::NonZero;
 use std::thread;
@@ -48,42 +49,42 @@ pub mod stop;
 pub mod tally;
 pub mod work;
 
-/// How long a client waits for what must come, before the test is given up. Never a measure of anything.
+/// Longest time that a check waits for an expected event before it fails. It is never part of a measurement.
 pub const GUARD: Duration = Duration::from_secs(20);
 
-/// What a check is about: a model, and the name under which the check runs.
+/// Model that a check runs on, and the name under which the check runs.
 #[derive(Debug)]
 pub struct ModelUnderTest {
     /// The model.
     pub model: &'static Model,
-    /// The test's full name with the crate's in front.
+    /// Full name of the test, beginning with the name of the crate.
     pub test: &'static str,
 }
 
 impl ModelUnderTest {
-    /// Runs a check, if the model can run here.
+    /// Runs a check if the model can run on this machine. Otherwise prints the reason.
     pub fn check(&self, check: impl FnOnce(&ModelUnderTest)) {
         match (self.model.available)() {
             Ok(()) => check(self),
-            Err(why) => eprintln!("{} cannot run here: {why}; not checked", self.model.name),
+            Err(reason) => eprintln!("{} cannot run here: {reason}; not checked", self.model.name),
         }
     }
 
-    /// The model's name among the tests.
+    /// Returns the name of the model's module in the test names.
     fn name(&self) -> &'static str {
         self.test.split("::").nth(1).expect("no module path")
     }
 
-    /// Limits that no check runs into by accident.
+    /// Returns limits that no check reaches by accident.
     fn limits(&self) -> Limits {
         Limits {
             idle_timeout: Duration::from_secs(60),
             max_connections: 1000,
             drain: Duration::from_secs(60),
             workers: match self.model.capacity {
-                // More than any check has peers at a time, but for those that are about this.
+                // More than the number of peers at a time in any check, except the checks of this limit.
                 Capacity::Workers => const { NonZero::new(64).unwrap() },
-                // So that models with workers have somebody to steal from, on any machine.
+                // Two, so that a worker has another one to steal tasks from, on any machine.
                 _ => const { NonZero::new(2).unwrap() },
             },
             backlog: server::BACKLOG,
@@ -92,8 +93,9 @@ impl ModelUnderTest {
         }
     }
 
-    /// The same, for checks that are about the order in which peers are accepted, or about places and descriptors to
-    /// the number: where several accept, each in its own order and with its own part, only one does.
+    /// Returns the same limits with one worker for models whose workers accept, each in its own order and with its own
+    /// share of the limit. For checks of the order in which peers are accepted, or of exact numbers of slots and
+    /// descriptors.
     fn limits_of_one_acceptor(&self) -> Limits {
         let mut limits = self.limits();
         if self.model.capacity == Capacity::Shares || self.model.needs.own_process {
@@ -102,8 +104,8 @@ impl ModelUnderTest {
         limits
     }
 
-    /// How many peers are served at a time under these limits, by design.
-    fn places(&self, limits: &Limits) -> usize {
+    /// Returns the number of peers that the model serves at a time under these limits, by design.
+    fn slots(&self, limits: &Limits) -> usize {
         match self.model.capacity {
             Capacity::Limit | Capacity::Descriptors(_) | Capacity::Shares => limits.max_connections,
             Capacity::Workers => limits.max_connections.min(limits.workers.get()),
@@ -111,62 +113,72 @@ impl ModelUnderTest {
         }
     }
 
-    /// Whether one peer is served at a time, by design, whatever the limits. "Others are served meanwhile" then reads
-    /// "others are served afterwards".
+    /// Returns true if the model serves one peer at a time by design, whatever the limits. A check that other peers are
+    /// served meanwhile then becomes a check that they are served afterwards.
     fn one_at_a_time(&self) -> bool {
         self.model.capacity == Capacity::One
     }
 
-    /// Judges the time for which a server was busy while it had nothing to do. Who sleeps uses none of it; who never sleeps,
-    /// by design, must be seen to.
-    fn judge_idleness(&self, used: Duration, time: Duration) {
+    /// Checks the CPU time that a server used while it had nothing to do. A server that sleeps uses nearly none. A
+    /// model that never sleeps, by design, must show that it does not.
+    fn check_cpu_time(&self, used: Duration, time: Duration) {
         let deviations = self.model.deviations.iter();
         let mut guarantees = deviations.map(|deviation| deviation.guarantee);
         if guarantees.any(|guarantee| guarantee == Guarantee::Accept) {
             assert!(
                 used > time / 4,
-                "not by design: busy for {used:?} of {time:?}"
+                "busy for only {used:?} of {time:?}, though the model declares that it never sleeps"
             );
         } else {
-            assert!(used < time / 4, "busy for {used:?} of {time:?}");
+            assert!(
+                used < time / 4,
+                "busy for {used:?} of {time:?} with nothing to do"
+            );
         }
     }
 
-    /// A model declares what the checks know, and nothing else: what is declared is then checked to be so.
-    pub fn declares_what_is_checked(&self) {
+    /// Checks that the model declares only deviations that this suite knows. The other checks then verify that each
+    /// declared deviation happens.
+    pub fn declared_deviations_are_checked(&self) {
         let deviations = self.model.deviations.iter();
         let mut declared: Vec<_> = deviations.map(|deviation| deviation.guarantee).collect();
         declared.sort();
         let known: &[&[Guarantee]] = match self.model.capacity {
-            // Or it never sleeps.
+            // The second set is that of a model that never sleeps.
             Capacity::Limit => &[&[], &[Guarantee::Accept]],
-            // Those of its crate check what happens at the last number.
+            // The tests of the model's own crate check what happens at the last descriptor number.
             Capacity::Descriptors(_) => &[&[Guarantee::Limit]],
             Capacity::Shares => &[&[Guarantee::Limit]],
             Capacity::Workers | Capacity::One => {
                 &[&[
                     Guarantee::Limit,
                     Guarantee::Memory,
-                    // (This one is checked by `samewire check`.)
+                    // `samewire check` verifies this one.
                     Guarantee::Isolation,
                 ]]
             }
         };
-        assert!(known.contains(&&declared[..]), "nothing here checks that");
+        assert!(
+            known.contains(&&declared[..]),
+            "the suite does not check the declared deviations {declared:?}"
+        );
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true, at most for [`GUARD`]. `what` describes the condition in the failure message.
 #[track_caller]
-fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + GUARD;
-    while !so() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "waited {GUARD:?} in vain: {what}"
+        );
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Runs the whole contract over models: `suite! { name: model, … }` makes a module of tests for each.
+/// Generates the tests of the whole contract: `suite! { name: model, … }` makes a module of tests for each model.
 #[macro_export]
 macro_rules! suite {
     ($($name:ident: $model:expr),+ $(,)?) => {$(
@@ -181,102 +193,102 @@ macro_rules! suite {
             }
 
             #[test]
-            fn declares_what_is_checked() {
+            fn declared_deviations_are_checked() {
                 $crate::suite::ModelUnderTest {
                     model: &$model,
-                    test: concat!(module_path!(), "::declares_what_is_checked"),
+                    test: concat!(module_path!(), "::declared_deviations_are_checked"),
                 }
-                .declares_what_is_checked();
+                .declared_deviations_are_checked();
             }
 
             $crate::suite! { @guarantees $model;
                 exact {
-                    cut_in_every_way,
-                    pipelined,
-                    many_clients_interleaved,
-                    big_replies,
+                    requests_cut_anywhere_get_exact_replies,
+                    pipelined_requests_get_exact_replies,
+                    interleaved_clients_get_their_own_replies,
+                    replies_beyond_socket_buffers_are_complete,
                 }
                 half_close {
-                    the_last_line_needs_no_end,
-                    more_than_one_read_before_the_end,
-                    reset_between_requests,
-                    reset_in_mid_request,
-                    reset_in_mid_reply,
-                    reset_after_the_end_of_input,
-                    reset_behind_the_request,
+                    last_line_without_newline_is_answered_at_fin,
+                    input_beyond_one_read_is_answered_at_fin,
+                    reset_between_requests_ends_one_connection,
+                    reset_in_mid_request_ends_one_connection,
+                    reset_in_mid_reply_ends_one_connection,
+                    reset_after_fin_ends_one_connection,
+                    reset_right_after_request_is_counted,
                 }
                 idle {
-                    silence,
-                    silence_in_mid_request,
-                    a_byte_now_and_then,
-                    a_peer_that_stops_reading,
-                    big_replies_taken_slowly,
+                    idle_peer_is_closed_after_the_timeout,
+                    peer_idle_in_mid_request_is_closed,
+                    peer_sending_slowly_is_kept_open,
+                    peer_that_stops_reading_is_closed,
+                    peer_reading_slowly_is_kept_open,
                 }
                 limit {
-                    the_next_one_waits_for_a_place,
-                    stop_at_the_limit,
-                    idle_peers_hold_their_workers_only,
-                    waiting_costs_nothing,
+                    peer_over_the_limit_waits_for_a_slot,
+                    stop_at_the_limit_ends_served_and_waiting_peers,
+                    idle_peers_occupy_only_their_own_slots,
+                    waiting_peers_cost_no_cpu,
                 }
                 accept {
-                    descriptors_run_out,
-                    stop_without_descriptors,
-                    a_broken_listener_ends_the_server,
+                    server_out_of_descriptors_recovers,
+                    stop_without_descriptors_ends_the_server,
+                    broken_listener_ends_the_server,
                 }
                 memory {
-                    a_peer_that_never_reads,
-                    a_slow_reader,
-                    a_flood,
+                    input_of_peer_that_never_reads_is_bounded,
+                    slow_reader_delays_no_other_peer,
+                    flooding_peer_delays_no_other_peer,
                 }
                 bad_input {
-                    a_line_too_long,
-                    a_peer_that_goes_on_after_the_refusal,
-                    what_was_sent_before_the_refusal_is_drained,
-                    garbage,
+                    overlong_line_is_refused,
+                    peer_sending_after_refusal_is_closed_after_linger,
+                    input_before_refusal_is_drained,
+                    random_bytes_are_answered_or_refused,
                 }
                 stop {
-                    nobody_is_there,
-                    told_before_the_start,
+                    stop_without_peers_ends_the_server,
+                    stop_before_the_start_ends_the_server,
                     idle_peers_are_closed,
-                    what_had_arrived_is_answered,
-                    what_had_arrived_with_its_end_is_answered,
-                    who_was_accepted_is_answered,
-                    a_request_half_sent_is_cut,
-                    a_reply_under_way_is_finished,
-                    a_reply_not_taken_is_cut_at_the_deadline,
+                    requests_received_before_stop_are_answered,
+                    request_completed_by_fin_before_stop_is_answered,
+                    accepted_peers_are_answered,
+                    half_sent_request_is_cut,
+                    reply_in_progress_is_finished,
+                    unread_reply_is_cut_at_the_deadline,
                     new_peers_are_refused_during_the_drain,
-                    in_a_connect_storm,
-                    again_on_the_same_port,
-                    draining_costs_nothing,
+                    stop_in_a_connect_storm_answers_accepted_peers,
+                    port_can_be_reused_after_stop,
+                    drain_costs_no_cpu,
                 }
                 panic {
-                    in_every_place,
-                    in_opening,
+                    panic_in_any_session_call_ends_one_connection,
+                    panic_while_opening_ends_one_connection,
                 }
                 files {
-                    whole_and_exact,
-                    to_many_at_once,
-                    to_a_slow_reader,
-                    to_a_peer_that_stops_reading,
-                    reset_and_asked_again,
-                    become_shorter,
-                    finished_within_the_drain,
-                    cut_at_the_deadline,
+                    files_between_replies_are_exact,
+                    file_sent_to_many_peers_is_exact,
+                    file_to_slow_reader_delays_no_other_peer,
+                    file_to_peer_that_stops_reading_times_out,
+                    file_is_sent_again_after_resets,
+                    truncated_file_ends_one_connection,
+                    file_in_progress_is_finished,
+                    unread_file_is_cut_at_the_deadline,
                 }
                 work {
-                    before_the_reply,
-                    a_wait_keeps_nobody_else,
-                    many_wait,
-                    a_wait_is_not_idleness,
-                    a_wait_goes_on_during_the_drain,
-                    a_long_wait_is_cut_at_the_deadline,
-                    reset_meanwhile,
-                    much_at_once,
-                    offloaded,
+                    work_delays_its_own_and_later_replies,
+                    long_wait_delays_no_other_peer,
+                    concurrent_waits_are_all_answered,
+                    wait_does_not_count_as_idle,
+                    wait_continues_during_the_drain,
+                    long_wait_is_cut_at_the_deadline,
+                    reset_during_work_is_counted,
+                    burst_of_work_lets_other_peers_run,
+                    blocking_work_is_offloaded_where_possible,
                 }
                 tally {
                     every_ending_is_counted,
-                    nothing_is_left_behind,
+                    descriptors_and_threads_are_released,
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What a server must say, according to the protocol itself.
+//! The expected replies of a server, computed by the protocol itself.
 
 use std::fs::File;
 use std::io;
@@ -10,13 +10,13 @@ use protocol::http::{FileStore, Lookup, StoredFile};
 use protocol::{Bulk, CloseReason, Protocol, ScriptOptions, Session, SessionOptions, Step};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// Messages of `bulk`: small, since there will be hundreds.
+/// Messages of `bulk`. They are small, because a check sends hundreds of them.
 const BULK: Bulk = Bulk {
     size: 100,
     count: 3,
 };
 
-/// What the sessions of the suite's servers are told.
+/// Returns the options for the sessions of the suite's servers.
 pub(super) fn session_options() -> SessionOptions {
     SessionOptions {
         bulk: BULK,
@@ -25,8 +25,8 @@ pub(super) fn session_options() -> SessionOptions {
     }
 }
 
-/// What `http` is asked for, whoever asks: small, but sent as files are that are not. And a clock that stands still, or
-/// no two servers would say the same.
+/// File store of `http` with one file for every path. The file is small, but it is sent in the same way as a large one.
+/// The clock stands still, because otherwise two servers would send different dates.
 #[derive(Debug)]
 struct OneFile;
 
@@ -53,7 +53,7 @@ impl FileStore for OneFile {
     }
 }
 
-/// A session that is driven by hand.
+/// A session that a check drives by hand.
 pub(super) struct Oracle {
     session: Box<dyn Session>,
     over: Option<CloseReason>,
@@ -67,62 +67,63 @@ impl Oracle {
         }
     }
 
-    /// What is replied to `input`, before more comes.
+    /// Returns the reply to `input`, before more input comes.
     pub(super) fn receive(&mut self, input: &[u8]) -> Vec<u8> {
         self.session.receive(input);
-        self.speak()
+        self.drive()
     }
 
-    /// What is replied to the end of input.
-    pub(super) fn hear_the_end(&mut self) -> Vec<u8> {
+    /// Returns the reply to the end of input.
+    pub(super) fn end_of_input(&mut self) -> Vec<u8> {
         self.session.end_of_input();
-        self.speak()
+        self.drive()
     }
 
-    /// How the conversation ended, if it has.
+    /// Returns how the conversation ended, or `None` if it has not ended.
     pub(super) fn over(&self) -> Option<CloseReason> {
         self.over
     }
 
-    fn speak(&mut self) -> Vec<u8> {
-        let mut said = Vec::new();
+    /// Steps the session until it reads or closes, and returns the bytes that it sends.
+    fn drive(&mut self) -> Vec<u8> {
+        let mut replied = Vec::new();
         loop {
             match self.session.step() {
-                Step::Read => return said,
+                Step::Read => return replied,
                 Step::Write(bytes) => {
-                    said.extend_from_slice(bytes);
+                    replied.extend_from_slice(bytes);
                     let count = bytes.len();
                     self.session.sent(count);
                 }
                 Step::SendFile(slice) => {
-                    let start = said.len();
-                    said.resize(start + slice.len() as usize, 0);
+                    let start = replied.len();
+                    replied.resize(start + slice.len() as usize, 0);
                     let read = slice
                         .file()
-                        .read_exact_at(&mut said[start..], slice.offset());
-                    read.expect("a file as long as it is said to be");
-                    self.session.sent(said.len() - start);
+                        .read_exact_at(&mut replied[start..], slice.offset());
+                    read.expect("the file is shorter than its range");
+                    self.session.sent(replied.len() - start);
                 }
                 Step::Work(_) => self.session.worked(),
-                Step::Close(farewell) => {
-                    self.over = Some(farewell);
-                    return said;
+                Step::Close(reason) => {
+                    self.over = Some(reason);
+                    return replied;
                 }
             }
         }
     }
 }
 
-/// All replies to `input` and its end.
+/// Returns all replies to `input` and to its end.
 pub(super) fn replies(protocol: &'static Protocol, input: &[u8]) -> Vec<u8> {
     let mut oracle = Oracle::new(protocol);
-    let mut said = oracle.receive(input);
-    said.extend(oracle.hear_the_end());
-    said
+    let mut replied = oracle.receive(input);
+    replied.extend(oracle.end_of_input());
+    replied
 }
 
-/// What a well-behaved client asks in one conversation, request by request; of `size` bytes each if the protocol has
-/// a choice.
+/// Returns the requests that a well-behaved client sends in one conversation. Each has `size` bytes if the protocol
+/// allows a choice.
 pub(super) fn requests(
     protocol: &'static Protocol,
     client: u64,
@@ -143,11 +144,11 @@ pub(super) fn requests(
         .map(|_| {
             let mut request = Vec::new();
             script.ask(&mut request);
-            // Scripts are asked only after the last reply.
+            // A script gives the next request only after it has received the last reply.
             let reply = oracle.receive(&request);
             script
                 .receive(&reply)
-                .expect("a session and its script agree");
+                .expect("the script refuses the reply of its own session");
             request
         })
         .collect()

@@ -1,16 +1,17 @@
-//! 9. A panic while serving one connection ends that connection alone.
+//! Checks of `panic`: a panic while serving one connection ends that connection alone.
 
 use super::server::Server;
 use super::serving::Serving;
 use super::{ModelUnderTest, probe};
 use crate::Tally;
 
-/// In everything that a server calls while it serves; before and after an answer of the same connection.
-pub fn in_every_place(target: &ModelUnderTest) {
+/// Sessions panic in every function that a server calls while it serves, before and after a reply on the same
+/// connection.
+pub fn panic_in_any_session_call_ends_one_connection(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let mut failed = 0;
     let other = (!target.one_at_a_time()).then(|| server.connect());
-    for place in [
+    for trigger in [
         probe::PANIC_IN_RECEIVE,
         probe::PANIC_IN_STEP,
         probe::PANIC_IN_SENT,
@@ -21,12 +22,12 @@ pub fn in_every_place(target: &ModelUnderTest) {
             if answered {
                 client.ask(b"x", b"x");
             }
-            client.send(place);
-            if place == probe::PANIC_IN_END {
-                client.expect(place);
+            client.send(trigger);
+            if trigger == probe::PANIC_IN_END {
+                client.expect(trigger);
                 client.finish_sending();
-            } else if place == probe::PANIC_IN_SENT {
-                client.expect(place);
+            } else if trigger == probe::PANIC_IN_SENT {
+                client.expect(trigger);
             }
             client.expect_end();
             failed += 1;
@@ -49,8 +50,8 @@ pub fn in_every_place(target: &ModelUnderTest) {
     );
 }
 
-/// While the session is opened: every second one, here.
-pub fn in_opening(target: &ModelUnderTest) {
+/// Every second session panics while it is opened.
+pub fn panic_while_opening_ends_one_connection(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::PanicsInOpening, target.limits());
     for _ in 0..3 {
         server.connect().expect_end();

@@ -1,4 +1,4 @@
-//! A session for what no protocol does: replies larger than any buffer, files, work, and panics.
+//! A session for cases that no protocol has: replies larger than any buffer, files, work and panics.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,57 +12,65 @@ use std::time::Duration;
 use protocol::{CloseReason, FileSlice, Session, Step, Work};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// Asks for [`body`].
+/// Request for [`body`].
 pub(super) const BODY: &[u8] = b"B";
 
-/// Asks for the same, from a file.
+/// Request for the same bytes from a file.
 pub(super) const FILE: &[u8] = b"I";
 
-/// Asks for more than a file has: its last [`LEFT`] bytes, and as many again.
+/// Request for a range beyond the end of a file: its last [`LEFT`] bytes, and as many again.
 pub(super) const SHORTER: &[u8] = b"X";
+
+/// Number of bytes of a [`SHORTER`] range that the file has.
 pub(super) const LEFT: usize = 1000;
 
-/// Is sent back after a wait of [`WAITED`].
+/// Request that is sent back after a wait of [`WAITED`].
 pub(super) const WAIT: &[u8] = b"W";
+
+/// Duration of the wait before the reply to [`WAIT`].
 pub(super) const WAITED: Duration = Duration::from_millis(200);
 
-/// Would be sent back after a wait that no test waits for.
+/// Request that would be sent back after a wait of an hour, which no test waits for.
 pub(super) const LONG_WAIT: &[u8] = b"L";
 
-/// Is sent back after it has kept a thread for [`BLOCKED`].
+/// Request that is sent back after it has blocked a thread for [`BLOCKED`].
 pub(super) const BLOCK: &[u8] = b"K";
+
+/// Time for which [`BLOCK`] blocks a thread.
 pub(super) const BLOCKED: Duration = Duration::from_secs(2);
 
-/// Is sent back after it has used [`COMPUTED`] of CPU time.
+/// Request that is sent back after it has used [`COMPUTED`] of CPU time.
 pub(super) const COMPUTE: &[u8] = b"C";
+
+/// CPU time that [`COMPUTE`] uses.
 pub(super) const COMPUTED: Duration = Duration::from_millis(20);
 
-/// Half a request: the end of input makes it whole, and then it is sent back.
+/// Half a request. The end of input completes it, and then it is sent back.
 pub(super) const HALF: &[u8] = b"H";
 
-/// Is thrown away, in its own good time: whoever sends this sends faster than it can be taken.
+/// Input that is discarded slowly, so that a peer sends it faster than the server can read it.
 pub(super) const FLOOD: &[u8] = b"F";
 
-/// Makes the session panic while it takes this.
+/// Request that makes the session panic while it receives it.
 pub(super) const PANIC_IN_RECEIVE: &[u8] = b"R";
 
-/// Makes the session panic when it comes to answer this.
+/// Request that makes the session panic when it is about to reply.
 pub(super) const PANIC_IN_STEP: &[u8] = b"S";
 
-/// Makes the session panic when it has answered this.
+/// Request that makes the session panic when its reply has been sent.
 pub(super) const PANIC_IN_SENT: &[u8] = b"T";
 
-/// Makes the session panic at the end of its input.
+/// Request that makes the session panic at the end of its input.
 pub(super) const PANIC_IN_END: &[u8] = b"E";
 
-/// More than the buffers of both sockets can hold (8 MiB, where the kernel's default limits are 4 MiB for sending and
-/// 6 MiB for a receiver that reads), in a pattern that shows every shift.
+/// Returns a body that is larger than the buffers of both sockets can hold: 8 MiB, where the kernel's default limits
+/// are 4 MiB for sending and 6 MiB for a receiver that reads. Its pattern shows every shift.
 pub(super) fn body() -> &'static Arc<[u8]> {
     static BODY: OnceLock<Arc<[u8]>> = OnceLock::new();
     BODY.get_or_init(|| (0..8_u32 << 20).map(|at| (at % 251) as u8).collect())
 }
 
-/// A file that holds it.
+/// Returns a file that contains [`body`].
 fn body_file() -> Arc<File> {
     static FILE: OnceLock<Arc<File>> = OnceLock::new();
     let make = || {
@@ -74,21 +82,22 @@ fn body_file() -> Arc<File> {
     Arc::clone(FILE.get_or_init(make))
 }
 
-/// What of a file is asked for.
-fn slice(asked: u8) -> Option<FileSlice> {
-    // (Made by whoever needs it, and by nobody else: a process that is forked for one peer would make it for that peer.)
-    let whole = || body().len() as u64;
+/// Returns the file range that a request asks for, or `None` if it asks for no file.
+fn slice(request: u8) -> Option<FileSlice> {
+    // The body is created only where it is needed: otherwise each process that is forked for a peer would create it
+    // again.
+    let file_length = || body().len() as u64;
     let left = LEFT as u64;
-    match [asked].as_slice() {
-        FILE => Some(FileSlice::new(body_file(), 0, whole())),
-        SHORTER => Some(FileSlice::new(body_file(), whole() - left, 2 * left)),
+    match [request].as_slice() {
+        FILE => Some(FileSlice::new(body_file(), 0, file_length())),
+        SHORTER => Some(FileSlice::new(body_file(), file_length() - left, 2 * left)),
         _ => None,
     }
 }
 
-/// What is to be done before the answer.
-fn work(asked: u8) -> Option<Work> {
-    match [asked].as_slice() {
+/// Returns the work before the reply to a request, or `None` if there is none.
+fn work(request: u8) -> Option<Work> {
+    match [request].as_slice() {
         WAIT => Some(Work::Wait(WAITED)),
         LONG_WAIT => Some(Work::Wait(Duration::from_secs(60 * 60))),
         BLOCK => Some(Work::Block(BLOCKED)),
@@ -97,45 +106,48 @@ fn work(asked: u8) -> Option<Work> {
     }
 }
 
-/// Every byte is a request: those above do what they say, any other is sent back.
+/// Session in which every byte is a request. The constants above have a meaning; any other byte is sent back.
 #[derive(Debug)]
 struct Probe {
-    asked: VecDeque<u8>,
-    taken: usize,
-    /// What is left of the file.
+    /// Requests that are not answered yet.
+    requests: VecDeque<u8>,
+    /// Number of bytes sent of the first reply.
+    sent: usize,
+    /// File range that is still to be sent for the first request.
     slice: Option<FileSlice>,
-    /// The work for the first of those that are asked is done.
+    /// True if the work for the first request is done.
     worked: bool,
     ended: bool,
     panic_in_end: bool,
-    /// Dropped with the session.
-    _goodbye: Option<Goodbye>,
+    /// Sends its notice when the session is dropped.
+    _notice: Option<DropNotice>,
 }
 
+/// Sends a datagram when it is dropped.
 #[derive(Debug)]
-struct Goodbye(Arc<UdpSocket>);
+struct DropNotice(Arc<UdpSocket>);
 
-impl Drop for Goodbye {
+impl Drop for DropNotice {
     fn drop(&mut self) {
-        // The test may have ended before its last connection.
+        // The error is ignored: the test may have ended before its last connection.
         let _ = self.0.send(&[0]);
     }
 }
 
-/// A session, which says goodbye there when it is dropped.
-pub(super) fn open(goodbye: Option<Arc<UdpSocket>>) -> Box<dyn Session> {
+/// Opens a session that sends a datagram to `notice` when it is dropped.
+pub(super) fn open(notice: Option<Arc<UdpSocket>>) -> Box<dyn Session> {
     Box::new(Probe {
-        asked: VecDeque::new(),
-        taken: 0,
+        requests: VecDeque::new(),
+        sent: 0,
         slice: None,
         worked: false,
         ended: false,
         panic_in_end: false,
-        _goodbye: goodbye.map(Goodbye),
+        _notice: notice.map(DropNotice),
     })
 }
 
-/// A panic that says nothing: the hook is not called, and what it would print of real ones is not hidden.
+/// Panics without a message: the panic hook is not called, so it stays in place for real panics.
 fn panic() -> ! {
     resume_unwind(Box::new("on purpose"))
 }
@@ -150,7 +162,7 @@ impl Session for Probe {
             return;
         }
         self.panic_in_end |= input.contains(&PANIC_IN_END[0]);
-        self.asked.extend(input);
+        self.requests.extend(input);
     }
 
     fn end_of_input(&mut self) {
@@ -161,24 +173,24 @@ impl Session for Probe {
     }
 
     fn step(&mut self) -> Step<'_> {
-        if let Some(&asked) = self.asked.front() {
+        if let Some(&request) = self.requests.front() {
             if self.slice.is_none() {
-                self.slice = slice(asked);
+                self.slice = slice(request);
             }
             if let Some(slice) = &self.slice {
                 return Step::SendFile(slice);
             }
-            if let Some(work) = work(asked)
+            if let Some(work) = work(request)
                 && !self.worked
             {
                 return Step::Work(work);
             }
         }
-        match self.asked.front() {
-            Some(&asked) if asked == PANIC_IN_STEP[0] => panic(),
-            Some(&asked) if asked == HALF[0] && !self.ended => Step::Read,
-            Some(&asked) if asked == BODY[0] => Step::Write(&body()[self.taken..]),
-            Some(asked) => Step::Write(std::slice::from_ref(asked)),
+        match self.requests.front() {
+            Some(&request) if request == PANIC_IN_STEP[0] => panic(),
+            Some(&request) if request == HALF[0] && !self.ended => Step::Read,
+            Some(&request) if request == BODY[0] => Step::Write(&body()[self.sent..]),
+            Some(request) => Step::Write(std::slice::from_ref(request)),
             None if self.ended => Step::Close(CloseReason::Done),
             None => Step::Read,
         }
@@ -189,21 +201,21 @@ impl Session for Probe {
             slice.advance(count as u64);
             if slice.is_empty() {
                 self.slice = None;
-                self.asked.pop_front();
+                self.requests.pop_front();
             }
             return;
         }
-        self.taken += count;
-        let Some(&asked) = self.asked.front() else {
+        self.sent += count;
+        let Some(&request) = self.requests.front() else {
             return;
         };
-        if asked == PANIC_IN_SENT[0] {
+        if request == PANIC_IN_SENT[0] {
             panic();
         }
-        let owed = if asked == BODY[0] { body().len() } else { 1 };
-        if self.taken == owed {
-            self.asked.pop_front();
-            self.taken = 0;
+        let length = if request == BODY[0] { body().len() } else { 1 };
+        if self.sent == length {
+            self.requests.pop_front();
+            self.sent = 0;
             self.worked = false;
         }
     }
@@ -213,6 +225,6 @@ impl Session for Probe {
     }
 
     fn mid_request(&self) -> bool {
-        !self.asked.is_empty()
+        !self.requests.is_empty()
     }
 }

@@ -1,8 +1,8 @@
-//! A server in a process of its own: for what can only be measured per process, such as CPU time, descriptors and
+//! A server in a process of its own. It is used for measurements per process, such as CPU time, descriptors and
 //! threads, and for models that fork.
 //!
-//! The process is this test binary, which runs [`serve`] as a test. So it needs no other program, and what the check
-//! sets in the code holds there too.
+//! The process is this test binary, which runs [`serve`] as a test. So the suite needs no other program, and the server
+//! process runs the same code as the check.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -14,33 +14,34 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procfs::process::{Process, Schedstat};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::client::TestClient;
 use super::server::BACKLOG;
-use super::serving::{Orders, Serving};
+use super::serving::{Serving, Settings};
 use super::{GUARD, ModelUnderTest, eventually};
+use crate::accept::FAILED as ACCEPT_FAILED;
 use crate::{Limits, Stop, Tally, listen};
 
-/// Where the process finds the test that started it.
+/// Environment variable with the address of the test that started the server process.
 const CONTROL: &str = "SAMEWIRE_SUITE_CONTROL";
 
-/// What it is to do.
-const ORDERS: &str = "SAMEWIRE_SUITE_ORDERS";
+/// Environment variable with the [`Settings`] as JSON.
+const SETTINGS: &str = "SAMEWIRE_SUITE_SETTINGS";
 
-/// What the line with the tally begins with.
+/// Prefix of the line with the tally.
 const TALLY: &str = "tally: ";
 
-/// What the line with the error begins with, if the server failed.
+/// Prefix of the line with the error, if the server failed.
 const FAILED: &str = "failed: ";
 
-/// Threads that belong to a process, not to a server: runtimes start them once and keep them.
+/// Name prefixes of threads that belong to the process and not to a server: runtimes start them once and keep them.
 const GLOBAL_THREADS: &[&str] = &["async-io", "async-global-ex"];
 
-/// A server process. Killed when dropped.
+/// Server process that is killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct ServerProcess {
     child: Child,
@@ -48,18 +49,18 @@ pub(super) struct ServerProcess {
     address: SocketAddr,
 }
 
-/// What a server process says when `serve` has returned.
+/// Report that a server process sends when `serve` has returned.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(super) struct ExitReport {
     pub(super) tally: Tally,
-    /// Threads that were not there before, by name.
+    /// Names of the threads that did not exist before.
     pub(super) threads_left: Vec<String>,
-    /// Sockets that were not there before.
+    /// Number of sockets that did not exist before.
     pub(super) sockets_left: i64,
 }
 
-/// The limits on descriptors that a server's processes had.
-pub(super) type Before = Vec<(Pid, Rlimit)>;
+/// Descriptor limits of a server's processes before the check lowered them.
+pub(super) type DescriptorLimits = Vec<(Pid, Rlimit)>;
 
 impl ServerProcess {
     /// Starts the process and waits until it listens.
@@ -74,7 +75,7 @@ impl ServerProcess {
         ServerProcess::start_on(listener, target, serving, limits, false)
     }
 
-    /// Starts the process on a listener; `stopped`: told to stop before that.
+    /// Starts the process on a listener. If `stopped` is true, the stop is requested before the server starts.
     #[track_caller]
     pub(super) fn start_on(
         listener: TcpListener,
@@ -84,7 +85,7 @@ impl ServerProcess {
         stopped: bool,
     ) -> ServerProcess {
         let address = listener.local_addr().expect("no address");
-        let orders = Orders {
+        let settings = Settings {
             serving,
             idle_timeout: limits.idle_timeout,
             max_connections: limits.max_connections,
@@ -94,29 +95,34 @@ impl ServerProcess {
             offload: limits.offload,
             stopped,
         };
-        let orders = serde_json::to_string(&orders).expect("plain data");
-        let door = TcpListener::bind("127.0.0.1:0").expect("no control");
-        let control = door.local_addr().expect("no address");
+        let settings = serde_json::to_string(&settings).expect("plain data");
+        let control_listener = TcpListener::bind("127.0.0.1:0").expect("no control");
+        let control = control_listener.local_addr().expect("no address");
         let test = format!("{}::server_process", target.name());
         let mut child = Command::new(env::current_exe().expect("no test binary"))
             .args([&test, "--exact", "--ignored"])
             .args(["--nocapture", "--test-threads=1"])
             .env(CONTROL, control.to_string())
-            .env(ORDERS, orders)
-            // Handed over as inetd does.
+            .env(SETTINGS, settings)
+            // The listener is passed as standard input, as inetd does.
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::null())
             .spawn()
             .expect("no server process");
-        door.set_nonblocking(true).expect("not non-blocking");
+        control_listener
+            .set_nonblocking(true)
+            .expect("not non-blocking");
         let mut accepted = None;
         eventually("the server process starts", || {
             let ended = child.try_wait().expect("no child");
-            // In this order: it may have called, and ended.
-            accepted = door.accept().ok();
-            let is_here = accepted.is_some();
-            assert!(is_here || ended.is_none(), "it ended: {ended:?}");
-            is_here
+            // The exit is read before the accept: the process may have connected and then ended.
+            accepted = control_listener.accept().ok();
+            let connected = accepted.is_some();
+            assert!(
+                connected || ended.is_none(),
+                "the server process ended before it connected: {ended:?}"
+            );
+            connected
         });
         let (control, _) = accepted.expect("just accepted");
         control.set_nonblocking(false).expect("not blocking");
@@ -133,24 +139,28 @@ impl ServerProcess {
         TestClient::connect(self.address)
     }
 
-    /// Tells the server to stop, and goes on at once.
-    pub(super) fn tell_to_stop(&self) {
+    /// Requests the stop of the server and returns at once.
+    pub(super) fn request_stop(&self) {
         let _ = self.control.get_ref().shutdown(Shutdown::Write);
     }
 
-    /// Tells the server to stop, and gives its account.
+    /// Stops the server and returns its report. Fails if the server failed or the tally does not add up.
     #[track_caller]
-    pub(super) fn stop(self) -> Account {
-        self.tell_to_stop();
-        let account = self.ended().expect("the server failed");
-        assert!(account.tally.adds_up(), "{}", account.tally);
-        account
+    pub(super) fn stop(self) -> ExitReport {
+        self.request_stop();
+        let report = self.wait_for_end().expect("the server failed");
+        assert!(report.tally.adds_up(), "{}", report.tally);
+        report
     }
 
-    /// Waits until the server ends, told or of its own accord, and gives its account.
+    /// Waits until the server ends, by a stop or by an error, and returns its report.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the server, if it failed.
     #[track_caller]
-    pub(super) fn ended(mut self) -> io::Result<Account> {
-        // What is logged before that is passed over.
+    pub(super) fn wait_for_end(mut self) -> io::Result<ExitReport> {
+        // Log lines before the report are skipped.
         let end = loop {
             let line = self.line();
             if let Some(error) = line.strip_prefix(FAILED) {
@@ -164,31 +174,43 @@ impl ServerProcess {
         let status = self.child.wait().expect("no child");
         assert!(status.success(), "the server process ended with {status}");
         let threads = threads.split(',').filter(|name| !name.is_empty());
-        Ok(Account {
+        Ok(ExitReport {
             tally: end,
             threads_left: threads.map(ToString::to_string).collect(),
             sockets_left: parse(&sockets),
         })
     }
 
-    /// Waits until the server logs that accept(2) failed.
+    /// Waits until the server logs that accept(2) failed, at most for [`GUARD`].
     #[track_caller]
     pub(super) fn wait_for_accept_error(&mut self) {
-        while !self.line().contains(" accept: ") {}
+        let deadline = Instant::now() + GUARD;
+        loop {
+            let line = self.line();
+            if line.contains(ACCEPT_FAILED) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the server process logged no line with \"{ACCEPT_FAILED}\" within {GUARD:?}; \
+                 its last line is \"{line}\""
+            );
+        }
     }
 
-    /// For how long its threads ran while `what` did, or could have run and waited for a CPU: so it tells who is busy
-    /// from who sleeps on a busy machine too. Of all threads in all processes.
-    pub(super) fn busy_during(&self, what: impl FnOnce()) -> Duration {
-        // Whoever has not begun yet is waiting for the CPU since before.
-        eventually("all threads have begun", || {
+    /// Returns the time for which the threads of all processes ran during `action`, or were ready to run and waited for
+    /// a CPU. With the time spent waiting a busy server differs from a sleeping one on a busy machine, too.
+    pub(super) fn busy_during(&self, action: impl FnOnce()) -> Duration {
+        // A thread that has not run yet has waited for a CPU since before the action.
+        eventually("all threads have run once", || {
             self.times().iter().all(|times| times.pcount > 0)
         });
         let before = self.busy();
-        what();
+        action();
         self.busy().saturating_sub(before)
     }
 
+    /// Returns the sum over all threads of the time run and the time waited for a CPU.
     fn busy(&self) -> Duration {
         let times = self.times().into_iter();
         times
@@ -196,6 +218,7 @@ impl ServerProcess {
             .sum()
     }
 
+    /// Returns the scheduler's times of all threads in all processes.
     fn times(&self) -> Vec<Schedstat> {
         let tasks = self
             .processes()
@@ -203,24 +226,27 @@ impl ServerProcess {
             .filter_map(|(process, _)| process.tasks().ok())
             .flatten()
             .flatten();
-        // Of one that has ended meanwhile nothing is known.
+        // A thread that has ended meanwhile is left out.
         tasks.filter_map(|task| task.schedstat().ok()).collect()
     }
 
-    /// How many descriptors it has open, in all its processes.
+    /// Returns the number of open descriptors in all processes of the server.
     pub(super) fn descriptors(&self) -> usize {
         let processes = self.processes().into_iter();
-        processes.map(|(process, _)| open(&process).len()).sum()
+        processes
+            .map(|(process, _)| open_descriptors(&process).len())
+            .sum()
     }
 
-    /// How many threads it has, in all its processes. One that has ended and that nobody waits for is one still.
+    /// Returns the number of threads in all processes of the server. A process that has ended and has not been waited
+    /// for counts as one thread.
     pub(super) fn threads(&self) -> usize {
         let stats = self.processes().into_iter().map(|(_, stat)| stat);
         let threads: i64 = stats.map(|stat| stat.num_threads.max(1)).sum();
-        usize::try_from(threads).expect("some threads")
+        usize::try_from(threads).expect("the number of threads is negative")
     }
 
-    /// Its processes other than the first.
+    /// Returns the processes of the server other than the first.
     pub(super) fn children(&self) -> Vec<Pid> {
         let processes = self.processes().into_iter().skip(1);
         processes
@@ -228,7 +254,7 @@ impl ServerProcess {
             .collect()
     }
 
-    /// The process and whatever it has forked.
+    /// Returns the server process and all its descendants.
     fn processes(&self) -> Vec<(Process, procfs::process::Stat)> {
         let all = procfs::process::all_processes().expect("no /proc");
         let mut others: Vec<_> = all
@@ -252,29 +278,29 @@ impl ServerProcess {
         }
     }
 
-    /// The numbers of a process' descriptors, seen to be the same for a while: a runtime that has just started may have
-    /// a file open for a moment (the standard library reads the CPU quota from one), and who counts that in counts
-    /// wrong.
-    fn open_at_rest(process: &Process) -> Vec<u64> {
-        let mut now = open(process);
+    /// Returns the descriptor numbers of a process, once they have been the same for 20 looks in sequence. A runtime
+    /// that has just started may have a file open for a moment (the standard library reads the CPU quota from one),
+    /// which would make the count wrong.
+    fn stable_descriptors(process: &Process) -> Vec<u64> {
+        let mut now = open_descriptors(process);
         let mut same = 0;
         while same < 20 {
             thread::sleep(Duration::from_millis(1));
-            let next = open(process);
+            let next = open_descriptors(process);
             same = if next == now { same + 1 } else { 0 };
             now = next;
         }
         now
     }
 
-    /// Lets each of its processes open `more` descriptors than it has now; gives what limited them before, and how many
-    /// there will be in all when they can open no more.
-    pub(super) fn limit_descriptors(&self, more: usize) -> (Before, usize) {
+    /// Limits each process of the server to `more` descriptors in addition to those that are open. Returns the limits
+    /// before, and the total number of descriptors at which the processes can open no more.
+    pub(super) fn limit_descriptors(&self, more: usize) -> (DescriptorLimits, usize) {
         let mut before = Vec::new();
-        let mut most = 0;
+        let mut total = 0;
         for (process, _) in self.processes() {
-            let open = Self::open_at_rest(&process);
-            // The limit is on the number of a descriptor, not on how many there are: the free numbers below count too.
+            let open = Self::stable_descriptors(&process);
+            // The limit bounds the number that a descriptor may have, not the count: free numbers below it count, too.
             let mut free = (0..).filter(|number| !open.contains(number));
             let limit = Rlimit {
                 current: Some(free.nth(more).unwrap_or(0)),
@@ -285,39 +311,45 @@ impl ServerProcess {
                 pid,
                 prlimit(Some(pid), Resource::Nofile, limit).expect("no limit set"),
             ));
-            most += open.len() + more;
+            total += open.len() + more;
         }
-        (before, most)
+        (before, total)
     }
 
-    /// Takes the limits back.
-    pub(super) fn restore_descriptors(&self, before: Before) {
+    /// Restores the limits.
+    pub(super) fn restore_descriptors(&self, before: DescriptorLimits) {
         for (pid, limit) in before {
             prlimit(Some(pid), Resource::Nofile, limit).expect("no limit set");
         }
     }
 
+    /// Reads the next line of the server process. Fails if no byte comes for [`GUARD`], the time-out of `control`.
     #[track_caller]
     fn line(&mut self) -> String {
         let mut line = String::new();
-        self.control
-            .read_line(&mut line)
-            .expect("the server process says nothing");
-        assert!(line.ends_with('\n'), "the server process ended early");
+        if let Err(error) = self.control.read_line(&mut line) {
+            panic!(
+                "no line from the server process within {GUARD:?}: {error}; read so far: \"{line}\""
+            );
+        }
+        assert!(
+            line.ends_with('\n'),
+            "the server process ended in the middle of its output: \"{line}\""
+        );
         line.trim_end().to_string()
     }
 }
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Nothing to kill after its end; after a failed check, nobody else would.
+        // After a normal end there is nothing to kill; after a failed check this ends the process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The numbers of a process' descriptors; none, if it has ended.
-fn open(process: &Process) -> Vec<u64> {
+/// Returns the descriptor numbers of a process. The list is empty if the process has ended.
+fn open_descriptors(process: &Process) -> Vec<u64> {
     let entries = fs::read_dir(format!("/proc/{}/fd", process.pid));
     let entries = entries.into_iter().flatten();
     entries
@@ -328,73 +360,77 @@ fn open(process: &Process) -> Vec<u64> {
 #[track_caller]
 fn parse<T: FromStr>(text: &str) -> T {
     let parsed = text.parse().ok();
-    parsed.unwrap_or_else(|| panic!("the server process said \"{text}\""))
+    parsed.unwrap_or_else(|| panic!("the server process sent \"{text}\" instead of a number"))
 }
 
-/// The server process' life: does as it is told, says how it ended.
+/// Runs the server process: serves with the settings of the test and sends the report.
 pub fn serve(target: &ModelUnderTest) {
-    // Whoever runs ignored tests by hand has no orders.
-    let (Ok(control), Ok(orders)) = (env::var(CONTROL), env::var(ORDERS)) else {
+    // There are no settings when this ignored test is run by hand.
+    let (Ok(control), Ok(settings)) = (env::var(CONTROL), env::var(SETTINGS)) else {
         return;
     };
-    let orders: Orders = serde_json::from_str(&orders).expect("orders");
-    // Before the first thread is started that will be gone by the end: a new one has its starter's name.
+    let settings: Settings = serde_json::from_str(&settings).expect("settings");
+    // This list is taken before any thread starts that ends with the server: a new thread first has the name of its
+    // starter.
     let threads = threads();
     let mut control = TcpStream::connect(control).expect("no control");
     let (stopper, stop) = Stop::channel().expect("no stop");
     let listener = rustix::io::dup(io::stdin()).expect("no descriptor");
-    // Or the port would not be free when the server has closed its listener.
-    let nothing = fs::File::open("/dev/null").expect("no /dev/null");
-    rustix::stdio::dup2_stdin(nothing).expect("no descriptor");
+    // Standard input is replaced, because otherwise the port would stay in use when the server has closed its listener.
+    let null = fs::File::open("/dev/null").expect("no /dev/null");
+    rustix::stdio::dup2_stdin(null).expect("no descriptor");
     let listener = TcpListener::from(listener);
-    let service = orders.serving.service();
+    let service = settings.serving.service();
     let limits = Limits {
-        idle_timeout: orders.idle_timeout,
-        max_connections: orders.max_connections,
-        drain: orders.drain,
-        workers: orders.workers,
-        backlog: orders.backlog,
+        idle_timeout: settings.idle_timeout,
+        max_connections: settings.max_connections,
+        drain: settings.drain,
+        workers: settings.workers,
+        backlog: settings.backlog,
         stack: None,
-        offload: orders.offload,
+        offload: settings.offload,
     };
-    let mut told = control.try_clone().expect("no descriptor");
-    let waiting = if orders.stopped {
-        drop((told, stopper));
+    let mut stop_request = control.try_clone().expect("no descriptor");
+    let stop_thread = if settings.stopped {
+        drop((stop_request, stopper));
         None
     } else {
         Some(thread::spawn(move || {
-            let _ = told.read(&mut [0]);
+            let _ = stop_request.read(&mut [0]);
             drop(stopper);
         }))
     };
-    // What the server logs goes the same way, so that the test can wait for it.
+    // The log goes to the same socket, so that the test can wait for a line of it.
     let log = Mutex::new(control.try_clone().expect("no descriptor"));
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(log)
         .init();
 
-    // The service's are its own; the listener, the stop's end and the second descriptor for `control` will be gone.
-    let before = sockets() - if orders.stopped { 2 } else { 4 };
+    // The sockets of the service stay. The listener, the sockets of the stop and the second descriptor of `control`
+    // will be closed.
+    let before = sockets() - if settings.stopped { 2 } else { 4 };
     let ended = (target.model.serve)(listener, service.clone(), limits, stop);
     let end = match ended {
         Ok(tally) => {
-            if let Some(waiting) = waiting {
-                waiting.join().expect("it has nothing to panic about");
+            if let Some(stop_thread) = stop_thread {
+                stop_thread
+                    .join()
+                    .expect("the thread that waits for the stop panicked");
             }
-            let left = left(&threads).join(",");
+            let left = threads_left(&threads).join(",");
             let sockets = sockets() - before;
             let tally = serde_json::to_string(&tally).expect("plain data");
             format!("{TALLY}{tally}\n{left}\n{sockets}")
         }
         Err(error) => format!("{FAILED}{error}"),
     };
-    writeln!(control, "{end}").expect("nobody asked");
+    writeln!(control, "{end}").expect("cannot send the report to the test");
 }
 
-/// Threads by name that were not there `before`, and are not the process' own. A joined thread may be seen for a
-/// moment longer, since the kernel wakes who waits for it first; so this looks again before it complains.
-fn left(before: &BTreeMap<String, usize>) -> Vec<String> {
+/// Returns the names of threads that did not exist `before` and do not belong to the process. A joined thread may be
+/// listed for a moment longer, since the kernel wakes the joining thread first; so this looks up to 100 times.
+fn threads_left(before: &BTreeMap<String, usize>) -> Vec<String> {
     let look = || -> Vec<String> {
         threads()
             .into_iter()
@@ -412,6 +448,7 @@ fn left(before: &BTreeMap<String, usize>) -> Vec<String> {
     look()
 }
 
+/// Returns the number of threads of this process by thread name.
 fn threads() -> BTreeMap<String, usize> {
     let mut names = BTreeMap::new();
     for task in fs::read_dir("/proc/self/task").expect("no /proc").flatten() {
@@ -422,6 +459,7 @@ fn threads() -> BTreeMap<String, usize> {
     names
 }
 
+/// Returns the number of sockets that this process has open.
 fn sockets() -> i64 {
     let descriptors = fs::read_dir("/proc/self/fd").expect("no /proc").flatten();
     let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());

@@ -1,4 +1,4 @@
-//! A server that runs inside the test; or, if its model forks, in a process of its own.
+//! A server that runs in a thread of the test or, if its model forks, in a process of its own.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -11,7 +11,7 @@ use super::serving::Serving;
 use super::{GUARD, ModelUnderTest};
 use crate::{Limits, Stop, Stopper, Tally, listen};
 
-/// Enough for every check: no peer waits for its handshake.
+/// Length of the listen queue. It is enough for every check, so that no peer waits for its handshake.
 pub(super) const BACKLOG: u32 = 1024;
 
 #[derive(Debug)]
@@ -22,13 +22,13 @@ pub(super) struct Server {
 
 #[derive(Debug)]
 enum Running {
-    Here {
-        /// None: told to stop.
+    InThread {
+        /// `None` after the stop was requested.
         stopper: Option<Stopper>,
         tally: Receiver<io::Result<Tally>>,
         thread: JoinHandle<()>,
     },
-    Elsewhere(ServerProcess),
+    InProcess(ServerProcess),
 }
 
 impl Server {
@@ -49,7 +49,7 @@ impl Server {
         Ok(Server::start_on(listener, target, serving, limits, false))
     }
 
-    /// Starts it on a listener; `stopped`: told to stop before that.
+    /// Starts the server on a listener. If `stopped` is true, the stop is requested before the server starts.
     pub(super) fn start_on(
         listener: TcpListener,
         target: &ModelUnderTest,
@@ -59,19 +59,19 @@ impl Server {
     ) -> Server {
         let address = listener.local_addr().expect("no address");
         let running = if target.model.needs.own_process {
-            Running::Elsewhere(ServerProcess::start_on(
+            Running::InProcess(ServerProcess::start_on(
                 listener, target, serving, limits, stopped,
             ))
         } else {
             let (stopper, stop) = Stop::channel().expect("no stop");
             let stopper = (!stopped).then_some(stopper);
-            let (tell, tally) = mpsc::channel();
+            let (sender, tally) = mpsc::channel();
             let (serve, service) = (target.model.serve, serving.service());
-            let life = move || drop(tell.send(serve(listener, service, limits, stop)));
-            Running::Here {
+            let run = move || drop(sender.send(serve(listener, service, limits, stop)));
+            Running::InThread {
                 stopper,
                 tally,
-                thread: thread::spawn(life),
+                thread: thread::spawn(run),
             }
         };
         Server { address, running }
@@ -86,43 +86,49 @@ impl Server {
         TestClient::connect(self.address)
     }
 
-    /// Tells it to stop, and goes on at once.
-    pub(super) fn tell_to_stop(&mut self) {
+    /// Requests the stop of the server and returns at once.
+    pub(super) fn request_stop(&mut self) {
         match &mut self.running {
-            Running::Here { stopper, .. } => *stopper = None,
-            Running::Elsewhere(process) => process.tell_to_stop(),
+            Running::InThread { stopper, .. } => *stopper = None,
+            Running::InProcess(process) => process.request_stop(),
         }
     }
 
-    /// Waits until it ends, told or of its own accord.
+    /// Waits until the server ends, by a stop or by an error.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the server, if it failed.
     #[track_caller]
-    pub(super) fn ended(self) -> io::Result<Tally> {
+    pub(super) fn wait_for_end(self) -> io::Result<Tally> {
         match self.running {
-            Running::Here {
+            Running::InThread {
                 tally,
                 thread,
                 stopper: _stopper,
             } => {
                 let ended = tally.recv_timeout(GUARD);
-                let ended = ended.expect("the server does not end, or it panicked");
-                thread.join().expect("it has told its tally");
+                let ended = ended.expect("the server did not end in time, or it panicked");
+                thread
+                    .join()
+                    .expect("the server thread panicked after it had sent its tally");
                 ended
             }
-            Running::Elsewhere(process) => process.ended().map(|account| account.tally),
+            Running::InProcess(process) => process.wait_for_end().map(|report| report.tally),
         }
     }
 
-    /// Tells it to stop, and gives its account: which adds up, whatever happened.
+    /// Stops the server and returns its tally. Fails if the server failed or the tally does not add up.
     #[track_caller]
     pub(super) fn stop(mut self) -> Tally {
-        self.tell_to_stop();
-        let tally = self.ended().expect("the server failed");
+        self.request_stop();
+        let tally = self.wait_for_end().expect("the server failed");
         assert!(tally.adds_up(), "{tally}");
         tally
     }
 }
 
-/// Peers that came and had all their answers, and nothing else.
+/// Returns the tally of `count` peers that were all served.
 pub(super) fn all_served(count: u64) -> Tally {
     Tally {
         accepted: count,

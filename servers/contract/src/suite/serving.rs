@@ -1,4 +1,4 @@
-//! What a test's server serves, as data: so that it can be told to a server in a process of its own.
+//! The service of a test's server as data, so that it can be sent to a server in a process of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
@@ -12,18 +12,19 @@ use super::oracle::session_options;
 use super::{GUARD, probe};
 use crate::Service;
 
-/// What is served.
+/// Service of a test's server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Serving {
-    /// A protocol, by name.
+    /// The protocol with this name.
     Protocol(String),
-    /// [Probes](probe).
+    /// Sessions of [`probe`].
     Probes,
-    /// Probes that say goodbye there when they are dropped.
-    ProbesThatSayGoodbye(SocketAddr),
-    /// The first of [`PROTOCOLS`], but every second session, from the first, panics while it is opened.
+    /// Probes that send a datagram to this address when they are dropped.
+    ProbesWithDropNotice(SocketAddr),
+    /// The first of [`PROTOCOLS`], but every second session, beginning with the first, panics while it is opened.
     PanicsInOpening,
-    /// Three sessions of the first of [`PROTOCOLS`], which has a limit, and then probes that say goodbye there.
+    /// Three sessions of the first of [`PROTOCOLS`], which has a limit, and then probes that send a datagram to this
+    /// address when they are dropped.
     LinesThenProbes(SocketAddr),
 }
 
@@ -40,24 +41,24 @@ impl Serving {
                 Service::of(protocol, session_options())
             }
             Serving::Probes => Service::new(|| probe::open(None)),
-            Serving::ProbesThatSayGoodbye(to) => {
-                let to = goodbyes_to(*to);
+            Serving::ProbesWithDropNotice(to) => {
+                let to = notices_to(*to);
                 Service::new(move || probe::open(Some(Arc::clone(&to))))
             }
             Serving::PanicsInOpening => {
-                let turns = Turns::new([true, false].repeat(50));
+                let sequence = SharedSequence::new([true, false].repeat(50));
                 Service::new(move || {
-                    if turns.next() {
+                    if sequence.next() {
                         std::panic::resume_unwind(Box::new("on purpose"));
                     }
                     lines()
                 })
             }
             Serving::LinesThenProbes(to) => {
-                let to = goodbyes_to(*to);
-                let turns = Turns::new(vec![true; 3]);
+                let to = notices_to(*to);
+                let sequence = SharedSequence::new(vec![true; 3]);
                 Service::new(move || {
-                    if turns.next() {
+                    if sequence.next() {
                         lines()
                     } else {
                         probe::open(Some(Arc::clone(&to)))
@@ -68,66 +69,70 @@ impl Serving {
     }
 }
 
-/// Whose turn it is, one after the other; then nobody's. A counter would do for threads: but of a counter every process
-/// that is forked has a copy, and counts alone.
+/// Sequence of booleans that all processes of a server share; after its end every value is false. A counter would be
+/// enough for threads, but each forked process has its own copy of a counter.
 #[derive(Debug)]
-struct Turns {
+struct SharedSequence {
     next: UnixDatagram,
-    /// Open, or there would be no "nothing more".
-    _filled: UnixDatagram,
+    /// Sending end. It stays open, so that recv(2) reports the end of the sequence (EAGAIN).
+    _sender: UnixDatagram,
 }
 
-impl Turns {
-    fn new(turns: Vec<bool>) -> Turns {
-        let (filled, next) = UnixDatagram::pair().expect("no descriptor");
+impl SharedSequence {
+    fn new(sequence: Vec<bool>) -> SharedSequence {
+        let (sender, next) = UnixDatagram::pair().expect("no descriptor");
         next.set_nonblocking(true).expect("not non-blocking");
-        filled.set_nonblocking(true).expect("not non-blocking");
-        for turn in turns {
-            // As many as there is room for; the checks need few.
-            let _ = filled.send(&[u8::from(turn)]);
+        sender.set_nonblocking(true).expect("not non-blocking");
+        for value in sequence {
+            // The socket takes as many values as it has room for; the checks need few.
+            let _ = sender.send(&[u8::from(value)]);
         }
-        Turns {
+        SharedSequence {
             next,
-            _filled: filled,
+            _sender: sender,
         }
     }
 
     fn next(&self) -> bool {
-        let mut turn = [0];
-        self.next.recv(&mut turn).is_ok() && turn[0] == 1
+        let mut value = [0];
+        self.next.recv(&mut value).is_ok() && value[0] == 1
     }
 }
 
-/// Hears of every session that is dropped, in whichever process.
+/// Receives a datagram for every session that is dropped, in any process.
 #[derive(Debug)]
-pub(super) struct Goodbyes {
+pub(super) struct DropNotices {
     socket: UdpSocket,
 }
 
-fn goodbyes_to(address: SocketAddr) -> Arc<UdpSocket> {
+fn notices_to(address: SocketAddr) -> Arc<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("no port");
-    socket.connect(address).expect("no way there");
+    socket
+        .connect(address)
+        .expect("cannot connect to the socket for notices");
     Arc::new(socket)
 }
 
-impl Goodbyes {
-    pub(super) fn new() -> Goodbyes {
+impl DropNotices {
+    pub(super) fn new() -> DropNotices {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("no port");
         socket.set_read_timeout(Some(GUARD)).expect("no time-out");
-        Goodbyes { socket }
+        DropNotices { socket }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.socket.local_addr().expect("no address")
     }
 
-    /// Waits for one.
+    /// Waits until a session is dropped.
     #[track_caller]
-    pub(super) fn one(&self) {
-        self.socket.recv(&mut [0]).expect("still there");
+    pub(super) fn wait_for_one(&self) {
+        self.socket
+            .recv(&mut [0])
+            .expect("no session was dropped in time");
     }
 
-    /// How many came since the last look.
+    /// Returns the number of sessions that were dropped since the last call.
     pub(super) fn count(&self) -> u64 {
         self.socket.set_nonblocking(true).expect("not non-blocking");
         let mut count = 0;
@@ -139,9 +144,9 @@ impl Goodbyes {
     }
 }
 
-/// A server's orders, as data.
+/// Settings of a server process, as data.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Orders {
+pub(super) struct Settings {
     pub(super) serving: Serving,
     pub(super) idle_timeout: Duration,
     pub(super) max_connections: usize,
@@ -149,6 +154,6 @@ pub(super) struct Orders {
     pub(super) workers: std::num::NonZero<usize>,
     pub(super) backlog: u32,
     pub(super) offload: bool,
-    /// The stop comes before the server does.
+    /// True if the stop is requested before the server starts.
     pub(super) stopped: bool,
 }

@@ -1,17 +1,17 @@
-//! 10. The tally adds up. (Every other check compares the whole tally too.)
+//! Checks of `tally`: the tally adds up. Every other check compares the whole tally, too.
 
 use std::time::Duration;
 
 use super::server::Server;
-use super::serving::{Goodbyes, Serving};
+use super::serving::{DropNotices, Serving};
 use super::{ModelUnderTest, probe};
 use crate::{Limits, Tally};
 
-/// One connection of every ending, in one server.
+/// One server has one connection of every ending, and the tally counts each once.
 pub fn every_ending_is_counted(target: &ModelUnderTest) {
-    let goodbyes = Goodbyes::new();
-    // The first three speak lines, which have a limit; the others are probes, which can panic.
-    let serving = Serving::LinesThenProbes(goodbyes.address());
+    let notices = DropNotices::new();
+    // The first three connections use a line protocol, which has a limit; the others are probes, which can panic.
+    let serving = Serving::LinesThenProbes(notices.address());
     let limits = Limits {
         idle_timeout: Duration::from_secs(1),
         drain: Duration::from_millis(100),
@@ -31,7 +31,7 @@ pub fn every_ending_is_counted(target: &ModelUnderTest) {
     let reset = server.connect();
     reset.ask(probe::BODY, &probe::body()[..1]);
     reset.reset();
-    goodbyes.one();
+    notices.wait_for_one();
     let failed = server.connect();
     failed.send(probe::PANIC_IN_STEP);
     failed.expect_end();
@@ -52,9 +52,9 @@ pub fn every_ending_is_counted(target: &ModelUnderTest) {
     );
 }
 
-/// After thousands of connections that end in every way, the process has as many descriptors and threads as before;
-/// and after the server's end none of the server's.
-pub fn nothing_is_left_behind(target: &ModelUnderTest) {
+/// After 2000 connections that end in different ways, the process has as many descriptors and threads as before. After
+/// the end of the server, no thread and no socket of the server is left.
+pub fn descriptors_and_threads_are_released(target: &ModelUnderTest) {
     let server = super::process::ServerProcess::start(
         target,
         Serving::Probes,
@@ -75,7 +75,7 @@ pub fn nothing_is_left_behind(target: &ModelUnderTest) {
             }
         }
     };
-    // When a peer has been served, the server has all that it ever opens for itself.
+    // When a first peer has been served, the server has opened all descriptors that it needs for itself.
     let first = server.connect();
     first.ask(b"x", b"x");
     let (descriptors, threads) = (server.descriptors(), server.threads());
@@ -89,11 +89,11 @@ pub fn nothing_is_left_behind(target: &ModelUnderTest) {
         server.descriptors() == descriptors && server.threads() <= threads
     });
     last.leave();
-    let account = server.stop();
-    assert_eq!(account.threads_left, Vec::<String>::new());
-    assert_eq!(account.sockets_left, 0);
+    let report = server.stop();
+    assert_eq!(report.threads_left, Vec::<String>::new());
+    assert_eq!(report.sockets_left, 0);
     assert_eq!(
-        account.tally,
+        report.tally,
         Tally {
             accepted: 2002,
             served: 1002,

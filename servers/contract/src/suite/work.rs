@@ -1,4 +1,5 @@
-//! Work before replies: done once for each, in order, and whoever only waits keeps nobody else.
+//! Checks of work before replies: it is done once for each request, in order, and a request that only waits delays no
+//! other peer.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,9 @@ use super::serving::Serving;
 use super::{ModelUnderTest, probe};
 use crate::{Limits, Offload, Tally};
 
-/// Each kind, between other replies: what was answered before does not wait for it, what comes after does.
-pub fn before_the_reply(target: &ModelUnderTest) {
-    for (asked, least) in [
+/// Each kind of work between two other requests: the earlier reply does not wait for the work, the later one does.
+pub fn work_delays_its_own_and_later_replies(target: &ModelUnderTest) {
+    for (request, shortest) in [
         (probe::WAIT, probe::WAITED),
         (probe::COMPUTE, probe::COMPUTED),
         (probe::BLOCK, probe::BLOCKED),
@@ -17,20 +18,20 @@ pub fn before_the_reply(target: &ModelUnderTest) {
         let server = Server::start(target, Serving::Probes, target.limits());
         let client = server.connect();
         let since = Instant::now();
-        client.send(&[b"a", asked, b"b"].concat());
+        client.send(&[b"a", request, b"b"].concat());
         client.finish_sending();
         client.expect(b"a");
-        client.expect(asked);
-        assert!(since.elapsed() >= least, "replied too early");
+        client.expect(request);
+        assert!(since.elapsed() >= shortest, "replied too early");
         client.expect(b"b");
         client.expect_end();
         assert_eq!(server.stop(), all_served(1));
     }
 }
 
-/// One waits for very long. The others are served, and when he has broken off, his place is free at the latest when
-/// the server ends.
-pub fn a_wait_keeps_nobody_else(target: &ModelUnderTest) {
+/// One peer waits for a very long time. Other peers are served meanwhile. When the waiting peer resets, its slot is
+/// free at the latest when the server ends.
+pub fn long_wait_delays_no_other_peer(target: &ModelUnderTest) {
     let limits = Limits {
         drain: Duration::from_millis(300),
         ..target.limits()
@@ -40,7 +41,10 @@ pub fn a_wait_keeps_nobody_else(target: &ModelUnderTest) {
     waiting.ask(&[b"a", probe::LONG_WAIT].concat(), b"a");
     let other = server.connect();
     if target.one_at_a_time() {
-        assert!(!other.has_heard_something(), "not by design");
+        assert!(
+            !other.has_input(),
+            "served although the model serves one peer at a time by design"
+        );
         waiting.reset();
         other.ask(b"x", b"x");
         other.leave();
@@ -51,10 +55,13 @@ pub fn a_wait_keeps_nobody_else(target: &ModelUnderTest) {
     for _ in 0..100 {
         other.ask(b"x", b"x");
     }
-    // Nor is one wait behind the other.
+    // A second wait does not queue behind the first.
     other.ask(probe::WAIT, probe::WAIT);
     other.leave();
-    assert!(!waiting.has_heard_something(), "did not wait");
+    assert!(
+        !waiting.has_input(),
+        "the reply came before the wait was over"
+    );
     let expected = Tally {
         accepted: 2,
         served: 1,
@@ -65,8 +72,8 @@ pub fn a_wait_keeps_nobody_else(target: &ModelUnderTest) {
     waiting.expect_end_or_reset();
 }
 
-/// Many wait at the same time, each for its own.
-pub fn many_wait(target: &ModelUnderTest) {
+/// Many peers wait at the same time, and each receives its own reply.
+pub fn concurrent_waits_are_all_answered(target: &ModelUnderTest) {
     const PEERS: u64 = 50;
     let server = Server::start(target, Serving::Probes, target.limits());
     let peers: Vec<_> = (0..PEERS).map(|_| server.connect()).collect();
@@ -88,8 +95,9 @@ pub fn many_wait(target: &ModelUnderTest) {
     assert_eq!(server.stop(), all_served(PEERS));
 }
 
-/// The server is slow then, not the peer: it is not closed as idle, neither meanwhile nor just after.
-pub fn a_wait_is_not_idleness(target: &ModelUnderTest) {
+/// A wait of the server is not an idle time of the peer: the peer is not closed as idle during the wait or just after
+/// it.
+pub fn wait_does_not_count_as_idle(target: &ModelUnderTest) {
     let limits = Limits {
         idle_timeout: probe::WAITED / 2,
         ..target.limits()
@@ -103,21 +111,24 @@ pub fn a_wait_is_not_idleness(target: &ModelUnderTest) {
     assert_eq!(server.stop(), all_served(1));
 }
 
-/// After a stop, what was asked before is waited for, and answered.
-pub fn a_wait_goes_on_during_the_drain(target: &ModelUnderTest) {
+/// After a stop, the server completes the wait of an earlier request and sends the reply.
+pub fn wait_continues_during_the_drain(target: &ModelUnderTest) {
     let mut server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(&[b"a", probe::WAIT, b"x"].concat(), b"a");
     let since = Instant::now();
-    server.tell_to_stop();
+    server.request_stop();
     client.expect(&[probe::WAIT, b"x"].concat());
-    assert!(since.elapsed() >= probe::WAITED / 2, "did not wait");
+    assert!(
+        since.elapsed() >= probe::WAITED / 2,
+        "the reply came too early"
+    );
     client.expect_end();
     assert_eq!(server.stop(), all_served(1));
 }
 
-/// After a stop, who waits for longer than the drain is cut at the deadline.
-pub fn a_long_wait_is_cut_at_the_deadline(target: &ModelUnderTest) {
+/// After a stop, a wait that is longer than the drain is cut at the deadline.
+pub fn long_wait_is_cut_at_the_deadline(target: &ModelUnderTest) {
     let drain = Duration::from_millis(300);
     let limits = Limits {
         drain,
@@ -138,8 +149,8 @@ pub fn a_long_wait_is_cut_at_the_deadline(target: &ModelUnderTest) {
     client.expect_end_or_reset();
 }
 
-/// A peer that breaks off while the server works for it: seen at once, or when the reply is to be sent.
-pub fn reset_meanwhile(target: &ModelUnderTest) {
+/// A peer resets while the server works for it. The server notices at once, or when it sends the reply.
+pub fn reset_during_work_is_counted(target: &ModelUnderTest) {
     let server = Server::start(target, Serving::Probes, target.limits());
     let client = server.connect();
     client.ask(&[b"a", probe::WAIT].concat(), b"a");
@@ -156,38 +167,42 @@ pub fn reset_meanwhile(target: &ModelUnderTest) {
     assert_eq!(server.stop(), expected);
 }
 
-/// One asks for much at once, and each answer keeps the thread. Others who share it have their turn in between.
-pub fn much_at_once(target: &ModelUnderTest) {
+/// One peer sends several requests at once, and each of them blocks the thread. Other peers of the thread are served in
+/// between.
+pub fn burst_of_work_lets_other_peers_run(target: &ModelUnderTest) {
     if target.one_at_a_time() {
         return;
     }
     let limits = match target.model.offload {
-        // With one worker, who holds it keeps the others by design.
+        // With one worker, the peer that occupies it delays the others by design.
         Offload::Needless(_) => target.limits(),
         _ => target.limits_of_one_acceptor(),
     };
     let server = Server::start(target, Serving::Probes, limits);
-    let (much, other) = (server.connect(), server.connect());
+    let (busy, other) = (server.connect(), server.connect());
     other.ask(b"x", b"x");
     let blocks = probe::BLOCK.repeat(3);
-    much.ask(&[b"a".as_slice(), &blocks].concat(), b"a");
+    busy.ask(&[b"a".as_slice(), &blocks].concat(), b"a");
     other.ask(b"x", b"x");
-    assert!(much.has_heard(3) < 3, "all of it first");
+    assert!(
+        busy.readable_bytes(3) < 3,
+        "the whole burst was answered before the other peer"
+    );
     other.leave();
-    much.expect(&blocks);
-    much.leave();
+    busy.expect(&blocks);
+    busy.leave();
     assert_eq!(server.stop(), all_served(2));
 }
 
-/// One keeps a thread. Where that is moved away (or is nobody else's thread), the others are served meanwhile; where it
-/// can't be, they are served afterwards.
-pub fn offloaded(target: &ModelUnderTest) {
-    let nowhere = matches!(target.model.offload, Offload::Nowhere(_));
+/// One request blocks a thread. If the model offloads such work, or if no other peer uses the thread, other peers are
+/// served meanwhile. If the model can't offload it, they are served afterwards.
+pub fn blocking_work_is_offloaded_where_possible(target: &ModelUnderTest) {
+    let never_offloads = matches!(target.model.offload, Offload::Nowhere(_));
     let limits = Limits {
-        offload: !nowhere,
+        offload: !never_offloads,
         ..match target.model.offload {
             Offload::Needless(_) => target.limits(),
-            // So that there is nobody else to serve the others.
+            // One worker, so that no other worker can serve the others.
             _ => target.limits_of_one_acceptor(),
         }
     };
@@ -197,14 +212,17 @@ pub fn offloaded(target: &ModelUnderTest) {
     let other = server.connect();
     let last = target.one_at_a_time();
     if last {
-        // It is served when he has left.
+        // The other peer is served when the first has left.
         blocked.finish_sending();
     }
     for _ in 0..10 {
         other.ask(b"x", b"x");
     }
-    let heard = blocked.has_heard_something();
-    assert_eq!(heard, nowhere, "answered when the others were");
+    let answered = blocked.has_input();
+    assert_eq!(
+        answered, never_offloads,
+        "whether the blocked peer was answered before the others"
+    );
     other.leave();
     blocked.expect(probe::BLOCK);
     if !last {

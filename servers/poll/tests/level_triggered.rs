@@ -1,5 +1,5 @@
-//! What only a level-triggered loop can get wrong: it hears again and again of what it does not deal with. And what a
-//! wait that is told everything anew can: when it is interrupted, what it was told is all that it knows.
+//! Tests of mistakes that only a level-triggered loop can make: the kernel reports an event again and again until the
+//! loop handles it, and an interrupted wait leaves its arguments as the results.
 
 #![cfg(target_os = "linux")]
 
@@ -19,28 +19,28 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use protocol::{Protocol, SessionOptions};
 
-/// How long what must come may take.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// Killed when dropped.
+/// Server process that is killed when this is dropped.
 struct ServerProcess(Child);
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Nothing to kill when it has ended; after a failed check, nobody else would.
+        // After a normal end there is nothing to kill; after a failed check this ends the process.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl ServerProcess {
-    /// Waits until it sleeps. A loop that is told at once, whenever it asks, never does.
-    fn sleeps(&self) {
+    /// Waits until the server sleeps. A loop whose waits all return at once never sleeps.
+    fn wait_until_asleep(&self) {
         let deadline = Instant::now() + GUARD;
         let stat = format!("/proc/{}/stat", self.0.id());
         loop {
-            let stat = fs::read_to_string(&stat).expect("it is gone");
-            // The state is the first field behind the name.
+            let stat = fs::read_to_string(&stat).expect("the server process is gone");
+            // The state is the first field after the name.
             if stat
                 .rsplit(") ")
                 .next()
@@ -48,17 +48,17 @@ impl ServerProcess {
             {
                 return;
             }
-            assert!(Instant::now() < deadline, "it never sleeps");
+            assert!(Instant::now() < deadline, "the server process never sleeps");
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// A reply waits for room, and more input is there: it is not asked for until the reply is gone. The signal that then
-/// ends the wait ends nothing else.
+/// A reply waits for room in the send buffer while more input is there. The loop does not wait for that input until the
+/// reply is sent. The signal that then interrupts the wait ends only the server, with exit status 0.
 #[test]
-fn input_that_nobody_wants_yet() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_server-select"))
+fn input_during_a_blocked_reply_does_not_wake_the_loop() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server-poll"))
         .args(["--listen", "127.0.0.1:0", "--protocol", "echo", "--json"])
         .args(["--idle-timeout", "1h", "--drain", "0s"])
         .stdin(Stdio::null())
@@ -72,12 +72,12 @@ fn input_that_nobody_wants_yet() {
     let address = line.trim_end().strip_prefix("listening on ");
     let mut client = TcpStream::connect(address.expect("another line")).expect("no connection");
 
-    // It reads nothing, and sends until nothing more is taken, though the server has done all it can.
+    // The client reads nothing, and sends until the server, which has done all it can, takes no more.
     client.set_nonblocking(true).expect("not non-blocking");
     let lines = b"hello\n".repeat(10_000);
     let mut taken = true;
     while taken {
-        server.sleeps();
+        server.wait_until_asleep();
         taken = false;
         loop {
             match client.write(&lines) {
@@ -87,10 +87,10 @@ fn input_that_nobody_wants_yet() {
             }
         }
     }
-    server.sleeps();
+    server.wait_until_asleep();
 
     let pid = Pid::from_raw(server.0.id().try_into().expect("a process number"));
-    kill(pid, Signal::SIGTERM).expect("it is gone");
+    kill(pid, Signal::SIGTERM).expect("the server process is gone");
     let mut line = String::new();
     output.read_to_string(&mut line).expect("no line");
     assert!(server.0.wait().expect("no child").success());
@@ -103,9 +103,10 @@ fn input_that_nobody_wants_yet() {
     assert_eq!(tally, cut);
 }
 
-/// A signal that somebody else handles ends the wait (EINTR). Nobody is ready then, and nobody has said stop.
+/// A signal that other code handles interrupts the wait (EINTR). Then no descriptor is ready, and no stop was
+/// requested.
 #[test]
-fn a_signal_that_means_nothing() {
+fn unrelated_signal_does_not_disturb_the_wait() {
     let handled = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&handled)).unwrap();
     let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
@@ -114,9 +115,9 @@ fn a_signal_that_means_nothing() {
     let (stopper, stop) = Stop::channel().unwrap();
     let echo = Protocol::find("echo").unwrap();
     let service = Service::of(echo, SessionOptions::default());
-    let model = &server_select::MODELS[0];
+    let model = &server_poll::MODELS[0];
     let server = thread::spawn(move || (model.serve)(listener, service, Limits::default(), stop));
-    // Some of them find it waiting.
+    // Some of these signals arrive while the server waits.
     for _ in 0..200 {
         client.write_all(b"x\n").unwrap();
         client.read_exact(&mut [0; 2]).unwrap();

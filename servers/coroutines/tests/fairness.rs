@@ -1,4 +1,4 @@
-//! What a hub can get wrong: who lets whom run, and whose time it is.
+//! Tests of the hub: coroutines let one another run, and each has its own idle time-out.
 
 #![cfg(target_os = "linux")]
 
@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use contract::{Limits, Needs, READ_BUFFER, Service, Stop, listen};
 use protocol::{CloseReason, Session, Step};
 
-/// How long is waited for what must come, before the test is given up.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// How often a greedy session goes on. Far more often than a turn is long; and not for ever, so that the test fails
-/// where the other one is served too late.
+/// Number of steps of a greedy session. It is much larger than the number of steps in a turn, and it is finite, so that
+/// the test fails if the other peer is served too late.
 const ROUNDS: usize = 10_000;
 
-/// The session of a peer that is always as quick as the server. The only way to be sure of that is to be the peer as
-/// well: what comes to the server is sent by its own session, which does it before the server can look for it.
+/// Session of a peer that is always as fast as the server. To be sure of that, the session is its own peer: it sends
+/// the next input of the server before the server can look for it.
 struct Greedy {
     peer: Arc<TcpStream>,
     direction: Direction,
@@ -35,14 +35,14 @@ enum Direction {
 }
 
 impl Greedy {
-    fn goes_on(&self) -> bool {
+    fn continues(&self) -> bool {
         self.rounds.fetch_add(1, Ordering::Relaxed) < ROUNDS
     }
 }
 
 impl Session for Greedy {
     fn receive(&mut self, _: &[u8]) {
-        if matches!(self.direction, Direction::Reads) && self.goes_on() {
+        if matches!(self.direction, Direction::Reads) && self.continues() {
             (&*self.peer).write_all(&[0; READ_BUFFER]).unwrap();
         }
     }
@@ -61,7 +61,7 @@ impl Session for Greedy {
     }
 
     fn sent(&mut self, count: usize) {
-        self.goes_on();
+        self.continues();
         (&*self.peer).read_exact(&mut vec![0; count]).unwrap();
     }
 
@@ -70,15 +70,15 @@ impl Session for Greedy {
     }
 }
 
-/// Answers the first request with a byte, and closes.
+/// Session that answers the first request with one byte and closes.
 struct Modest {
-    asked: bool,
+    received: bool,
     answered: bool,
 }
 
 impl Session for Modest {
     fn receive(&mut self, _: &[u8]) {
-        self.asked = true;
+        self.received = true;
     }
 
     fn end_of_input(&mut self) {
@@ -86,7 +86,7 @@ impl Session for Modest {
     }
 
     fn step(&mut self) -> Step<'_> {
-        match (self.asked, self.answered) {
+        match (self.received, self.answered) {
             (_, true) => Step::Close(CloseReason::Done),
             (true, _) => Step::Write(b"x"),
             _ => Step::Read,
@@ -108,10 +108,10 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-fn a_modest_peer_has_its_turn_beside_one_that_always(direction: Direction) {
+fn check_modest_peer_beside_greedy_one(direction: Direction) {
     let listener = listen("127.0.0.1:0".parse().unwrap(), 2, Needs::NOTHING).unwrap();
     let address = listener.local_addr().unwrap();
-    // All of it is there before the server looks for the first time.
+    // All input has arrived before the server looks for the first time.
     let greedy = Arc::new(connect(address));
     greedy.set_nodelay(true).unwrap();
     if matches!(direction, Direction::Reads) {
@@ -130,7 +130,7 @@ fn a_modest_peer_has_its_turn_beside_one_that_always(direction: Direction) {
             rounds: Arc::clone(&counted),
         }),
         _ => Box::new(Modest {
-            asked: false,
+            received: false,
             answered: false,
         }),
     });
@@ -141,7 +141,7 @@ fn a_modest_peer_has_its_turn_beside_one_that_always(direction: Direction) {
     let rounds = rounds.load(Ordering::Relaxed);
     assert!(
         rounds < ROUNDS,
-        "it had to wait until the other one had left"
+        "the modest peer was served only after the greedy one had ended"
     );
     drop(stopper);
     drop(modest);
@@ -149,28 +149,29 @@ fn a_modest_peer_has_its_turn_beside_one_that_always(direction: Direction) {
 }
 
 #[test]
-fn a_modest_peer_has_its_turn_beside_one_that_always_sends() {
-    a_modest_peer_has_its_turn_beside_one_that_always(Direction::Reads);
+fn modest_peer_has_its_turn_beside_a_peer_that_always_sends() {
+    check_modest_peer_beside_greedy_one(Direction::Reads);
 }
 
 #[test]
-fn a_modest_peer_has_its_turn_beside_one_that_always_takes() {
-    a_modest_peer_has_its_turn_beside_one_that_always(Direction::Writes);
+fn modest_peer_has_its_turn_beside_a_peer_that_always_reads() {
+    check_modest_peer_beside_greedy_one(Direction::Writes);
 }
 
-/// Answers every request with a byte, after a nap: so it keeps the only thread, as one that computes does.
-struct Napping {
-    nap: Duration,
+/// Session that sleeps and then answers each request with one byte. So it blocks the only thread, as a computation
+/// does.
+struct Sleeping {
+    pause: Duration,
     owed: bool,
     ended: bool,
     answered: Option<Instant>,
-    /// Is told how long after the last answer this was dropped.
-    lived: Option<Sender<Duration>>,
+    /// Receives the time from the last reply to the drop of this session.
+    lifetime: Option<Sender<Duration>>,
 }
 
-impl Session for Napping {
+impl Session for Sleeping {
     fn receive(&mut self, _: &[u8]) {
-        thread::sleep(self.nap);
+        thread::sleep(self.pause);
         self.owed = true;
     }
 
@@ -196,35 +197,35 @@ impl Session for Napping {
     }
 }
 
-impl Drop for Napping {
+impl Drop for Sleeping {
     fn drop(&mut self) {
-        if let (Some(lived), Some(answered)) = (&self.lived, self.answered) {
-            let _ = lived.send(answered.elapsed());
+        if let (Some(lifetime), Some(answered)) = (&self.lifetime, self.answered) {
+            let _ = lifetime.send(answered.elapsed());
         }
     }
 }
 
-/// One coroutine keeps the thread for longer than the time-out. Whoever has their turn after it has their whole time
-/// all the same.
+/// One coroutine blocks the thread for longer than the time-out. A coroutine that runs after it has its full idle
+/// time-out all the same.
 #[test]
-fn who_comes_after_a_long_turn_is_not_timed_out_too_early() {
+fn peer_after_a_long_turn_has_its_full_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(200);
     let listener = listen("127.0.0.1:0".parse().unwrap(), 2, Needs::NOTHING).unwrap();
     let address = listener.local_addr().unwrap();
-    let (mut napping, mut next) = (connect(address), connect(address));
-    napping.write_all(b"x").unwrap();
+    let (mut sleeping, mut next) = (connect(address), connect(address));
+    sleeping.write_all(b"x").unwrap();
     next.write_all(b"x").unwrap();
 
-    let (lived, told) = mpsc::channel();
-    let (opened, lived) = (AtomicUsize::new(0), Mutex::new(lived));
+    let (lifetime, lifetimes) = mpsc::channel();
+    let (opened, lifetime) = (AtomicUsize::new(0), Mutex::new(lifetime));
     let service = Service::new(move || {
         let first = opened.fetch_add(1, Ordering::Relaxed) == 0;
-        Box::new(Napping {
-            nap: if first { 2 * TIMEOUT } else { Duration::ZERO },
+        Box::new(Sleeping {
+            pause: if first { 2 * TIMEOUT } else { Duration::ZERO },
             owed: false,
             ended: false,
             answered: None,
-            lived: (!first).then(|| lived.lock().unwrap().clone()),
+            lifetime: (!first).then(|| lifetime.lock().unwrap().clone()),
         })
     });
     let limits = Limits {
@@ -234,19 +235,19 @@ fn who_comes_after_a_long_turn_is_not_timed_out_too_early() {
     let (stopper, stop) = Stop::channel().unwrap();
     let serve = server_coroutines::MODELS[0].serve;
     let server = thread::spawn(move || serve(listener, service, limits, stop));
-    napping.read_exact(&mut [0]).unwrap();
-    // Something for the hub to wake up for, soon.
-    drop(napping);
+    sleeping.read_exact(&mut [0]).unwrap();
+    // The end of this connection is an event for which the hub wakes up soon.
+    drop(sleeping);
     next.read_exact(&mut [0]).unwrap();
     assert_eq!(next.read(&mut [0]).unwrap(), 0);
     drop(stopper);
     let tally = server.join().unwrap().unwrap();
     assert!(tally.timed_out > 0, "{tally}");
-    let lived = told.recv().unwrap();
-    assert!(lived >= TIMEOUT, "closed too early: {lived:?}");
+    let lifetime = lifetimes.recv().unwrap();
+    assert!(lifetime >= TIMEOUT, "closed too early: {lifetime:?}");
 }
 
-/// Has more to say than any socket holds.
+/// Session that sends without end.
 struct Endless;
 
 impl Session for Endless {
@@ -261,9 +262,10 @@ impl Session for Endless {
     }
 }
 
-/// A coroutine that waits for room is woken by input too. That is not what it waits for, so its time goes on.
+/// A coroutine that waits for room in the send buffer is woken by input, too. It does not wait for input, so its idle
+/// time continues.
 #[test]
-fn who_sends_and_does_not_read_is_timed_out_all_the_same() {
+fn peer_that_sends_and_does_not_read_is_timed_out() {
     let listener = listen("127.0.0.1:0".parse().unwrap(), 1, Needs::NOTHING).unwrap();
     let mut peer = connect(listener.local_addr().unwrap());
     peer.set_nodelay(true).unwrap();

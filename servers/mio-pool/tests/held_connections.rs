@@ -1,4 +1,4 @@
-//! What only a loop with workers can get wrong: what comes for a connection while it is in a worker's hands.
+//! Tests of events that arrive for a connection while a worker holds it. Only a loop with workers can lose them.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,34 +11,36 @@ use std::time::{Duration, Instant};
 use contract::{Limits, Needs, Service, Stop, Stopper, Tally, listen};
 use protocol::{CloseReason, Protocol, Session, SessionOptions, Step};
 
-/// How long is waited for what must come, before the test is given up.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
-/// What the worker reads when it is to hold the connection.
+/// Request on which the worker holds the connection until the test releases it.
 const HOLD: &[u8] = b"hold\n";
 
-/// The same, and the connection ends with the reply.
+/// Request on which the worker holds the connection in the same way, and closes it after the reply.
 const LAST: &[u8] = b"last\n";
 
-/// An echo whose worker, having read [`HOLD`], says so and waits until it is let go.
-struct Held {
+/// Echo session whose worker reports that it has read [`HOLD`] or [`LAST`], and waits until the test releases it.
+struct HoldingEcho {
     inner: Box<dyn Session>,
     last: bool,
-    hand: Arc<Mutex<Hand>>,
+    gate: Arc<Mutex<Gate>>,
 }
 
-struct Hand {
-    closed: Sender<()>,
-    open: Receiver<()>,
+struct Gate {
+    /// Reports that a worker holds its connection.
+    held: Sender<()>,
+    /// Receives the release of the connection.
+    release: Receiver<()>,
 }
 
-impl Session for Held {
+impl Session for HoldingEcho {
     fn receive(&mut self, input: &[u8]) {
         self.last = input == LAST;
         if input == HOLD || input == LAST {
-            let hand = self.hand.lock().unwrap();
-            hand.closed.send(()).unwrap();
-            hand.open.recv_timeout(GUARD).unwrap();
+            let gate = self.gate.lock().unwrap();
+            gate.held.send(()).unwrap();
+            gate.release.recv_timeout(GUARD).unwrap();
         }
         self.inner.receive(input);
     }
@@ -67,24 +69,24 @@ struct Server {
     address: SocketAddr,
     stopper: Stopper,
     thread: JoinHandle<io::Result<Tally>>,
-    closed: Receiver<()>,
-    open: Sender<()>,
+    held: Receiver<()>,
+    release: Sender<()>,
 }
 
 impl Server {
     fn start(workers: usize, limits: Limits) -> Server {
-        let (is_closed, closed) = channel();
-        let (open, is_open) = channel();
-        let hand = Arc::new(Mutex::new(Hand {
-            closed: is_closed,
-            open: is_open,
+        let (report_held, held) = channel();
+        let (release, await_release) = channel();
+        let gate = Arc::new(Mutex::new(Gate {
+            held: report_held,
+            release: await_release,
         }));
         let service = Service::new(move || {
             let echo = Protocol::find("echo").expect("the protocols have changed");
-            Box::new(Held {
+            Box::new(HoldingEcho {
                 inner: (echo.open)(&SessionOptions::default()),
                 last: false,
-                hand: Arc::clone(&hand),
+                gate: Arc::clone(&gate),
             })
         });
         let (stopper, stop) = Stop::channel().unwrap();
@@ -98,8 +100,8 @@ impl Server {
             address: listener.local_addr().unwrap(),
             stopper,
             thread: thread::spawn(move || (model.serve)(listener, service, limits, stop)),
-            closed,
-            open,
+            held,
+            release,
         }
     }
 
@@ -110,23 +112,24 @@ impl Server {
         client
     }
 
-    /// A peer whose connection is in a worker's hands, read from and not answered yet.
-    fn held(&self, by: &[u8]) -> TcpStream {
+    /// Connects a peer, sends `request`, and waits until a worker has read it and holds the connection without a reply.
+    fn held_client(&self, request: &[u8]) -> TcpStream {
         let mut client = self.connect();
-        client.write_all(by).unwrap();
-        self.closed.recv_timeout(GUARD).unwrap();
+        client.write_all(request).unwrap();
+        self.held.recv_timeout(GUARD).unwrap();
         client
     }
 
-    /// Whoever is answered here knows that the loop has heard of all that came before: the kernel reports it in order.
-    fn the_loop_has_heard_of_it(&self) {
+    /// Waits until the loop has received all earlier events: the kernel reports events in order, so the reply to a new
+    /// peer comes after them.
+    fn wait_for_earlier_events(&self) {
         let mut other = self.connect();
         other.write_all(b"x\n").unwrap();
         receive(&other, b"x\n");
     }
 
-    fn let_go(&self) {
-        self.open.send(()).unwrap();
+    fn release(&self) {
+        self.release.send(()).unwrap();
     }
 
     fn stop(self) -> Tally {
@@ -141,59 +144,61 @@ fn receive(mut client: &TcpStream, expected: &[u8]) {
     assert_eq!(got, expected);
 }
 
-fn hear_the_end(mut client: &TcpStream) {
+fn expect_fin(mut client: &TcpStream) {
     assert_eq!(client.read(&mut [0; 64]).unwrap(), 0);
 }
 
-/// The next request comes when the worker has read the last one and not given the connection back: its edge is the
-/// only one that there will be.
+/// The next request arrives after the worker has read the last one and before it returns the connection. There is only
+/// one edge for it.
 #[test]
-fn an_edge_is_not_lost() {
+fn edge_while_a_worker_holds_the_connection_is_not_lost() {
     let server = Server::start(2, Limits::default());
-    let mut client = server.held(HOLD);
+    let mut client = server.held_client(HOLD);
     client.write_all(b"two\n").unwrap();
-    server.the_loop_has_heard_of_it();
-    server.let_go();
+    server.wait_for_earlier_events();
+    server.release();
     receive(&client, b"hold\ntwo\n");
     drop(client);
     assert_eq!(server.stop().served, 2);
 }
 
-/// So does the end, which a short read before it does not show.
+/// The end of the input arrives while a worker holds the connection. A short read before it does not show it.
 #[test]
-fn the_end_is_not_lost() {
+fn fin_while_a_worker_holds_the_connection_is_not_lost() {
     let server = Server::start(2, Limits::default());
-    let mut client = server.held(HOLD);
+    let mut client = server.held_client(HOLD);
     client.write_all(b"two\n").unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
-    server.the_loop_has_heard_of_it();
-    server.let_go();
+    server.wait_for_earlier_events();
+    server.release();
     receive(&client, b"hold\ntwo\n");
-    hear_the_end(&client);
+    expect_fin(&client);
     assert_eq!(server.stop().served, 2);
 }
 
-/// Nor is the stop: what had come before it is answered, and then the connection is closed.
+/// The stop comes while a worker holds the connection. The requests that arrived before it are answered, and then the
+/// connection is closed.
 #[test]
-fn the_stop_is_not_lost() {
+fn stop_while_a_worker_holds_the_connection_is_not_lost() {
     let server = Server::start(2, Limits::default());
     let idle = server.connect();
     (&idle).write_all(b"x\n").unwrap();
     receive(&idle, b"x\n");
-    let mut client = server.held(HOLD);
+    let mut client = server.held_client(HOLD);
     client.write_all(b"two\n").unwrap();
     drop(server.stopper);
-    // From here on the loop knows.
-    hear_the_end(&idle);
-    server.open.send(()).unwrap();
+    // From here on the loop has received the stop.
+    expect_fin(&idle);
+    server.release.send(()).unwrap();
     receive(&client, b"hold\ntwo\n");
-    hear_the_end(&client);
+    expect_fin(&client);
     assert_eq!(server.thread.join().unwrap().unwrap().served, 2);
 }
 
-/// A worker may take longer than a peer may be idle. That is not the peer's doing; and when it is idle, it is closed.
+/// A worker may take longer than the idle time-out. That time does not count as idle time of the peer. When the peer is
+/// idle afterwards, it is closed.
 #[test]
-fn the_time_out_waits_and_is_not_lost() {
+fn idle_timeout_begins_when_the_worker_returns_the_connection() {
     let idle_timeout = Duration::from_millis(100);
     let server = Server::start(
         2,
@@ -202,21 +207,21 @@ fn the_time_out_waits_and_is_not_lost() {
             ..Limits::default()
         },
     );
-    let client = server.held(HOLD);
+    let client = server.held_client(HOLD);
     let later = server.connect();
-    hear_the_end(&later);
+    expect_fin(&later);
     let since = Instant::now();
-    server.let_go();
+    server.release();
     receive(&client, HOLD);
-    hear_the_end(&client);
+    expect_fin(&client);
     assert!(since.elapsed() >= idle_timeout, "closed too early");
     assert_eq!(server.stop().timed_out, 2);
 }
 
-/// At the drain deadline a peer that still waits for a worker is cut at once. Whoever is with one is waited for, since
-/// nobody can end a computation from outside; and how it ended is known then.
+/// At the drain deadline a peer that still waits for a worker is cut at once. The server waits for a connection that a
+/// worker holds, since a computation can't be ended from outside; its ending is then known.
 #[test]
-fn who_waits_for_a_worker_at_the_deadline_is_cut() {
+fn peer_waiting_for_a_worker_at_the_deadline_is_cut() {
     let server = Server::start(
         1,
         Limits {
@@ -227,14 +232,14 @@ fn who_waits_for_a_worker_at_the_deadline_is_cut() {
     let mut waiting = server.connect();
     waiting.write_all(b"x\n").unwrap();
     receive(&waiting, b"x\n");
-    let client = server.held(LAST);
+    let client = server.held_client(LAST);
     waiting.write_all(b"x\n").unwrap();
     drop(server.stopper);
-    // With its request unread, the end is a reset.
+    // The request was not read, so the connection ends by RST.
     assert!(!matches!(waiting.read(&mut [0; 64]), Ok(1..)));
-    server.open.send(()).unwrap();
+    server.release.send(()).unwrap();
     receive(&client, LAST);
-    hear_the_end(&client);
+    expect_fin(&client);
     let expected = Tally {
         accepted: 2,
         served: 1,

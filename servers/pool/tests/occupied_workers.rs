@@ -1,6 +1,7 @@
-//! What a bounded pool is: with all workers held, whoever comes waits, without harm and without an answer.
+//! Tests of a bounded pool whose workers are all occupied: new peers wait without a reply, and the server keeps
+//! working.
 //!
-//! The server runs as a process of its own, so that its descriptors, threads and CPU time can be looked at.
+//! The server runs in a process of its own, so that its descriptors, threads and CPU time can be measured.
 
 #![cfg(target_os = "linux")]
 
@@ -14,7 +15,7 @@ use contract::Tally;
 use procfs::process::Process;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long is waited for what must come, before the test is given up.
+/// Longest time that a test waits for an expected event before it fails.
 const GUARD: Duration = Duration::from_secs(20);
 
 struct Server {
@@ -54,7 +55,8 @@ impl Server {
         Process::new(self.child.id().cast_signed()).unwrap()
     }
 
-    /// Those that are open. (`fd_count` counts also the one that a sleeping accept(2) has reserved.)
+    /// Returns the number of open descriptors. `fd_count` would also count the one that a sleeping accept(2) has
+    /// reserved.
     fn descriptors(&self) -> usize {
         self.process().fd().unwrap().count()
     }
@@ -68,13 +70,14 @@ impl Server {
         Duration::from_secs(stat.utime + stat.stime) / procfs::ticks_per_second() as u32
     }
 
-    /// Waits until the server has accepted so many more than when it had `before` descriptors.
+    /// Waits until the server has `more` descriptors in addition to `before`, that is until it has accepted as many
+    /// peers.
     fn wait_for_accepted(&self, before: usize, more: usize) {
         let since = Instant::now();
         while self.descriptors() != before + more {
             assert!(
                 since.elapsed() < GUARD,
-                "{} descriptors, {before} before",
+                "the server has {} descriptors instead of {before} + {more}",
                 self.descriptors()
             );
             thread::sleep(Duration::from_millis(1));
@@ -92,7 +95,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After a failure nobody else would.
+        // After a failed test this ends the process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -116,16 +119,16 @@ impl Client {
         self.receive();
     }
 
-    fn hear_the_end(&self) {
+    fn expect_fin(&self) {
         assert_eq!((&self.0).read(&mut [0; 64]).unwrap(), 0);
     }
 
     fn leave(self) {
         self.0.shutdown(Shutdown::Write).unwrap();
-        self.hear_the_end();
+        self.expect_fin();
     }
 
-    fn has_heard_nothing(&self) -> bool {
+    fn has_no_input(&self) -> bool {
         self.0.set_nonblocking(true).unwrap();
         let peeked = self.0.peek(&mut [0]);
         self.0.set_nonblocking(false).unwrap();
@@ -141,15 +144,15 @@ fn served(count: u64) -> Tally {
     }
 }
 
-/// Two workers are held by two peers that say nothing. A third has a connection and no answer, until one of them leaves.
-/// Nobody spins meanwhile, and no thread is added.
+/// Two idle peers occupy the two workers. Further peers have a connection and no reply until one of the two leaves. No
+/// thread spins meanwhile, and no thread is added.
 #[test]
-fn whoever_comes_waits_until_somebody_leaves() {
+fn peer_waits_until_another_peer_leaves() {
     let server = Server::start(&["--workers", "2"]);
-    let held = [server.connect(), server.connect()];
-    held.iter().for_each(Client::ask);
+    let occupying = [server.connect(), server.connect()];
+    occupying.iter().for_each(Client::ask);
     let (descriptors, threads) = (server.descriptors(), server.threads());
-    // Two in the queue, one in the acceptor's hands, and the others in the backlog.
+    // Two peers are in the queue, the acceptor holds one, and the others are in the backlog.
     let mut waiting: Vec<_> = (0..10).map(|_| server.connect()).collect();
     waiting.iter().for_each(Client::send);
     server.wait_for_accepted(descriptors, 3);
@@ -157,21 +160,24 @@ fn whoever_comes_waits_until_somebody_leaves() {
     let before = server.cpu();
     thread::sleep(time);
     let used = server.cpu() - before;
-    assert!(used < time / 4, "{used:?} of CPU in {time:?} of waiting");
+    assert!(
+        used < time / 4,
+        "the server used {used:?} of CPU time while it only waited for {time:?}"
+    );
     for _ in 0..50 {
-        held.iter().for_each(Client::ask);
+        occupying.iter().for_each(Client::ask);
     }
     assert_eq!(server.descriptors(), descriptors + 3);
     assert_eq!(server.threads(), threads);
-    assert!(waiting.iter().all(Client::has_heard_nothing));
+    assert!(waiting.iter().all(Client::has_no_input));
 
-    let [one, two] = held;
+    let [one, two] = occupying;
     one.leave();
     // The freed worker serves them one after the other, in the order in which they came.
     while !waiting.is_empty() {
         let next = waiting.remove(0);
         next.receive();
-        assert!(waiting.iter().all(Client::has_heard_nothing));
+        assert!(waiting.iter().all(Client::has_no_input));
         next.leave();
     }
     two.ask();
@@ -179,16 +185,16 @@ fn whoever_comes_waits_until_somebody_leaves() {
     assert_eq!(server.stop(), served(12));
 }
 
-/// The idle time-out is what ends it, if nobody leaves.
+/// If no peer leaves, the idle time-out ends the wait.
 #[test]
-fn whoever_comes_waits_until_the_idle_are_closed() {
+fn peer_waits_until_idle_peers_are_closed() {
     let server = Server::start(&["--workers", "2", "--idle-timeout", "300ms"]);
-    let held = [server.connect(), server.connect()];
-    held.iter().for_each(Client::ask);
+    let occupying = [server.connect(), server.connect()];
+    occupying.iter().for_each(Client::ask);
     let third = server.connect();
     third.ask();
     third.leave();
-    held.iter().for_each(Client::hear_the_end);
+    occupying.iter().for_each(Client::expect_fin);
     let tally = Tally {
         timed_out: 2,
         served: 1,
@@ -197,21 +203,21 @@ fn whoever_comes_waits_until_the_idle_are_closed() {
     assert_eq!(server.stop(), tally);
 }
 
-/// Who is in the queue was accepted: at the stop its requests that have come are answered, though no worker has seen
-/// it before.
+/// A peer in the queue is accepted. At the stop the requests that it has sent are answered, although no worker has
+/// taken the connection before.
 #[test]
-fn who_is_in_the_queue_at_the_stop_is_answered() {
+fn peer_in_the_queue_at_the_stop_is_answered() {
     let server = Server::start(&["--workers", "2"]);
-    let held = [server.connect(), server.connect()];
-    held.iter().for_each(Client::ask);
+    let occupying = [server.connect(), server.connect()];
+    occupying.iter().for_each(Client::ask);
     let descriptors = server.descriptors();
     let queued: Vec<_> = (0..3).map(|_| server.connect()).collect();
     queued.iter().for_each(Client::send);
     server.wait_for_accepted(descriptors, 3);
     assert_eq!(server.stop(), served(5));
-    held.iter().for_each(Client::hear_the_end);
+    occupying.iter().for_each(Client::expect_fin);
     for client in &queued {
         client.receive();
-        client.hear_the_end();
+        client.expect_fin();
     }
 }
