@@ -1,54 +1,54 @@
-# What people do daily. Every recipe is one line over cargo, so that `just` stays a convenience.
+# Recipes for daily work. Each is one line that calls cargo, so `just` is convenient but never required.
 
-# the recipes
+# list the recipes
 default:
     @just --list
 
-# compare all models: the main job
+# compare all models (the main command)
 compare *args:
     cargo run --release -- compare {{args}}
 
-# which model keeps which promise
+# check every guarantee of every model
 check *args:
     cargo run --release -- check {{args}}
 
-# the matrix in the docs, made anew
+# generate the matrix in the docs again
 matrix:
     cargo run --release -- check --markdown --seed 1 > docs/src/matrix.md
 
-# one server
+# run one server
 serve model *args:
     cargo run --release -- serve {{model}} {{args}}
 
-# ask a server
+# send load to a server
 drive address *args:
     cargo run --release -- drive {{address}} {{args}}
 
-# the models and protocols
+# list the models and protocols
 list:
     cargo run --release -- list
 
-# everything that must pass
+# run all tests
 test:
     cargo test --workspace
 
-# what CI is strict about
+# check the format, and run clippy with warnings as errors, as CI does
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# latency of single conversations, with criterion
+# measure the latency of single conversations, with criterion
 bench *args:
     cargo bench --bench models -- {{args}}
 
-# our servers and client against bare references
+# measure the servers and the client of this project against bare references
 ratio *args:
     cargo bench --bench ratio -- {{args}}
 
-# the API documentation
+# build the API documentation, and open it
 doc:
     cargo doc --workspace --no-deps --open
 
-# the book, with live reload (cargo install mdbook)
+# show the book, with live reload (needs: cargo install mdbook)
 book:
     mdbook serve docs --open

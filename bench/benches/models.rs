@@ -1,7 +1,7 @@
-//! `cargo bench --bench models`: every model through the same client, and the protocols alone.
+//! Latency of every model with the same client, and cost of the protocols alone: `cargo bench --bench models`.
 //!
-//! These are latencies of single conversations on an otherwise idle machine, for seeing what a change to one model
-//! did (`--save-baseline`, `--baseline`). Models are compared under load, in random order and with their costs, by
+//! These are latencies of single conversations on an otherwise idle machine. They show the effect of a change to one
+//! model (`--save-baseline`, `--baseline`). To compare models under load, in random order and with their costs, use
 //! `samewire compare`.
 
 mod launch;
@@ -26,7 +26,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// The conversations without any I/O: what is left of a request when the model costs nothing.
+/// Measures conversations without any I/O: the cost of a request if the model costs nothing.
 fn protocols(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("protocol alone");
     group.throughput(Throughput::Elements(1));
@@ -49,7 +49,7 @@ fn protocols(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A whole conversation, with every reply checked.
+/// Runs a whole conversation, and checks every reply.
 fn converse(protocol: &Protocol, client: u64, requests: u64) {
     let mut session = (protocol.open)(&SessionOptions::default());
     let mut script = (protocol.ask)(&ScriptOptions {
@@ -63,20 +63,21 @@ fn converse(protocol: &Protocol, client: u64, requests: u64) {
         request.clear();
         script.ask(&mut request);
         session.receive(black_box(&request));
-        let mut heard = ReplyStatus::Partial;
+        let mut status = ReplyStatus::Partial;
         while let Step::Write(reply) = session.step() {
-            heard = script
+            status = script
                 .receive(black_box(reply))
-                .expect("the session says what the script expects");
+                .expect("the session sends what the script expects");
             let count = reply.len();
             session.sent(count);
         }
-        assert_ne!(heard, ReplyStatus::Partial);
+        assert_ne!(status, ReplyStatus::Partial);
     }
 }
 
+/// Measures every model that is available on this machine.
 fn models(criterion: &mut Criterion) {
-    // An iteration is a request on the one connection, or a round of new connections.
+    // An iteration is a request on the only connection, or a round of new connections.
     let one = |messages, rounds| Case {
         connections: 1,
         messages,
@@ -104,20 +105,22 @@ fn models(criterion: &mut Criterion) {
     }
 }
 
-/// What one measurement asks.
+/// Load of one measurement.
 struct Case {
     connections: usize,
     messages: u64,
     rounds: u64,
 }
 
+/// Measures one model with one load.
 fn bench(group: &mut BenchmarkGroup<'_, WallTime>, model: &str, case: &dyn Fn(u64) -> Case) {
     // Started only if the filter on the command line lets this bench run.
     let mut server = None;
     group.bench_function(BenchmarkId::from_parameter(model), |bencher| {
         let (client_cpu, server_cpu) = launch::cpus().expect("CPUs can be counted");
         let server = server.get_or_insert_with(|| {
-            Server::start(launch::ours(model, "pair", server_cpu)).expect("the server starts")
+            Server::start(launch::serve_command(model, "pair", server_cpu))
+                .expect("the server starts")
         });
         bencher.iter_custom(|iterations| {
             let Case {
@@ -147,7 +150,7 @@ fn bench(group: &mut BenchmarkGroup<'_, WallTime>, model: &str, case: &dyn Fn(u6
                 cpus: vec![client_cpu],
             };
             let report =
-                client::drive(&plan, &(), &AtomicBool::new(false)).expect("the plan is sound");
+                client::drive(&plan, &(), &AtomicBool::new(false)).expect("the plan is valid");
             assert_eq!(
                 report.availability(),
                 Some(1.0),

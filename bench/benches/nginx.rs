@@ -1,9 +1,9 @@
-//! Our models beside nginx, on one CPU each, serving the same files: `cargo bench --bench nginx -- mio threads`.
+//! Models and nginx, on one CPU each, serving the same files: `cargo bench --bench nginx -- mio threads`.
 //!
-//! nginx is not ours to install: the Debian package is `nginx-light`. It gets one worker, sendfile(2), its cache of open
-//! files, no access log, and connections that it never closes of its own accord. Ours get `--root` on the same
-//! directory. Each round asks all servers for the same file, in random order, with the same client on the other CPU;
-//! the ratio to nginx is taken within the round.
+//! nginx has to be installed beforehand: the Debian package is `nginx-light`. It gets one worker, sendfile(2), its cache
+//! of open files, no access log, and connections that it never closes by itself. The models get `--root` with the same
+//! directory. Each round requests the same file from all servers, in random order, with the same client on the other CPU;
+//! the ratio to nginx is computed within the round.
 
 mod launch;
 mod meter;
@@ -25,8 +25,9 @@ use meter::{Meter, median};
 use protocol::Protocol;
 use protocol::http::Page;
 
-/// A file: its name, how often `Hello World!\n` is in it, and how many ask for it at a time. (Of the largest, fewer: a
-/// hundred would wait a second for each, and the window would hold too few whole replies to tell one percent.)
+/// The files: name, number of repetitions of `Hello World!\n`, and number of connections that request it at a time. The
+/// largest has fewer connections: with a hundred, each reply would take a second, and the window would contain too few
+/// complete replies to show a difference of one percent.
 const FILES: [(&str, usize, usize); 3] = [
     ("13b", 1, 100),
     ("13k", 1024, 100),
@@ -35,10 +36,12 @@ const FILES: [(&str, usize, usize); 3] = [
 const WARMUP: Duration = Duration::from_millis(300);
 const WINDOW: Duration = Duration::from_millis(2000);
 
-/// What is measured of one server in one round.
+/// Figures of one server in one round.
 struct Figures {
     replies_per_s: f64,
+    /// CPU time of the server, in seconds.
     cpu_per_reply: f64,
+    /// CPU time of the client as a share of the window, from 0 to 1.
     client_busy: f64,
 }
 
@@ -49,7 +52,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // cargo says that this is a bench; and cargo test builds and runs it too, though there is nothing to test.
+            // cargo passes this to every bench; cargo test builds and runs benches too, but this one has nothing to test.
             "--bench" => {}
             "--test" => return Ok(()),
             "--rounds" => {
@@ -61,7 +64,7 @@ fn main() -> anyhow::Result<()> {
             "--file" => {
                 let name = arguments.next().context("--file needs 13b, 13k or 13m")?;
                 if !FILES.iter().any(|(file, ..)| *file == name) {
-                    bail!("there is no file {name}; there are 13b, 13k and 13m");
+                    bail!("there is no file {name}; the files are 13b, 13k and 13m");
                 }
                 only = Some(name);
             }
@@ -78,22 +81,22 @@ fn main() -> anyhow::Result<()> {
         .is_err()
     {
         println!(
-            "there is no nginx here (on Debian: apt install nginx-light); nothing is compared"
+            "nginx is not installed (on Debian: apt install nginx-light); nothing is compared"
         );
         return Ok(());
     }
     let (client_cpu, server_cpu) = launch::cpus()?;
     if client_cpu == server_cpu {
-        println!("client and server share one CPU: the figures are worth little");
+        println!("client and server share one CPU, so the figures are not reliable");
     }
-    let site = tempfile::tempdir()?;
-    let files = site.path().join("files");
+    let root = tempfile::tempdir()?;
+    let files = root.path().join("files");
     fs::create_dir(&files)?;
     for (name, times, _) in FILES {
         fs::write(files.join(name), "Hello World!\n".repeat(times))?;
     }
-    // A worker of nginx that root has started is somebody else, who must be able to get here.
-    open_to_all(site.path())?;
+    // If the user root starts nginx, its worker runs as another user, which must be able to read this directory.
+    make_readable(root.path())?;
 
     for (name, _, connections) in FILES {
         if only.as_ref().is_some_and(|only| only != name) {
@@ -111,7 +114,7 @@ fn main() -> anyhow::Result<()> {
             for index in order {
                 let (server, seen) = &mut servers[index];
                 let running = match server.as_str() {
-                    "nginx" => start_nginx(site.path(), server_cpu, client_cpu)?,
+                    "nginx" => start_nginx(root.path(), server_cpu, client_cpu)?,
                     model => start_ours(model, &files, server_cpu)?,
                 };
                 let figures = drive(&running, &page, connections, client_cpu);
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints the table of one file.
 fn print(file: &str, connections: usize, rounds: usize, servers: &[(String, Vec<Figures>)]) {
     println!(
         "\n/files/{file}, {connections} connections, {rounds} rounds of {WINDOW:?}\n\n\
@@ -135,7 +139,7 @@ fn print(file: &str, connections: usize, rounds: usize, servers: &[(String, Vec<
         let all = |of: fn(&Figures) -> f64| seen.iter().map(of).collect::<Vec<f64>>();
         let ratios = |of: fn(&Figures) -> f64| {
             let pairs = seen.iter().zip(nginx);
-            let mut ratios: Vec<f64> = pairs.map(|(ours, its)| of(ours) / of(its)).collect();
+            let mut ratios: Vec<f64> = pairs.map(|(ours, nginx)| of(ours) / of(nginx)).collect();
             let middle = median(&mut ratios);
             let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
             format!("{middle:.3} | {lowest:.3}..{highest:.3}")
@@ -151,35 +155,35 @@ fn print(file: &str, connections: usize, rounds: usize, servers: &[(String, Vec<
     }
 }
 
-/// One of ours, on that directory.
+/// Starts a model that serves the directory `files`.
 fn start_ours(model: &str, files: &Path, cpu: usize) -> anyhow::Result<Server> {
-    let mut command = launch::ours(model, "http", cpu);
+    let mut command = launch::serve_command(model, "http", cpu);
     command.arg("--root").arg(files);
     Server::start(command)
 }
 
-/// nginx, with one worker.
-fn start_nginx(site: &Path, cpu: usize, back_to: usize) -> anyhow::Result<Server> {
+/// Starts nginx with one worker on `cpu`, and waits until it listens. This process runs on the CPU `back_to` afterwards.
+fn start_nginx(root: &Path, cpu: usize, back_to: usize) -> anyhow::Result<Server> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let site_text = site.display();
-    let configuration = site.join("nginx.conf");
+    let path = root.display();
+    let configuration = root.join("nginx.conf");
     fs::write(
         &configuration,
         format!(
-            "daemon off; worker_processes 1; pid {site_text}/nginx.pid; error_log {site_text}/error.log;
+            "daemon off; worker_processes 1; pid {path}/nginx.pid; error_log {path}/error.log;
             events {{ worker_connections 4096; }}
             http {{
                 access_log off; sendfile on; tcp_nodelay on;
                 open_file_cache max=1000 inactive=1h; open_file_cache_valid 1h;
                 keepalive_timeout 1h; keepalive_requests 1000000000;
-                client_body_temp_path {site_text}; proxy_temp_path {site_text}; fastcgi_temp_path {site_text};
-                uwsgi_temp_path {site_text}; scgi_temp_path {site_text};
-                server {{ listen {address} backlog=4096; root {site_text}; }}
+                client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};
+                uwsgi_temp_path {path}; scgi_temp_path {path};
+                server {{ listen {address} backlog=4096; root {path}; }}
             }}\n"
         ),
     )?;
-    // Children are where their parent is.
+    // A child process inherits the CPUs of its parent.
     pin(&CpuList(vec![cpu]))?;
     let mut command = Command::new("nginx");
     command
@@ -187,21 +191,21 @@ fn start_nginx(site: &Path, cpu: usize, back_to: usize) -> anyhow::Result<Server
         .arg(&configuration)
         .arg("-e")
         .arg("stderr");
-    let started = Server::start_silently(command, address);
+    let started = Server::start_at(command, address);
     pin(&CpuList(vec![back_to]))?;
     let server = started?;
     let until = Instant::now() + Duration::from_secs(5);
     while TcpStream::connect(address).is_err() {
         if Instant::now() > until {
-            bail!("nginx does not listen on {address}; see what it said above");
+            bail!("nginx does not listen on {address}; its messages are above");
         }
         thread::sleep(Duration::from_millis(5));
     }
     Ok(server)
 }
 
-/// Whoever can get to a directory can read what is in it.
-fn open_to_all(directory: &Path) -> anyhow::Result<()> {
+/// Lets every user read the directory.
+fn make_readable(directory: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     Ok(fs::set_permissions(
         directory,
@@ -209,6 +213,7 @@ fn open_to_all(directory: &Path) -> anyhow::Result<()> {
     )?)
 }
 
+/// Drives a server with requests for one file, and returns the figures.
 fn drive(
     server: &Server,
     page: &Arc<Page>,
@@ -217,7 +222,7 @@ fn drive(
 ) -> anyhow::Result<Figures> {
     let plan = Plan {
         address: server.address,
-        protocol: Protocol::find("http").context("the protocols have changed")?,
+        protocol: Protocol::find("http").context("there is no such protocol")?,
         connections,
         size: None,
         bulk: Default::default(),
@@ -239,7 +244,7 @@ fn drive(
     let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
     if report.errors.total() > 0 || report.completed == 0 {
         bail!(
-            "not all replies were right: {:?} {:?}",
+            "not all requests were answered correctly: {:?} {:?}",
             report.errors,
             report.examples
         );

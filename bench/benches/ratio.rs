@@ -1,14 +1,14 @@
-//! What our servers and our client cost beside bare references: `cargo bench --bench ratio`.
+//! Cost of the servers and the client of this project, relative to bare references: `cargo bench --bench ratio`.
 //!
 //! A reference is the smallest echo loop that a library allows (see `bare/`): no contract, no checks, no time-outs. The
-//! ratio says what all of that costs, in CPU time per request of the server process. Each round runs ours and the
-//! reference one after the other, in random order, and gives one ratio: what disturbs the machine for longer than that
-//! disturbs both. Absolute times of different rounds are not compared.
+//! ratio is the cost of all of these, in CPU time per request of the server process. Each round runs the server and the
+//! reference one after the other, in random order, and gives one ratio: a disturbance of the machine that lasts longer
+//! than a round affects both. Absolute times of different rounds are not compared.
 //!
-//! `cargo bench --bench ratio -- --rounds 5 mio client` runs some of it, for less long.
+//! `cargo bench --bench ratio -- --rounds 5 mio client` runs a part of it, in less time.
 //!
-//! `cargo bench --bench ratio -- --against OLD/target/release/samewire mio threads` takes another build of this project
-//! as the reference: whether a change has made a server dearer, round by round.
+//! `cargo bench --bench ratio -- --against OLD/target/release/samewire mio threads` uses another build of this project
+//! as the reference, and shows round by round whether a change has made a server more expensive.
 
 mod bare;
 mod launch;
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // cargo says that this is a bench.
+            // cargo passes this to every bench.
             "--bench" => {}
             "--bare" => return bare_server(&arguments.next().context("--bare needs a name")?),
             "--rounds" => {
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
             "--against" => {
                 against = Some(arguments.next().context("--against needs a program")?);
             }
-            // cargo test builds and runs benches too; there is nothing to test here.
+            // cargo test builds and runs benches too, but this one has nothing to test.
             "--test" => return Ok(()),
             name => names.push(name.to_string()),
         }
@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
     let known: Vec<_> = known.collect();
     if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
         bail!(
-            "there is no reference for {name}; there are {}",
+            "there is no reference for {name}; the references are {}",
             known.join(", ")
         );
     }
@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
 
     let (client_cpu, server_cpu) = launch::cpus()?;
     if client_cpu == server_cpu {
-        println!("client and server share one CPU: the figures are worth little");
+        println!("client and server share one CPU, so the figures are not reliable");
     }
 
     println!(
@@ -85,7 +85,7 @@ fn main() -> anyhow::Result<()> {
     for (name, _) in bare::SERVERS.iter().filter(|(name, _)| wanted(name)) {
         let ours = || {
             Ok(drive(
-                &Server::start(launch::ours(name, "echo", server_cpu))?,
+                &Server::start(launch::serve_command(name, "echo", server_cpu))?,
                 "echo",
             )?
             .server)
@@ -101,7 +101,7 @@ fn main() -> anyhow::Result<()> {
         let ours = || Ok(drive(&serve_bare("mio")?, "echo")?.client);
         let reference = || {
             let server = serve_bare("mio")?;
-            // The loop runs on this thread. Children that are started later move to their own CPU themselves.
+            // The client loop runs on this thread. Children that are started later pin themselves to the server's CPU.
             pin(&CpuList(vec![client_cpu]))?;
             let line = [[b'x'; SIZE - 1].as_slice(), b"\n"].concat();
             let (replies, cpu) =
@@ -113,7 +113,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints how the models of this build stand beside those of another, on the default protocol.
+/// Prints the cost of models of this build relative to those of another build, with the default protocol.
 fn compare_builds(program: &str, names: &[String], rounds: usize) -> anyhow::Result<()> {
     const PAIR: &str = "pair";
     let (_, cpu) = launch::cpus()?;
@@ -123,19 +123,23 @@ fn compare_builds(program: &str, names: &[String], rounds: usize) -> anyhow::Res
          | --- | --- | --- | --- | --- |"
     );
     for name in names {
-        let ours = || Ok(drive(&Server::start(launch::ours(name, PAIR, cpu))?, PAIR)?.server);
-        let theirs = || {
-            let ours = launch::ours(name, PAIR, cpu);
-            let mut command = Command::new(program);
-            command.args(ours.get_args());
+        let this_build = || {
+            let command = launch::serve_command(name, PAIR, cpu);
             Ok(drive(&Server::start(command)?, PAIR)?.server)
         };
-        compare(name, rounds, ours, theirs)?;
+        let other_build = || {
+            let this_command = launch::serve_command(name, PAIR, cpu);
+            let mut command = Command::new(program);
+            command.args(this_command.get_args());
+            Ok(drive(&Server::start(command)?, PAIR)?.server)
+        };
+        compare(name, rounds, this_build, other_build)?;
     }
     Ok(())
 }
 
-/// Prints a row: ours beside the reference, over all rounds. Costs are in seconds of CPU time per request.
+/// Measures both sides in every round, and prints one row of the table. `ours` and `reference` return the cost in seconds
+/// of CPU time per request.
 fn compare(
     name: &str,
     rounds: usize,
@@ -166,14 +170,14 @@ fn compare(
     Ok(())
 }
 
-/// A reference, as a child of this same program.
+/// Starts a reference server, as a child process that runs this same program.
 fn serve_bare(name: &str) -> anyhow::Result<Server> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--bare", name]);
     Server::start(command)
 }
 
-/// The life of that child.
+/// Runs a reference server in that child process, until the process is ended.
 fn bare_server(name: &str) -> anyhow::Result<()> {
     let (_, serve) = bare::SERVERS
         .iter()
@@ -186,17 +190,17 @@ fn bare_server(name: &str) -> anyhow::Result<()> {
     match serve(listener)? {}
 }
 
-/// CPU time per request, in seconds.
+/// CPU time per request of both sides, in seconds.
 struct Costs {
     server: f64,
     client: f64,
 }
 
-/// Drives a server with our client: every reply checked, every latency recorded.
+/// Drives a server with the client of this project, which checks every reply and records every latency.
 fn drive(server: &Server, protocol: &str) -> anyhow::Result<Costs> {
     let plan = Plan {
         address: server.address,
-        protocol: Protocol::find(protocol).context("the protocols have changed")?,
+        protocol: Protocol::find(protocol).context("there is no such protocol")?,
         connections: CONNECTIONS,
         size: Some(SIZE),
         bulk: Default::default(),
@@ -218,7 +222,7 @@ fn drive(server: &Server, protocol: &str) -> anyhow::Result<Costs> {
     let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
     if report.availability() != Some(1.0) {
         bail!(
-            "not all replies were right: {} unanswered, {:?} {:?}",
+            "not all requests were answered correctly: {} unanswered, {:?} {:?}",
             report.unanswered,
             report.errors,
             report.examples

@@ -1,5 +1,5 @@
-//! Reads a `results.json` as a stranger would, by its documentation alone, and says whether what it tells can be true.
-//! CI runs it on a real comparison: `cargo run --example verify -- results/…/results.json`.
+//! Checks whether the contents of a `results.json` can be true. It reads the file as an external tool would, by its
+//! documentation alone. CI runs it on a real comparison: `cargo run --example verify -- results/…/results.json`.
 
 use anyhow::{Context, ensure};
 use base64::Engine;
@@ -9,10 +9,19 @@ use hdrhistogram::serialization::Deserializer;
 use serde_json::Value;
 
 fn main() -> anyhow::Result<()> {
-    let path = std::env::args().nth(1).context("which results.json?")?;
+    let path = std::env::args()
+        .nth(1)
+        .context("name a results.json on the command line")?;
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
-    ensure!(results["schema"] == 4, "another schema");
-    ensure!(results["complete"] == true, "not complete");
+    ensure!(
+        results["schema"] == 4,
+        "the schema is {} and not 4",
+        results["schema"]
+    );
+    ensure!(
+        results["complete"] == true,
+        "the comparison was interrupted and is not complete"
+    );
 
     let runs = list(&results["runs"])?;
     let models = list(&results["models"])?;
@@ -22,13 +31,13 @@ fn main() -> anyhow::Result<()> {
     for model in models {
         if let Some(command) = model["command"].as_str() {
             println!(
-                "{} is an external server, and need not give a tally: {command}",
+                "{} is an external server, which may have no tally: {command}",
                 model["name"]
             );
         }
-        if let Some(obstacle) = model["obstacle"].as_str() {
-            // That a kernel or a container refuses something is no fault of what was measured.
-            println!("{} could not run here: {obstacle}", model["name"]);
+        if let Some(reason) = model["unavailable_reason"].as_str() {
+            // A model that the kernel or the container refuses is not a fault of the measurement.
+            println!("{} could not run here: {reason}", model["name"]);
             continue;
         }
         for workload in workloads {
@@ -40,16 +49,16 @@ fn main() -> anyhow::Result<()> {
                 (&options["runs"], &list(&options["connections"])?[..])
             };
             for connections in numbers {
-                let this = |one: &&Value| {
+                let same_case = |one: &&Value| {
                     one["model"] == model["name"]
                         && one["workload"] == *workload
                         && one["connections"] == *connections
                 };
-                let count = runs.iter().filter(this).count() as u64;
-                let skipped = skipped.iter().any(|one| this(&one));
+                let count = runs.iter().filter(same_case).count() as u64;
+                let skipped = skipped.iter().any(|one| same_case(&one));
                 ensure!(
                     count == number(each)? || skipped,
-                    "{} {workload} at {connections}: {count} runs and not {each}",
+                    "{} {workload} with {connections} connections: {count} runs instead of {each}",
                     model["name"]
                 );
             }
@@ -58,48 +67,57 @@ fn main() -> anyhow::Result<()> {
     let numbers = list(&options["connections"])?.len();
     for run in runs {
         let model = models.iter().find(|model| model["name"] == run["model"]);
-        let model = model.context("a run of an unknown model")?;
+        let model =
+            model.with_context(|| format!("a run has the unknown model {}", run["model"]))?;
         verify(run, model, options, numbers > 1)
             .with_context(|| format!("{} {}", run["model"], run["workload"]))?;
     }
     println!(
-        "{path}: {} runs of {} models can be true",
+        "{path}: no contradiction found in {} runs of {} models",
         runs.len(),
         models
             .iter()
-            .filter(|model| model["obstacle"].is_null())
+            .filter(|model| model["unavailable_reason"].is_null())
             .count()
     );
     Ok(())
 }
 
+/// Checks one run against its model and the options.
 fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::Result<()> {
     ensure!(
         run["problems"] == Value::Array(Vec::new()),
-        "{}",
+        "the run has problems: {}",
         run["problems"]
     );
     let (client, server) = (&run["client"], &run["server"]);
-    for (kind, count) in client["errors"].as_object().context("no errors counted")? {
-        ensure!(count == 0, "{count} {kind}");
+    let errors = client["errors"].as_object();
+    for (kind, count) in errors.context("the errors of the client are missing")? {
+        ensure!(count == 0, "{count} errors of kind {kind}");
     }
     let replies = number(&client["replies"])?;
-    let workload = run["workload"].as_str().context("no workload")?;
-    // In `idle` all is said before the window.
+    let workload = run["workload"]
+        .as_str()
+        .context("the workload is missing")?;
+    // In `idle` all requests are answered before the window.
     let idle = workload == "idle";
     let notes = list(&run["notes"])?;
     let opened = !notes.contains(&"not_all_opened".into());
-    ensure!(replies > 0 || idle || !opened, "no replies");
-    // Who max_concurrent fewer leaves the others without an answer; everybody else owes one to all. (But a sweep may go beyond
-    // what a server can do.)
+    ensure!(
+        replies > 0 || idle || !opened,
+        "the client received no replies"
+    );
+    // A model that serves fewer connections than there are leaves requests unanswered by design; every other model must
+    // answer all of them. A sweep, however, may have more connections than a server can serve.
     let connections = number(&run["connections"])?;
     let max_concurrent = model["max_concurrent"].as_u64().unwrap_or(u64::MAX);
     let unanswered = number(&client["unanswered"])?;
-    // Of an external server nobody says what it can do, and it need not give an account of itself.
+    // The limits of an external server are unknown, and it may have no tally.
     let external = model["command"].is_string();
     ensure!(
         unanswered == 0 || max_concurrent < connections || sweep || external,
-        "{unanswered} unanswered, and it max_concurrent {max_concurrent} of {connections}"
+        "{unanswered} requests are unanswered, although the model serves {max_concurrent} connections at a time and \
+         there were {connections}"
     );
 
     let completed: Vec<u64> = list(&client["per_connection"])?
@@ -108,14 +126,14 @@ fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::R
         .collect();
     ensure!(
         completed.iter().sum::<u64>() == number(&client["completed"])?,
-        "replies by client do not add up"
+        "the sum of per_connection is not completed"
     );
 
     let times = &client["response_time"];
     let histogram = decode(times)?;
     ensure!(
         histogram.len() == number(&times["count"])?,
-        "a histogram lost samples"
+        "the histogram of the response time does not have count samples"
     );
     ensure!(
         histogram.len() == replies + unanswered,
@@ -124,7 +142,7 @@ fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::R
     let max = (!histogram.is_empty()).then(|| histogram.max());
     ensure!(
         max == times["max_ns"].as_u64(),
-        "a histogram has another maximum"
+        "the maximum of the response time is not that of its histogram"
     );
 
     if !(external && server["tally"].is_null()) {
@@ -138,41 +156,44 @@ fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::R
     let cpu = server["cpu_s"]
         .as_f64()
         .context("the server's CPU time could not be read")?;
-    let interval = server["interval_s"].as_f64().context("no interval")?;
+    let interval = server["interval_s"]
+        .as_f64()
+        .context("the interval of the CPU time is missing")?;
     let (threads, processes) = (number(&server["threads"])?, number(&server["processes"])?);
     ensure!(
         (1..=threads).contains(&processes),
-        "{processes} processes of {threads} threads"
+        "{processes} processes cannot have {threads} threads"
     );
-    // Of processes that have ended, the time comes in ticks.
+    // The CPU time of ended processes is counted in ticks, so it may exceed the interval a little.
     ensure!(
         cpu >= 0.0 && cpu <= interval * threads as f64 * 1.05 + 0.02,
-        "{cpu} s of CPU in {interval} s"
+        "{cpu} s of CPU time in {interval} s with {threads} threads"
     );
     if idle && max_concurrent >= connections && !external {
         let memory = |field: &str| number(&server[field]);
         ensure!(
             memory("memory_after_bytes")? > memory("memory_before_bytes")?,
-            "a thousand connections took no memory"
+            "the idle connections took no memory"
         );
     }
     if let Some(per_request) = run["figures"]["cpu_us_per_request"].as_f64() {
-        // Two system calls cost a microsecond on the fastest machine, and not a millisecond on the slowest.
+        // A request needs two system calls: about a microsecond on the fastest machine, and less than a millisecond on
+        // the slowest.
         ensure!(
             (0.2..1e3).contains(&per_request) || sweep,
-            "{per_request} µs of CPU per request"
+            "{per_request} µs of CPU time per request are not plausible"
         );
     } else {
         ensure!(
             !["max", "http-13b", "http-13k", "wait", "compute"].contains(&workload)
                 || notes.contains(&"edges_missed".into()),
-            "what a request costs is not told"
+            "the CPU time per request is missing"
         );
     }
     Ok(())
 }
 
-/// The server's account, which must add up, and fit the client's.
+/// Checks the tally of the server, which must add up and agree with the measurements of the client.
 fn tally(tally: &Value, client: &Value, idle: bool) -> anyhow::Result<()> {
     let ended = ["served", "refused", "timed_out", "reset", "cut", "failed"];
     let ended: u64 = ended.iter().filter_map(|kind| tally[kind].as_u64()).sum();
@@ -181,27 +202,29 @@ fn tally(tally: &Value, client: &Value, idle: bool) -> anyhow::Result<()> {
         accepted == ended,
         "the server's tally does not add up: {tally}"
     );
-    ensure!(tally["failed"] == 0, "sessions panicked");
+    ensure!(tally["failed"] == 0, "sessions panicked in the server");
     ensure!(
         idle || accepted <= number(&client["connected"])?,
-        "more connections accepted than opened"
+        "the server accepted more connections than the client opened"
     );
     Ok(())
 }
 
-/// What the figures say of each other, of the plan and of nature.
+/// Checks the figures against each other, the plan, and the limits that follow from the work.
 fn figures(run: &Value, options: &Value) -> anyhow::Result<()> {
     let (client, figures) = (&run["client"], &run["figures"]);
-    let workload = run["workload"].as_str().context("no workload")?;
-    let has_an_end = ["crowd", "http-13m", "bulk"].contains(&workload);
+    let workload = run["workload"]
+        .as_str()
+        .context("the workload is missing")?;
+    let ends_by_itself = ["crowd", "http-13m", "bulk"].contains(&workload);
     let connections = number(&run["connections"])? as f64;
     let completed = number(&client["completed"])? as f64;
     let replies = number(&client["replies"])?;
     let window = float(&client["window_s"])?;
 
     ensure!(
-        run["requests"].is_u64() == has_an_end,
-        "it has no end, or should have"
+        run["requests"].is_u64() == ends_by_itself,
+        "only a load that ends by itself has a number of requests"
     );
     if let Some(requests) = run["requests"].as_u64() {
         ensure!(
@@ -212,7 +235,7 @@ fn figures(run: &Value, options: &Value) -> anyhow::Result<()> {
             let share = replies as f64 / requests as f64;
             ensure!(
                 close(float(&figures["availability"])?, share),
-                "{replies} of {requests} are not {}",
+                "{replies} replies to {requests} requests are not the availability {}",
                 figures["availability"]
             );
         }
@@ -220,75 +243,96 @@ fn figures(run: &Value, options: &Value) -> anyhow::Result<()> {
     if let Some(availability) = figures["availability"].as_f64() {
         ensure!(
             (0.0..=1.0).contains(&availability),
-            "{availability} answered"
+            "the availability {availability} is not a share"
         );
     }
 
-    // The content, and no more than the client received.
+    // The figures must count the content, and not more than the client received.
     let content = ["http-13b", "http-13k", "http-13m", "bulk"].contains(&workload);
     ensure!(
         run["reply_bytes"].is_u64() == content,
-        "it has content, or should not have"
+        "only a workload with content has reply_bytes"
     );
     if let Some(each) = run["reply_bytes"].as_u64() {
         let bytes = completed * each as f64;
-        let told = float(&figures["mb_per_s"])? * 1e6 * window;
-        ensure!(close(told, bytes), "{told} bytes told, and {bytes} came");
+        let counted = float(&figures["mb_per_s"])? * 1e6 * window;
+        ensure!(
+            close(counted, bytes),
+            "mb_per_s means {counted} bytes, but the replies have {bytes}"
+        );
         let received = number(&client["received_bytes"])?;
         ensure!(
             received >= replies * each,
-            "{received} bytes for {replies} replies of {each}"
+            "{received} received bytes are too few for {replies} replies of {each} bytes"
         );
-        // Of a transfer all is counted, and not a window of it.
-        if let (true, Some(cost)) = (has_an_end, figures["cpu_ms_per_gb"].as_f64()) {
-            let told = cost / 1e3 * bytes / 1e9;
+        // The window of a transfer is the whole load.
+        if let (true, Some(cost)) = (ends_by_itself, figures["cpu_ms_per_gb"].as_f64()) {
+            let counted = cost / 1e3 * bytes / 1e9;
             let cpu = float(&run["server"]["cpu_s"])?;
-            ensure!(close(told, cpu), "{told} s of CPU told, and {cpu} used");
+            ensure!(
+                close(counted, cpu),
+                "cpu_ms_per_gb means {counted} s of CPU time, but the server used {cpu}"
+            );
         }
     }
 
     match workload {
-        // Whoever waits for 5 ms can't be answered more often, whatever the server.
+        // Each reply waits 5 ms, which limits the number of replies for every server.
         "wait" => ensure!(
             completed <= connections * (window / 0.005 + 1.0),
-            "{completed} replies in {window} s on {connections} connections, each after 5 ms"
+            "{completed} replies in {window} s on {connections} connections are too many if each waits 5 ms"
         ),
         "compute" => {
             if let Some(cost) = figures["cpu_us_per_request"].as_f64() {
-                // The window has edges, and forked processes are counted in ticks.
-                ensure!(cost > 185.0, "{cost} µs for 200 µs of work");
+                // The cost may be a little low: requests cross the edges of the window, and the CPU time of forked
+                // processes is counted in ticks.
+                ensure!(
+                    cost > 185.0,
+                    "{cost} µs of CPU time are too few for 200 µs of work"
+                );
             }
         }
         _ => {}
     }
 
-    let (all, others) = (
+    let (all, bystanders) = (
         number(&client["response_time"]["count"])?,
-        number(&client["others"]["count"])?,
+        number(&client["bystanders"]["count"])?,
     );
-    let histogram = decode(&client["others"])?;
-    ensure!(histogram.len() == others, "a histogram lost samples");
+    let histogram = decode(&client["bystanders"])?;
+    ensure!(
+        histogram.len() == bystanders,
+        "the histogram of the bystanders does not have count samples"
+    );
     if workload.starts_with("block") {
-        // Nine in ten, and by chance a few more or less.
-        let share = others as f64 / all as f64;
-        ensure!((0.8..0.98).contains(&share), "{others} of {all} are others");
+        // About nine requests in ten are bystanders; the exact number is random.
+        let share = bystanders as f64 / all as f64;
+        ensure!(
+            (0.8..0.98).contains(&share),
+            "{bystanders} of {all} requests are bystanders, which is not about 90 %"
+        );
         let planned = float(&options["block_rate_per_s"])? * window;
         ensure!(
             all as f64 <= planned + connections,
-            "{all} requests, and {planned} were planned"
+            "{all} requests were sent, but only {planned} were planned"
         );
-        let told = figures["bystanders_p99_ms"].as_f64();
-        let right = (others >= 1_000).then(|| histogram.value_at_quantile(0.99) as f64 / 1e6);
+        let figure = figures["bystanders_p99_ms"].as_f64();
+        let expected =
+            (bystanders >= 1_000).then(|| histogram.value_at_quantile(0.99) as f64 / 1e6);
         ensure!(
-            told == right,
-            "the others' 99th percentile is {right:?} ms and not {told:?}"
+            figure == expected,
+            "bystanders_p99_ms is {figure:?}, but its histogram gives {expected:?}"
         );
     } else {
-        ensure!(others == 0, "{others} others, where all are the same");
+        ensure!(
+            bystanders == 0,
+            "{bystanders} bystanders in a workload that has none"
+        );
     }
     Ok(())
 }
 
+/// Returns whether two numbers are equal except for rounding.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * a.abs().max(b.abs())
 }
@@ -300,11 +344,13 @@ fn float(value: &Value) -> anyhow::Result<f64> {
 }
 
 fn decode(times: &Value) -> anyhow::Result<Histogram<u64>> {
-    let text = times["histogram"].as_str().context("no histogram")?;
+    let text = times["histogram"]
+        .as_str()
+        .context("a histogram is missing")?;
     let bytes = STANDARD.decode(text)?;
     Deserializer::new()
         .deserialize(&mut bytes.as_slice())
-        .map_err(|error| anyhow::anyhow!("a histogram can't be decoded: {error}"))
+        .map_err(|error| anyhow::anyhow!("a histogram cannot be decoded: {error}"))
 }
 
 fn list(value: &Value) -> anyhow::Result<&Vec<Value>> {

@@ -1,4 +1,4 @@
-//! `samewire drive`: asks a server, and checks every reply.
+//! `samewire drive`: sends load to a server, and checks every reply.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -32,65 +32,65 @@ use crate::{child, format, interrupt, misbehave, output};
 /// Options of `drive`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("timed").multiple(true))]
-#[command(mut_arg("work", |arg| arg.help("What the server does before its replies, as it was told: with a share of the requests (wait:5ms@10%), the others' latency is told apart")))]
-#[command(mut_arg("work_seed", |arg| arg.help("The server's --work-seed: which requests the share is made of")))]
+#[command(mut_arg("work", |arg| arg.help("Same as --work of the server. With work before a share of the replies (wait:5ms@10%), the latency of bystanders (requests without work) is reported separately")))]
+#[command(mut_arg("work_seed", |arg| arg.help("Same as --work-seed of the server: selects the requests that belong to the share")))]
 #[command(after_help = "Examples:
   samewire drive 127.0.0.1:7000                          100 clients, 10 messages each
-  samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the original's load
+  samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the load of the original article
   samewire drive 127.0.0.1:7000 --duration 10s           closed loop: as fast as the server answers
-  samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: as users come, whatever the server does
+  samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: at this rate, however slow the server is
   samewire drive 127.0.0.1:8686 --protocol hello --connections 20 --messages 1 --connect-first
   samewire drive 127.0.0.1:7000 --protocol bulk          3 clients, 3 messages of 3 MiB each
   samewire drive 127.0.0.1:7000 --protocol bulk --bulk-size 64K --bulk-count 100 --messages 10
   samewire drive 127.0.0.1:7000 --protocol http --path /files/13k --connections 50 --duration 10s
   samewire drive 127.0.0.1:7000 --misbehave slowloris --duration 30s
-  samewire drive 127.0.0.1:7000 --work wait:50ms@10%     as the server was told: tells the other requests apart
-  samewire drive --with 'mine=python3 server.py {port}'  starts a server that is not ours, and stops it afterwards
+  samewire drive 127.0.0.1:7000 --work wait:50ms@10%     same --work as the server: reports bystanders separately
+  samewire drive --with 'mine=python3 server.py {port}'  starts an external server, and stops it afterwards
 
-Exit status 0 if every request was answered rightly, 1 if not, 2 for wrong usage.")]
+Exit status 0 if every request was answered correctly, 1 if not, 2 for wrong usage.")]
 pub struct DriveArgs {
-    /// Where the server listens, such as 127.0.0.1:7000
+    /// Address of the server, such as 127.0.0.1:7000
     #[arg(value_name = "ADDR", value_parser = parse_address, required_unless_present = "with")]
     address: Option<SocketAddr>,
 
-    /// Start this server, drive it and stop it; {port} stands for the port it is to listen on, {idle-timeout}, {drain}
-    /// (in seconds) and {max-connections} for what else it can be told
+    /// Start this external server, drive it and stop it. {port} stands for the port to listen on; optional: {idle-timeout}
+    /// and {drain} (in seconds), and {max-connections}
     #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse, conflicts_with = "address")]
     with: Option<ExternalServer>,
 
-    /// What to say (see `samewire list`)
+    /// Protocol of the server (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     pub(crate) protocol: &'static Protocol,
 
-    /// Clients that ask at the same time [default: 100; of bulk: 3]
+    /// Number of clients, each with a connection of its own [default: 100; bulk: 3]
     #[arg(long, value_name = "N", value_parser = parse_connections)]
     pub(crate) connections: Option<NonZero<usize>>,
 
-    /// Requests per client and round [default: 10; of bulk: 1]
+    /// Requests per client and round [default: 10; bulk: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["duration", "rate"])]
     messages: Option<NonZero<u64>>,
 
-    /// Repeat all of it
+    /// Number of rounds: how often the whole load is repeated
     #[arg(long, value_name = "N", default_value = "1", conflicts_with_all = ["duration", "rate"])]
     rounds: NonZero<u64>,
 
-    /// Pause of a client after each reply
+    /// Pause of each client after each reply
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time, conflicts_with = "rate")]
     think: Duration,
 
-    /// Ask for a time, not a number of messages [default with --rate: 10s]
+    /// Send requests for this time, instead of a number of messages [default with --rate: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time, group = "timed")]
     pub(crate) duration: Option<Duration>,
 
-    /// With --duration or --rate: ask for this long before measuring
+    /// With --duration or --rate: send requests for this time before the measurement begins
     #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "timed")]
     warmup: Option<Duration>,
 
-    /// Open loop: requests per second over all connections, latency from the planned send time
+    /// Open loop: requests per second over all connections; latency counts from the planned send time
     #[arg(long, value_name = "N", value_parser = parse_rate, group = "timed")]
     rate: Option<f64>,
 
-    /// With --rate: requests come independently of one another, not evenly
+    /// With --rate: requests arrive independently of one another (a Poisson process), not evenly spaced
     #[arg(long, requires = "rate")]
     poisson: bool,
 
@@ -98,52 +98,53 @@ pub struct DriveArgs {
     #[arg(long)]
     connect_first: bool,
 
-    /// Spread the connects over this time
+    /// Spread the connects evenly over this time
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
     ramp: Duration,
 
-    /// Give up a request, or a connect, after this time
+    /// Count a request or a connect as failed after this time
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
     pub(crate) timeout: Duration,
 
-    /// Bytes per request, with the line's end [default: short lines, Hello World!:0 and so on]
+    /// Bytes per request, including the line end, from 32 to 16777216 [default: short lines, Hello World!:0 and so on]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     size: Option<usize>,
 
-    /// Of http: what to ask for; the first reply tells what it is, and all others must be the same [default: /files/13b]
+    /// For http: path to request. The first reply defines the expected content, and all others must have the same
+    /// [default: /files/13b]
     #[arg(long, value_name = "PATH", value_parser = parse_path)]
     path: Option<String>,
 
-    /// What bulk is to send.
+    /// Size and number of the messages of bulk.
     #[command(flatten)]
     pub(crate) bulk: BulkArgs,
 
-    /// What the server was told to do before its replies.
+    /// Work of the server before its replies.
     #[command(flatten)]
     work: WorkArgs,
 
-    /// The same seed asks the same [default: random]
+    /// Seed of contents and arrivals: the same seed sends the same requests [default: random]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// Event loops
+    /// Number of event loops of the client, each with a thread of its own
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_threads)]
     threads: NonZero<usize>,
 
-    /// Not to ask but to let clients misbehave, such as slowloris or storm (see `samewire list`): as many as usual for
-    /// that kind, or as --connections says; once, or again and again for --duration
+    /// Instead of load, let clients misbehave, such as slowloris or storm (see `samewire list`). Their number is the
+    /// usual one of that kind, or --connections. Each does it once, or repeatedly for --duration
     #[arg(long, value_name = "KIND", value_parser = Misbehaviour::find, conflicts_with_all = ["messages", "rounds", "think", "warmup", "rate", "connect_first", "ramp", "size", "path", "work", "threads"])]
     pub(crate) misbehave: Option<&'static Misbehaviour>,
 
-    /// With --misbehave: print what one client said and heard, byte by byte, also if nothing went wrong
+    /// With --misbehave: print what one client sent and received, byte by byte, also if nothing failed
     #[arg(long, requires = "misbehave", conflicts_with = "json")]
     pub(crate) transcript: bool,
 
-    /// With --misbehave: also against a server that is not on this machine, if you may do that
+    /// With --misbehave: also against a server that is not on this machine, if you are permitted to do that
     #[arg(long, requires = "misbehave")]
     pub(crate) not_only_loopback: bool,
 
-    /// Run on these CPUs only, such as 0 or 0,2 or 0-3
+    /// Run the client on these CPUs only, such as 0 or 0,2 or 0-3
     #[arg(long, value_name = "LIST")]
     pub(crate) cpus: Option<CpuList>,
 
@@ -153,21 +154,28 @@ pub struct DriveArgs {
 }
 
 impl DriveArgs {
-    /// Options that mean nothing together.
+    /// Checks combinations of options that the parser can't check.
+    ///
+    /// # Errors
+    ///
+    /// An option does not apply to the protocol; the message names both.
     fn check(&self) -> Result<(), String> {
         check_work(self.protocol, self.work.work.as_ref())?;
         let name = self.protocol.name;
         if self.path.is_some() && name != "http" {
-            return Err(format!("--path is for --protocol http, and this is {name}"));
+            return Err(format!(
+                "--path applies to --protocol http only, and the protocol is {name}"
+            ));
         }
         if self.size.is_some() && matches!(name, "bulk" | "http") {
             return Err(format!(
-                "--size has no meaning for --protocol {name}, whose requests are as long as they are"
+                "--size does not apply to --protocol {name}, whose requests have a length of their own"
             ));
         }
         Ok(())
     }
 
+    /// Returns the page that `http` requests from the server at `address`.
     pub(crate) fn page(&self, address: SocketAddr) -> Page {
         let page = Page::default();
         Page {
@@ -177,6 +185,7 @@ impl DriveArgs {
         }
     }
 
+    /// Returns the load that these options describe.
     fn plan(&self, address: SocketAddr) -> Plan {
         Plan {
             address,
@@ -223,16 +232,26 @@ impl DriveArgs {
     }
 }
 
+/// Parses a rate in requests per second, greater than 0 and at most [`MAX_RATE`].
+///
+/// # Errors
+///
+/// The text is no such number; the message gives an example.
 pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
         _ => Err(format!(
-            "write a number of requests per second, such as 5000, and {MAX_RATE} at most"
+            "write a number of requests per second, such as 5000, at most {MAX_RATE}"
         )),
     }
 }
 
-/// The smallest holds any request's number and client; the largest is far above what servers take for a line.
+/// Parses the size of a request, from 32 to 16,777,216 bytes. The smallest has room for every request's number and
+/// client; the largest is far above the longest line that servers accept.
+///
+/// # Errors
+///
+/// The text is no such number; the message gives the range.
 pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let size = text
         .parse()
@@ -241,20 +260,26 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     size.ok_or_else(|| "write a number of bytes from 32 to 16777216".to_string())
 }
 
-/// A request's target. What would end it, or the line that it is in, can't be part of it.
+/// Parses the target of a request. Spaces and control characters are refused: they would end the target, or the line
+/// that contains it.
+///
+/// # Errors
+///
+/// The path does not begin with `/`, or contains such a character; the message says how to write it.
 fn parse_path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
-        return Err("write a path with / at its beginning, such as /files/13b".to_string());
+        return Err("a path begins with /, such as /files/13b".to_string());
     }
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return Err(
-            "no spaces and no control characters in a path: write %20 for a space".to_string(),
+            "a path contains no spaces and no control characters; write %20 for a space"
+                .to_string(),
         );
     }
     Ok(text.to_string())
 }
 
-/// Shows how far the drive has come, on a terminal.
+/// Progress line of a drive, on a terminal.
 struct Live(ProgressBar);
 
 impl Watch for Live {
@@ -270,12 +295,13 @@ impl Watch for Live {
     }
 }
 
-/// Drives a server and prints what came of it.
+/// Drives a server and prints the report.
+///
+/// Options that contradict each other are reported here, with exit status 2.
 ///
 /// # Errors
 ///
-/// A plan that makes no sense, or a server that is not there. (Options that contradict each other are complained about
-/// here, with their own status.)
+/// The plan is invalid, or no server listens at the address.
 pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     if let Err(why) = args.check() {
         output::print_error(&format!("error: {why} (see --help)"));
@@ -284,22 +310,23 @@ pub fn run(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     match (args.address, &args.with) {
         (Some(address), _) => run_at(args, address),
         (None, Some(external)) => run_with(args, external),
-        (None, None) => bail!("there is no server to drive"),
+        (None, None) => bail!("no server to drive: give its address, or start one with --with"),
     }
 }
 
-/// Starts the server, and stops it whatever came of the drive. What it complains about is told, and is a failure.
+/// Starts an external server, drives it, and stops it whatever the result of the drive is. Problems of the server are
+/// printed, and make the drive fail.
 fn run_with(args: &DriveArgs, external: &ExternalServer) -> anyhow::Result<ExitCode> {
     let settings = TargetSettings {
         max_connections: Some(10_000.max(args.connections.map_or(0, NonZero::get))),
         ..TargetSettings::default()
     };
     child::adopt_orphans();
-    let placement = Placement::none("nobody asked for it".to_string());
+    let placement = Placement::none("drive does not pin the server".to_string());
     let server = external.start(&settings, &placement)?;
     let driven = run_at(args, server.address);
     let end = server.stop();
-    // That a signal ends whoever has not learned to stop is no fault that the drive could have found.
+    // If the signal ended a server that has no graceful stop, this is no fault: the drive does not check stops.
     let problems = if end.by_the_signal() {
         Vec::new()
     } else {
@@ -314,13 +341,13 @@ fn run_with(args: &DriveArgs, external: &ExternalServer) -> anyhow::Result<ExitC
     }
 }
 
-/// Drives whoever listens there.
+/// Drives the server at an address.
 fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
     if let Some(kind) = args.misbehave {
         return misbehave::run(args, address, kind);
     }
     let plan = args.plan(address);
-    make_room(plan.connections);
+    raise_open_file_limit(plan.connections);
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
 
@@ -331,7 +358,7 @@ fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
     } else {
         ProgressBar::hidden()
     });
-    // As text: its causes are in it, and would be said twice.
+    // As text, because the message contains its causes, and they would be printed twice.
     let report = client::drive(&plan, &live, &interrupted)
         .map_err(|error| anyhow::anyhow!(error.to_string()));
     live.0.finish_and_clear();
@@ -343,7 +370,7 @@ fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
         && report.errors.refused == report.errors.total()
     {
         bail!(
-            "nobody listens on {} (connection refused); start a server there, such as: samewire serve mio --listen {}",
+            "no server listens on {} (connection refused); start one, for example: samewire serve mio --listen {}",
             plan.address,
             plan.address
         );
@@ -362,13 +389,13 @@ fn run_at(args: &DriveArgs, address: SocketAddr) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Raises the limit on open files, and says so if it is still too low.
-pub(crate) fn make_room(connections: usize) {
+/// Raises the limit on open files, and prints a warning if it is still too low for `connections`.
+pub(crate) fn raise_open_file_limit(connections: usize) {
     let descriptors = raise_descriptor_limit();
     if !descriptors.allow(connections) {
         output::print_error(&format!(
-            "warning: {} connections do not fit the limit of {} open files, {} of which are for other things, and \
-             this process may not raise it; some connects may fail (see ulimit -Hn)",
+            "warning: {} connections do not fit the limit of {} open files, {} of which are reserved for other files, and \
+             this process may not raise the limit; some connects may fail (see ulimit -Hn)",
             format::count(connections as u64),
             descriptors.now.unwrap_or(u64::MAX),
             Descriptors::SPARE,
@@ -376,29 +403,30 @@ pub(crate) fn make_room(connections: usize) {
     }
 }
 
+/// Returns the report as text.
 fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     let mut text = String::new();
-    let asked = report.replies + report.errors.total() + report.unanswered;
+    let requests = report.replies + report.errors.total() + report.unanswered;
     let _ = writeln!(
         text,
-        "{}: {} of {} requests answered rightly (availability {}) in {}",
+        "{}: {} of {} requests answered correctly (availability {}) in {}",
         plan.address,
         format::count(report.replies),
-        format::count(asked),
+        format::count(requests),
         report
             .availability()
             .map_or("n/a".to_string(), format::percent),
         format::time(nanos(report.window)),
     );
     if interrupted {
-        text.push_str("  interrupted: what was under way is counted as unanswered, and what was to come is not\n");
-    } else if asked == 0 {
-        text.push_str("  nothing was measured: it ended before the measured time began\n");
+        text.push_str("  interrupted: requests under way are counted as unanswered, later ones are not counted\n");
+    } else if requests == 0 {
+        text.push_str("  nothing was measured: the drive ended before the measured time began\n");
     }
     if report.gave_up > 0 {
         let _ = writeln!(
             text,
-            "  {} of {} clients gave up on the server, and did not ask all they were to ask",
+            "  {} of {} clients gave up after failures, and did not send all of their requests",
             format::count(report.gave_up),
             format::count(plan.connections as u64),
         );
@@ -412,14 +440,14 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     if let Some(fairness) = report.fairness() {
         let _ = write!(
             text,
-            "; each got {} to {} (Jain's fairness index {:.3})",
+            "; {} to {} replies per connection (Jain's fairness index {:.3})",
             format::count(fairness.slowest),
             format::count(fairness.fastest),
             fairness.jain,
         );
     }
     text.push('\n');
-    if sends_much(plan) {
+    if counts_bytes(plan) {
         let _ = writeln!(
             text,
             "  data         {:.2} MiB received, {:.2} MiB/s",
@@ -447,12 +475,12 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         }
         let _ = writeln!(text, " {:>10}   {meaning}", format::time(histogram.max()));
     };
-    let at_least = |count: u64, what: &str| match count {
+    let lower_bound = |count: u64, what: &str| match count {
         0 => String::new(),
-        count => format!("; at least, for {} {what}", format::count(count)),
+        count => format!("; for {what} ({}) a lower bound", format::count(count)),
     };
-    let unanswered = at_least(report.unanswered, "unanswered");
-    let unserved = at_least(report.never_served, "that never got one");
+    let unanswered = lower_bound(report.unanswered, "unanswered requests");
+    let unserved = lower_bound(report.never_served, "clients without a correct reply");
     row(
         "response",
         &report.response_time,
@@ -461,14 +489,18 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
     row(
         "service",
         &report.service_time,
-        "from the actual send time, right replies only",
+        "from the actual send time to the reply, correct replies only",
     );
     row(
-        "others",
+        "bystanders",
         &report.bystanders,
-        "requests before which the server had nothing to do: what they waited for was somebody else's work",
+        "requests before whose replies the server has no work: any wait is due to the work of other requests",
     );
-    row("client lag", &report.lag, "how late the client itself was");
+    row(
+        "client lag",
+        &report.lag,
+        "from the planned to the actual send time: delay of the client itself",
+    );
     row(
         "first reply",
         &report.first_reply,
@@ -491,19 +523,19 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         if let Some(content) = plan.page.content.get() {
             let _ = writeln!(
                 text,
-                "  content      {content}, by the first whole reply; every other was held to it"
+                "  content      {content}, as in the first complete reply; every other reply had to have the same"
             );
         }
     }
     text
 }
 
-/// Whether what comes is counted in bytes rather than in replies.
-fn sends_much(plan: &Plan) -> bool {
+/// Returns true if the report gives received bytes besides replies.
+fn counts_bytes(plan: &Plan) -> bool {
     matches!(plan.protocol.name, "bulk" | "http")
 }
 
-/// Of all bytes, those of heads and of the warm-up too.
+/// Returns received bytes per second, including those of heads and of the warm-up.
 fn received_per_s(report: &Report) -> f64 {
     let seconds = report.elapsed.as_secs_f64();
     if seconds > 0.0 {
@@ -513,16 +545,17 @@ fn received_per_s(report: &Report) -> f64 {
     }
 }
 
+/// Converts bytes to mebibytes.
 fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
 
-/// The figures of Siege's summary, for those who know how to read that. Times are response times, in seconds.
+/// Appends the figures of Siege's summary, for users of that program. Times are response times, in seconds.
 fn siege(text: &mut String, report: &Report) {
     let times = &report.response_time;
     let seconds = |nanos: f64| format!("{:.4} s", nanos / 1e9);
     let availability = report.availability();
-    let _ = writeln!(text, "  in the manner of siege");
+    let _ = writeln!(text, "  the figures in the format of siege");
     for (name, value) in [
         ("transactions", format::count(report.replies)),
         (
@@ -553,7 +586,7 @@ fn siege(text: &mut String, report: &Report) {
     }
 }
 
-/// An empty histogram's is no time at all.
+/// Returns the shortest response time in nanoseconds; 0 if there is none.
 fn shortest(report: &Report) -> u64 {
     match report.response_time.is_empty() {
         true => 0,
@@ -561,6 +594,7 @@ fn shortest(report: &Report) -> u64 {
     }
 }
 
+/// Returns the numbers of failed and unanswered requests by kind, or `none`.
 fn failures(report: &Report) -> String {
     let unanswered = Some((report.unanswered, "unanswered at the end"));
     let failed: Vec<_> = report
@@ -576,7 +610,11 @@ fn failures(report: &Report) -> String {
     }
 }
 
-/// The names are those of `results.json` (docs/src/results.md).
+/// Returns the report as JSON. The names are those of `results.json` (docs/src/results.md).
+///
+/// # Errors
+///
+/// As [`ClientSide::of`].
 fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<serde_json::Value> {
     let mut json = json!({
         "address": plan.address.to_string(),
@@ -589,11 +627,11 @@ fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<se
         "replies_per_s": report.throughput(),
         "client": ClientSide::of(report)?,
     });
-    if sends_much(plan) {
+    if counts_bytes(plan) {
         json["received_bytes_per_s"] = json!(received_per_s(report));
     }
     if plan.work.is_some() {
-        json["others"] = json!(Times::of(&report.bystanders)?);
+        json["bystanders"] = json!(Times::of(&report.bystanders)?);
     }
     if plan.protocol.name == "http" {
         json["path"] = json!(plan.page.path);
@@ -604,6 +642,7 @@ fn to_json(plan: &Plan, report: &Report, interrupted: bool) -> anyhow::Result<se
     Ok(json)
 }
 
+/// Converts a time to nanoseconds.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

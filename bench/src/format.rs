@@ -1,18 +1,19 @@
-//! Numbers for people.
+//! Formats numbers, times and shares for readers, and reads percentiles from histograms.
 
 use hdrhistogram::Histogram;
 
-/// How many samples must lie beyond a percentile for it to be told. With fewer, "the 99.9th percentile" is the
-/// anecdote of one request.
+/// Number of samples that must lie beyond a percentile for it to be reported. With fewer samples, "the 99.9th
+/// percentile" would be the time of a single request.
 pub const SAMPLES_BEYOND: f64 = 10.0;
 
-/// The value at a quantile (0 to 1), if there are samples enough to speak of it.
+/// Returns the value at a quantile (0 to 1), in the unit of the histogram; `None` if fewer than [`SAMPLES_BEYOND`]
+/// samples lie beyond the quantile.
 pub fn quantile(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
     let beyond = histogram.len() as f64 * (1.0 - quantile);
     (beyond >= SAMPLES_BEYOND - 1e-9).then(|| histogram.value_at_quantile(quantile))
 }
 
-/// A time in nanoseconds, with three digits that mean something and its unit.
+/// Formats a time, given in nanoseconds, with three significant digits and its unit.
 pub fn time(nanoseconds: u64) -> String {
     let (value, unit) = match nanoseconds {
         0..1_000 => return format!("{nanoseconds} ns"),
@@ -23,7 +24,7 @@ pub fn time(nanoseconds: u64) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// A number with three digits that mean something; large ones in groups of three.
+/// Formats a number with three significant digits; numbers from 100 on as whole numbers in groups of three digits.
 pub fn digits(value: f64) -> String {
     match value {
         v if v < 9.995 => format!("{v:.2}"),
@@ -32,12 +33,12 @@ pub fn digits(value: f64) -> String {
     }
 }
 
-/// A whole number in groups of three: 1,234,567.
+/// Formats a whole number in groups of three digits: 1,234,567.
 pub fn count(number: u64) -> String {
     let plain = number.to_string();
     let mut grouped = String::with_capacity(plain.len() + plain.len() / 3);
-    for (place, digit) in plain.chars().enumerate() {
-        if place > 0 && (plain.len() - place).is_multiple_of(3) {
+    for (position, digit) in plain.chars().enumerate() {
+        if position > 0 && (plain.len() - position).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -45,7 +46,7 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
-/// A share in percent. It says 100 only where nothing is missing.
+/// Formats a share (0 to 1) in percent, rounded down to two decimals: 100.00 % appears only if nothing is missing.
 pub fn percent(share: f64) -> String {
     if share < 1.0 {
         format!("{:.2} %", (share * 10_000.0).floor() / 100.0)
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_units_and_three_digits() {
+    fn time_is_formatted_with_its_unit_and_three_digits() {
         assert_eq!(time(7), "7 ns");
         assert_eq!(time(1_234), "1.23 µs");
         assert_eq!(time(99_960), "100 µs");
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
+    fn large_number_is_formatted_in_groups_of_three_digits() {
         assert_eq!(count(0), "0");
         assert_eq!(count(999), "999");
         assert_eq!(count(1_000), "1,000");
@@ -78,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_percent_means_all() {
+    fn percent_is_100_only_for_a_complete_share() {
         assert_eq!(percent(1.0), "100.00 %");
         assert_eq!(percent(0.999_999), "99.99 %");
         assert_eq!(percent(0.0), "0.00 %");
     }
 
     #[test]
-    fn a_quantile_needs_samples_beyond_it() {
+    fn quantile_with_too_few_samples_beyond_it_is_none() {
         let mut histogram = Histogram::<u64>::new(3).unwrap();
         for value in 1..=1_000 {
             histogram.record(value).unwrap();

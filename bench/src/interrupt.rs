@@ -1,4 +1,4 @@
-//! Ctrl-C, for the commands that measure.
+//! Handling of Ctrl-C in the commands that measure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,30 +7,32 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// The exit status of a command that was interrupted: what shells give for SIGINT.
+/// Exit status of a command that was interrupted: 128 + 2 (SIGINT), as in shells.
 pub const STATUS: u8 = 130;
 
-/// Sets the flag at the first SIGINT, SIGTERM or SIGHUP (the terminal was closed), so that what was measured can be kept;
-/// the second ends the process at once.
+/// Sets the flag at the first SIGINT, SIGTERM or SIGHUP (the terminal was closed), so that the command can keep what it
+/// has measured. The second signal ends the process at once.
 ///
 /// # Errors
 ///
-/// The handlers could not be set.
+/// The signal handlers could not be installed.
 pub fn catch(interrupted: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    // (A process catches them once.)
+    // `set` fails only at a second call, and a process makes only one.
     let _ = CAUGHT.set(Arc::clone(interrupted));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // In this order: the first signal finds the flag unset, and sets it for the second.
+        // The order matters: the first signal finds the flag unset and sets it; the second finds it set and ends the
+        // process.
         flag::register_conditional_shutdown(signal, STATUS.into(), Arc::clone(interrupted))
             .and_then(|_| flag::register(signal, Arc::clone(interrupted)))
-            .context("cannot handle signals")?;
+            .context("cannot install the signal handlers")?;
     }
     Ok(())
 }
 
 static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Whether the first signal has come. For what waits deep inside, for seconds.
+/// Returns true after the first signal. For code that waits for seconds far below the command and has no access to the
+/// flag.
 pub fn caught() -> bool {
     CAUGHT
         .get()

@@ -1,4 +1,4 @@
-//! Who measures: the `samewire` command, as a library so that benches and tests measure in the same way.
+//! The `samewire` command, as a library, so that benches and tests measure in the same way.
 
 pub mod check;
 mod child;
@@ -31,9 +31,9 @@ use rustix::process::Signal;
     after_help = "Examples:
   samewire compare                        all models on all workloads, within four minutes
   samewire serve mio                      one server, on 127.0.0.1:7000
-  samewire drive 127.0.0.1:7000           ask it, and check every reply
+  samewire drive 127.0.0.1:7000           send load to it, and check every reply
 
-Each command has a --help of its own."
+Each command has its own --help."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,55 +42,55 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The models and protocols, and whether they can run here
+    /// List the models, the protocols and the kinds of misbehaving clients
     List(list::ListArgs),
-    /// Serve with one model until Ctrl-C
+    /// Run one server until Ctrl-C
     #[command(after_help = "Examples:
   samewire serve threads
   samewire serve tokio --workers 4 --protocol echo --listen 127.0.0.1:0
   samewire serve mio --cpus 1 --idle-timeout 5s --max-connections 10000
 
-Ctrl-C stops it gracefully; a second one ends it at once.")]
+Ctrl-C stops the server gracefully; a second Ctrl-C ends it at once.")]
     Serve(Serve),
-    /// Ask a server, and check every reply
+    /// Send load to one server, and check every reply
     Drive(drive::DriveArgs),
-    /// The contract as a matrix: which model keeps which guarantee
+    /// Check every guarantee of every model, and print the results as a matrix
     Check(check::CheckArgs),
-    /// Run models on workloads, and compare: the main job
+    /// Measure the models under the same workloads, and compare them (the main command)
     Compare(compare::CompareArgs),
-    /// Draw the report of an earlier comparison again
+    /// Print the report of an earlier comparison again
     Report(compare::ReportArgs),
-    /// Become another program, which ends when this one's parent does
+    /// Replace this process by another program, which ends when the parent process ends
     #[command(hide = true)]
     Exec(Exec),
-    /// Print completions for a shell
+    /// Print a completion script for a shell
     #[command(after_help = "Example:
   samewire completions bash > ~/.local/share/bash-completion/completions/samewire")]
     Completions {
-        /// The shell
+        /// Shell that the script is for
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Args)]
 struct Serve {
-    /// The model (see `samewire list`)
+    /// Model to serve with (see `samewire list`)
     #[arg(value_parser = registry::find)]
     model: &'static Model,
 
     #[command(flatten)]
     options: ServeArgs,
 
-    /// Stop when this process, which started this one, ends, however it ends
+    /// Stop when the parent process, which has this number, ends for whatever reason
     #[arg(long, value_name = "PID", hide = true)]
     die_with_parent: Option<i32>,
 }
 
-/// How servers that are not ours are started: what can only be set by the process itself is set before it becomes
-/// another.
+/// Options of `exec`, which starts external servers. Some settings can only be made by the process itself, so `exec`
+/// makes them and then replaces itself by the external server.
 #[derive(Debug, Args)]
 struct Exec {
-    /// Stop when this process, which started this one, ends, however it ends
+    /// End when the parent process, which has this number, ends for whatever reason
     #[arg(long, value_name = "PID")]
     die_with_parent: i32,
 
@@ -98,16 +98,16 @@ struct Exec {
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
 
-    /// The program and its arguments
+    /// Program to run, and its arguments
     #[arg(required = true, trailing_var_arg = true)]
-    words: Vec<String>,
+    command: Vec<String>,
 }
 
-/// The command: reads its arguments from the process.
+/// Runs the command with the arguments of this process, and returns its exit status.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Help and version are no errors, and a missing command is answered with the help.
+        // Help and version are not errors. Without any argument, the help is printed.
         Err(error) if !error.use_stderr() || std::env::args_os().len() == 1 => error.exit(),
         Err(error) => {
             output::print_error(&one_line(&error));
@@ -129,7 +129,7 @@ pub fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        // In one line, whatever the depth of its causes.
+        // `#` prints the error and all of its causes in one line.
         output::print_error(&format!("error: {error:#}"));
         ExitCode::FAILURE
     })
@@ -143,32 +143,38 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes another program; comes back only if that fails.
+/// Replaces this process by another program. Returns only if that fails.
 fn exec(args: &Exec) -> anyhow::Result<ExitCode> {
-    // Whoever is not ours may take SIGTERM for a reason to wait.
+    // SIGKILL, because an external server may react to SIGTERM by waiting instead of ending.
     die_with(args.die_with_parent, Signal::KILL)?;
     if let Some(cpus) = &args.cpus {
         pin(cpus)?;
     }
-    let [program, arguments @ ..] = &args.words[..] else {
-        anyhow::bail!("there is no program");
+    let [program, arguments @ ..] = &args.command[..] else {
+        anyhow::bail!("exec needs a program to run");
     };
     let error = std::process::Command::new(program).args(arguments).exec();
     Err(anyhow::Error::new(error).context(format!("cannot start {program}")))
 }
 
-/// So that no server outlives a comparison, not even one that was killed.
+/// Asks the kernel to send `signal` to this process when its parent ends, so that no server outlives a comparison, not
+/// even a comparison that was killed: PR_SET_PDEATHSIG, prctl(2).
+///
+/// # Errors
+///
+/// The kernel refuses the setting, or the parent is not the process `parent` any more.
 #[cfg(target_os = "linux")]
 fn die_with(parent: i32, signal: Signal) -> anyhow::Result<()> {
     use rustix::process::{Pid, getppid, set_parent_process_death_signal};
     set_parent_process_death_signal(Some(signal))?;
-    // If the parent ended before the line above took effect, this process has another one by now.
+    // If the parent ended before the line above took effect, this process has another parent by now.
     if getppid() != Pid::from_raw(parent) {
-        anyhow::bail!("process {parent}, which started this server, has ended already");
+        anyhow::bail!("process {parent}, which started this server, has already ended");
     }
     Ok(())
 }
 
+/// Does nothing: only Linux has this signal.
 #[cfg(not(target_os = "linux"))]
 fn die_with(_: i32, _: Signal) -> anyhow::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! `samewire list`: what there is.
+//! `samewire list`: the models, the protocols and the kinds of misbehaving clients.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -14,12 +14,12 @@ use crate::{output, registry};
 /// Options of `list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Print as JSON
+    /// Print the list as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Prints the models, the protocols and the kinds of clients that misbehave.
+/// Prints the models, the protocols and the kinds of misbehaving clients.
 ///
 /// # Errors
 ///
@@ -82,31 +82,33 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let mut text = String::from("Models (samewire serve MODEL):\n");
     for model in registry::models() {
         let _ = writeln!(text, "  {:<12} {}", model.name, model.summary);
-        let mut say = |what: &str, how: &str| {
-            let mut begin = format!("{:17}{what}: ", "");
-            for line in output::wrap(how, "", width - 25).lines() {
-                let _ = writeln!(text, "{begin:<25}{line}");
+        let mut entry = |head: &str, content: &str| {
+            let mut begin = format!("{:15}{head}: ", "");
+            for line in output::wrap(content, "", width - 28).lines() {
+                let _ = writeln!(text, "{begin:<28}{line}");
                 begin.clear();
             }
         };
-        say("from", model.lineage);
-        say("read", model.source);
-        say("serves", &at_a_time(model));
-        say("moves", &moves(model));
+        entry("origin", model.lineage);
+        entry("source", model.source);
+        entry("capacity", &capacity(model));
+        entry("offload", &offload(model));
         for deviation in model.deviations {
             let name = deviation.guarantee.name();
-            say("breaks", &format!("{name}: {}", deviation.reason));
+            entry("by design", &format!("{name}: {}", deviation.reason));
         }
         if let Err(why) = (model.available)() {
-            say("but", &format!("it cannot run here: {why}"));
+            entry("unavailable", &format!("cannot run here: {why}"));
         }
     }
-    text.push_str("\nWhat a model breaks of the guarantees that all servers keep, it breaks by design (docs/src/architecture.md).\n");
+    text.push_str(
+        "\n\"by design\" names a guarantee that the model does not keep (see docs/src/architecture.md).\n",
+    );
     text.push_str("\nProtocols (--protocol NAME; the first is the default):\n");
     for protocol in PROTOCOLS {
         let _ = writeln!(text, "  {:<12} {}", protocol.name, protocol.summary);
     }
-    text.push_str("\nClients that misbehave (samewire drive ADDR --misbehave KIND):\n");
+    text.push_str("\nMisbehaving clients (samewire drive ADDR --misbehave KIND):\n");
     for kind in MISBEHAVIOURS {
         let _ = writeln!(text, "  {:<15} {}", kind.name, kind.summary);
     }
@@ -114,7 +116,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What bounds the peers that a model converses with at a time, in a word for programs.
+/// Returns the name of a capacity in JSON: what bounds the connections that a model serves at a time.
 pub(crate) fn name_of(capacity: Capacity) -> &'static str {
     match capacity {
         Capacity::Limit => "limit",
@@ -125,31 +127,31 @@ pub(crate) fn name_of(capacity: Capacity) -> &'static str {
     }
 }
 
-/// The same for people.
-fn at_a_time(model: &Model) -> String {
+/// Returns the capacity of a model as text.
+fn capacity(model: &Model) -> String {
     match model.capacity {
-        Capacity::Limit => "as many at a time as --max-connections allows".to_string(),
+        Capacity::Limit => "up to --max-connections connections at a time".to_string(),
         Capacity::Descriptors(most) => format!(
-            "as many at a time as --max-connections allows, and as fit into {most} descriptors with all else that is open"
+            "up to --max-connections connections at a time, but fewer than {most} open descriptors in the process"
         ),
         Capacity::Shares => {
-            "as many at a time as --max-connections allows, of which each worker has its share"
+            "up to --max-connections connections at a time, of which each worker has its share"
                 .to_string()
         }
         Capacity::Workers => format!(
-            "one at a time with each of --workers, {} by default",
+            "one connection at a time per worker; --workers is {} by default",
             model.capacity.workers()
         ),
-        Capacity::One => "one at a time".to_string(),
+        Capacity::One => "one connection at a time".to_string(),
     }
 }
 
-/// What `--offload` does.
-fn moves(model: &Model) -> String {
+/// Returns as text what `--offload` does in a model.
+fn offload(model: &Model) -> String {
     match model.offload {
-        Offload::To(there) => format!("blocking calls and computations with --offload, to {there}"),
-        Offload::Needless(why) => format!("nothing with --offload, which it does not need: {why}"),
-        Offload::Nowhere(why) => format!("nothing, and refuses --offload: {why}"),
+        Offload::To(there) => format!("--offload moves blocking calls and computations to {there}"),
+        Offload::Needless(why) => format!("--offload is not needed and has no effect: {why}"),
+        Offload::Nowhere(why) => format!("--offload is refused: {why}"),
     }
 }
 
@@ -157,13 +159,13 @@ fn moves(model: &Model) -> String {
 mod tests {
     use super::*;
 
-    /// What is listed is what a server says if it is told to do it.
+    /// `serve --offload` refuses exactly these models.
     #[test]
-    fn who_refuses_to_move_work_is_listed_as_that() {
+    fn model_without_offload_is_listed_as_refusing_it() {
         for model in registry::models() {
             let refuses = matches!(model.offload, Offload::Nowhere(_));
-            let told = moves(model);
-            assert_eq!(told.contains("refuses --offload"), refuses, "{told}");
+            let text = offload(model);
+            assert_eq!(text.contains("is refused"), refuses, "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `samewire drive --misbehave`: lets clients misbehave in front of a server, and says what came of it.
+//! `samewire drive --misbehave`: connects misbehaving clients to a server, and reports the outcome.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -19,48 +19,57 @@ use contract::pin;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::drive::{DriveArgs, make_room};
+use crate::drive::{DriveArgs, raise_open_file_limit};
 use crate::{format, interrupt, output};
 
-/// Whoever holds a connection holds it for so long, unless the command line says otherwise.
+/// Time for which clients of the kinds that stay hold their connections, unless `--duration` sets another.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// Before the end, those that never read do read, to find out whether the server has closed; for so long.
+/// Time for which clients that never read do read before the end, to find out whether the server has closed.
 const LAST_READING: Duration = Duration::from_millis(300);
 
-/// What came of all of them.
+/// Outcomes of all clients, added up.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Sum {
+struct Totals {
+    /// Number of clients.
     clients: usize,
+    /// Number of connects that succeeded.
     connected: u64,
-    /// Times that what they do was done to its end,
+    /// Number of times that a client of the kinds that do not stay completed all of its actions.
     done: u64,
-    /// or, of those that stay, that the server closed or broke off.
+    /// Number of times that the server closed or reset the connection of a client that stays.
     closed: u64,
-    /// Who was there still, and left.
+    /// Number of clients that had not ended at the end, and were disconnected.
     stayed: u64,
+    /// Number of clients that could not connect.
     unconnected: u64,
+    /// Number of clients that received a wrong reply.
     wrong: u64,
+    /// Number of clients whose connection the server closed too early.
     closed_early: u64,
-    broken_off: u64,
+    /// Number of clients whose connection was reset (RST).
+    reset: u64,
+    /// Number of clients that waited for a reply in vain.
     unanswered: u64,
+    /// Number of clients that failed on this machine, for a reason that is not the server's.
     local: u64,
 }
 
-impl Sum {
-    /// Adds what came of a group, of those that stay or of those that do not.
+impl Totals {
+    /// Adds the outcomes of a group: of the clients that stay, or of those that do not (`stay`). `again` is true if the
+    /// clients repeat their actions.
     fn add(
         &mut self,
         obligation: Obligation,
         stay: bool,
         again: bool,
-        seen: GroupProgress,
+        progress: GroupProgress,
         outcomes: &[PeerOutcome],
     ) {
         self.clients += outcomes.len();
-        self.connected += seen.connects;
-        self.stayed += (seen.peers - seen.ended) as u64;
-        // Who only pauses before the next time has done it this time, too.
+        self.connected += progress.connects;
+        self.stayed += (progress.peers - progress.ended) as u64;
+        // A client in the pause before its next repetition has completed this one, too.
         let pauses = |outcome: &&PeerOutcome| {
             again && matches!(outcome.done_at[..], [.., Some(_), None]) && outcome.fault.is_none()
         };
@@ -69,11 +78,11 @@ impl Sum {
             &mut self.closed
         } else {
             &mut self.done
-        } += seen.completed_runs + pausing;
+        } += progress.completed_runs + pausing;
         for fault in outcomes.iter().filter_map(|outcome| outcome.fault.as_ref()) {
             *match fault.kind {
                 FaultKind::Connect => {
-                    // It did come to its end, but to no connection.
+                    // The driver counts the connect, because it has ended, but there is no connection.
                     self.connected = self.connected.saturating_sub(1);
                     &mut self.unconnected
                 }
@@ -84,22 +93,23 @@ impl Sum {
                     &mut self.closed
                 }
                 FaultKind::End => &mut self.closed_early,
-                FaultKind::Reset => &mut self.broken_off,
+                FaultKind::Reset => &mut self.reset,
             } += 1;
         }
     }
 
-    /// Whether all came that the server owed them.
-    fn had_their_due(&self, obligation: Obligation) -> bool {
+    /// Returns true if the server did for all clients what it has to do for clients of this kind.
+    fn met(&self, obligation: Obligation) -> bool {
         let faults = self.wrong + self.local;
-        let missing = self.unconnected + self.closed_early + self.broken_off + self.unanswered;
-        // (Whoever is still waiting at the end may have been about to have it; all of them were not.)
+        let missing = self.unconnected + self.closed_early + self.reset + self.unanswered;
+        // A client that still waits at the end is no fault: its reply may have been on its way. That can't be true of all
+        // clients, so at least one must have completed its actions.
         faults == 0 && (obligation == Obligation::Nothing || (missing == 0 && self.done > 0))
     }
 }
 
-/// Lets peer_scripts begin again when they have ended: all together 2,000 times a second at most, so that it is not this side
-/// that is tried, nor its ports; and not all at the same time, but for the first.
+/// Makes scripts begin again when they have ended. All clients together begin at most 2,000 times a second, so that
+/// neither this side nor its ports become the limit. They do not begin at the same time, except for the first time.
 pub(crate) fn again_and_again(peer_scripts: &mut [PeerScript]) {
     const EACH: Duration = Duration::from_micros(500);
     const LEAST: Duration = Duration::from_millis(20);
@@ -114,7 +124,7 @@ pub(crate) fn again_and_again(peer_scripts: &mut [PeerScript]) {
     }
 }
 
-/// Whether somebody with this peer_script stays, for as long as it may.
+/// Returns true if a client with this script stays connected until it is disconnected.
 fn stays(peer_script: &PeerScript) -> bool {
     matches!(
         peer_script.actions.last(),
@@ -122,14 +132,15 @@ fn stays(peer_script: &PeerScript) -> bool {
     )
 }
 
-/// Those that stay hear the server's close, instead of nothing for good. Those that never read read on their signal only.
-fn listen(peer_script: &mut PeerScript) {
+/// Lets a client that stays read until the server closes, instead of staying idle, so that the close is noticed. A client
+/// that never reads does so only when it is signalled.
+fn observe_close(peer_script: &mut PeerScript) {
     if let Some(Action::StayIdle) = peer_script.actions.last() {
         peer_script.actions.pop();
         if peer_script
             .actions
             .iter()
-            .any(|act| matches!(act, Action::Flood { .. }))
+            .any(|action| matches!(action, Action::Flood { .. }))
         {
             peer_script.actions.push(Action::WaitForSignal);
         }
@@ -137,7 +148,7 @@ fn listen(peer_script: &mut PeerScript) {
     }
 }
 
-/// Shows how far they have come, on a terminal.
+/// Returns the progress line: on a terminal visible, otherwise hidden.
 fn live() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -147,26 +158,28 @@ fn live() -> ProgressBar {
     )
 }
 
-fn show(bar: &ProgressBar, kind: &Misbehaviour, elapsed: Duration, seen: [GroupProgress; 2]) {
-    let sum = |of: fn(&GroupProgress) -> u64| format::count(seen.iter().map(of).sum());
+/// Updates the progress line with the sums over both groups.
+fn show(bar: &ProgressBar, kind: &Misbehaviour, elapsed: Duration, groups: [GroupProgress; 2]) {
+    let sum = |of: fn(&GroupProgress) -> u64| format::count(groups.iter().map(of).sum());
     bar.set_message(format!(
-        "{:>6.1} s   {} {}   {} connects   {} times done   {} failed",
+        "{:>6.1} s   {} {}   {} connects   {} completed   {} failed",
         elapsed.as_secs_f64(),
-        sum(|seen| (seen.peers - seen.ended) as u64),
+        sum(|group| (group.peers - group.ended) as u64),
         kind.name,
-        sum(|seen| seen.connects),
-        sum(|seen| seen.completed_runs),
-        sum(|seen| seen.failed as u64),
+        sum(|group| group.connects),
+        sum(|group| group.completed_runs),
+        sum(|group| group.failed as u64),
     ));
     bar.tick();
 }
 
-/// Lets them in, waits for their end, and prints what came of it.
+/// Connects the clients, waits until they have ended or the time is over, and prints the outcome.
+///
+/// Wrong usage is reported here, with exit status 2; so is a kind that is not possible over the protocol.
 ///
 /// # Errors
 ///
-/// A server that is not there, or a kind that this protocol has nothing for. (Wrong usage is complained about here, with
-/// its own status.)
+/// No server answers at the address, or the clients can't be started.
 pub(crate) fn run(
     args: &DriveArgs,
     address: SocketAddr,
@@ -174,30 +187,30 @@ pub(crate) fn run(
 ) -> anyhow::Result<ExitCode> {
     if !address.ip().is_loopback() && !args.not_only_loopback {
         output::print_error(&format!(
-            "error: {} is not on this machine, and {} clients that misbehave are an attack on a server that is not \
-             yours; if it is, add --not-only-loopback",
+            "error: {} is not on this machine, and {} clients are an attack on a server that is not yours; if it is \
+             yours, add --not-only-loopback",
             address, kind.name
         ));
         return Ok(ExitCode::from(2));
     }
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let asked = RequestSpec {
+    let spec = RequestSpec {
         protocol: args.protocol,
         seed,
         bulk: args.bulk.bulk(),
         page: Arc::new(args.page(address)),
     };
     let clients = args.connections.map_or(kind.clients, NonZero::get);
-    let Some(peer_scripts) = kind.peer_scripts(&asked, clients) else {
+    let Some(peer_scripts) = kind.peer_scripts(&spec, clients) else {
         output::print_error(&format!(
-            "error: over {} nobody can do what {} does; see samewire list for others",
-            args.protocol.name, kind.name
+            "error: {} is not possible over the protocol {}; see samewire list for other kinds",
+            kind.name, args.protocol.name
         ));
         return Ok(ExitCode::from(2));
     };
     let (mut stayers, mut others): (Vec<PeerScript>, Vec<PeerScript>) =
         peer_scripts.into_iter().partition(stays);
-    stayers.iter_mut().for_each(listen);
+    stayers.iter_mut().for_each(observe_close);
     for peer_scripts in [&mut stayers, &mut others] {
         match args.duration {
             Some(_) => again_and_again(peer_scripts),
@@ -206,18 +219,18 @@ pub(crate) fn run(
                 .for_each(|peer_script| peer_script.again = false),
         }
     }
-    let somebody_stays = !stayers.is_empty();
+    let some_stay = !stayers.is_empty();
     if let Some(cpus) = &args.cpus {
         pin(cpus)?;
     }
-    make_room(clients);
+    raise_open_file_limit(clients);
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
 
     let time = args.duration.unwrap_or(HOLD);
     let options = PeerDriverOptions {
-        // Who stays hears nothing for as long as all this takes, and that is no fault.
-        patience: if somebody_stays {
+        // Clients that stay receive nothing for the whole time, and that is no fault.
+        patience: if some_stay {
             args.timeout.max(time + LAST_READING + HOLD)
         } else {
             args.timeout
@@ -229,8 +242,9 @@ pub(crate) fn run(
     let driver = PeerDriver::open(address, options)?;
     let groups = [(true, driver.enter(stayers)), (false, driver.enter(others))];
     let bar = live();
-    // Once, and who stays stays for a time; others have what their own patience gives them.
-    let limited = args.duration.is_some() || somebody_stays;
+    // Without --duration each client runs once: clients that stay do so for a fixed time, and others end by themselves, at
+    // the latest when their patience is over.
+    let limited = args.duration.is_some() || some_stay;
     while !interrupted.load(Ordering::Relaxed) {
         let left = if limited {
             time.saturating_sub(began.elapsed())
@@ -238,8 +252,9 @@ pub(crate) fn run(
             HOLD
         };
         let tick = left.min(Duration::from_millis(100));
-        let ended =
-            |(_, group): &(bool, PeerGroup)| group.wait(tick, |seen| seen.ended == seen.peers);
+        let ended = |(_, group): &(bool, PeerGroup)| {
+            group.wait(tick, |progress| progress.ended == progress.peers)
+        };
         if left.is_zero() || groups.iter().all(ended) {
             break;
         }
@@ -253,29 +268,29 @@ pub(crate) fn run(
     for (_, group) in &groups {
         if group.seen().waiting > 0 {
             group.signal_all();
-            group.wait(LAST_READING, |seen| seen.ended == seen.peers);
+            group.wait(LAST_READING, |progress| progress.ended == progress.peers);
         }
     }
     bar.finish_and_clear();
-    let (mut sum, mut outcomes) = (Sum::default(), Vec::new());
+    let (mut totals, mut outcomes) = (Totals::default(), Vec::new());
     for (stay, group) in groups {
-        let seen = group.seen();
-        let theirs = group.leave();
-        sum.add(
+        let progress = group.seen();
+        let of_group = group.leave();
+        totals.add(
             kind.obligation,
             stay,
             args.duration.is_some(),
-            seen,
-            &theirs,
+            progress,
+            &of_group,
         );
-        outcomes.extend(theirs);
+        outcomes.extend(of_group);
     }
     let took = began.elapsed();
     let cut_short = interrupted.load(Ordering::Relaxed);
 
-    if sum.connected == 0 && sum.unconnected > 0 {
+    if totals.connected == 0 && totals.unconnected > 0 {
         bail!(
-            "nobody listens on {}, or nobody answers there ({}); start a server there, such as: samewire serve mio --listen {}",
+            "no server listens on {}, or it does not answer ({}); start one, for example: samewire serve mio --listen {}",
             address,
             outcomes
                 .iter()
@@ -284,8 +299,8 @@ pub(crate) fn run(
             address
         );
     }
-    let good = sum.had_their_due(kind.obligation);
-    // Where nothing is owed, only what is wrong in any case is a fault to show.
+    let met = totals.met(kind.obligation);
+    // If the server owes these clients nothing, only wrong bytes and failures on this machine are faults to show.
     let fault = outcomes.iter().find(|outcome| {
         outcome.fault.as_ref().is_some_and(|fault| {
             kind.obligation != Obligation::Nothing
@@ -312,40 +327,41 @@ pub(crate) fn run(
                 Obligation::AnEnd => "an end",
                 Obligation::Nothing => "nothing",
             },
-            "owed_came": good,
+            "owed_came": met,
             "seed": seed.to_string(),
             "interrupted": cut_short,
             "seconds": took.as_secs_f64(),
-            "clients": sum.clients,
-            "connected": sum.connected,
-            "done": sum.done,
-            "closed_by_server": sum.closed,
-            "stayed": sum.stayed,
-            "not_connected": sum.unconnected,
-            "wrong_reply": sum.wrong,
-            "closed_early": sum.closed_early,
-            "reset": sum.broken_off,
-            "timed_out": sum.unanswered,
-            "local": sum.local,
+            "clients": totals.clients,
+            "connected": totals.connected,
+            "done": totals.done,
+            "closed_by_server": totals.closed,
+            "stayed": totals.stayed,
+            "not_connected": totals.unconnected,
+            "wrong_reply": totals.wrong,
+            "closed_early": totals.closed_early,
+            "reset": totals.reset,
+            "timed_out": totals.unanswered,
+            "local": totals.local,
             "fault": fault,
         });
         format!("{json:#}\n")
     } else {
-        to_text(address, kind, &sum, took, seed, cut_short, shown)
+        to_text(address, kind, &totals, took, seed, cut_short, shown)
     })?;
     Ok(if cut_short {
         ExitCode::from(interrupt::STATUS)
-    } else if good {
+    } else if met {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
+/// Returns the outcome as text, with the transcript of the client `shown`.
 fn to_text(
     address: SocketAddr,
     kind: &Misbehaviour,
-    sum: &Sum,
+    totals: &Totals,
     took: Duration,
     seed: u64,
     interrupted: bool,
@@ -353,35 +369,35 @@ fn to_text(
 ) -> String {
     let mut text = String::new();
     let owed = match kind.obligation {
-        Obligation::Replies => "they are owed all replies",
-        Obligation::AnEnd => "they are owed an end",
-        Obligation::Nothing => "they are owed nothing",
+        Obligation::Replies => "the server owes them all replies",
+        Obligation::AnEnd => "the server owes them an end: an error reply or a close",
+        Obligation::Nothing => "the server owes them nothing",
     };
     let _ = writeln!(
         text,
         "{}: {} × {}: {}; {owed}",
         address,
-        format::count(sum.clients as u64),
+        format::count(totals.clients as u64),
         kind.name,
         kind.summary,
     );
     if interrupted {
-        text.push_str("  interrupted: whoever was there still has left\n");
+        text.push_str("  interrupted: the remaining clients were disconnected\n");
     }
-    for (count, what, always) in [
-        (sum.connected, "connected", true),
-        (sum.done, "did all they do", true),
-        (sum.closed, "closed by the server", true),
-        (sum.stayed, "still there at the end", true),
-        (sum.unconnected, "could not connect", false),
-        (sum.wrong, "heard a wrong reply", false),
-        (sum.closed_early, "closed on too early", false),
-        (sum.broken_off, "broken off (RST)", false),
-        (sum.unanswered, "heard nothing in time", false),
-        (sum.local, "failed by themselves", false),
+    for (count, outcome, always) in [
+        (totals.connected, "connected", true),
+        (totals.done, "completed", true),
+        (totals.closed, "closed by the server", true),
+        (totals.stayed, "stayed until the end", true),
+        (totals.unconnected, "could not connect", false),
+        (totals.wrong, "received a wrong reply", false),
+        (totals.closed_early, "closed too early", false),
+        (totals.reset, "reset (RST)", false),
+        (totals.unanswered, "no reply in time", false),
+        (totals.local, "failed on this machine", false),
     ] {
         if always || count > 0 {
-            let _ = writeln!(text, "  {what:<23} {:>8}", format::count(count));
+            let _ = writeln!(text, "  {outcome:<23} {:>8}", format::count(count));
         }
     }
     let _ = writeln!(

@@ -1,15 +1,15 @@
-//! Standard output and standard error, for whoever still reads.
+//! Writes to standard output and standard error, and fits text to the width of the terminal.
 
 use std::io::{self, Write};
 
 pub use contract::cli::print_error;
 
-/// Prints `text`. A reader that has left (`samewire list | head -1`) is no error and no reason to panic, as it is for
-/// `println!`.
+/// Prints `text` to standard output. A closed pipe (`samewire list | head -1`) is not an error here; `println!` would
+/// panic on it.
 ///
 /// # Errors
 ///
-/// The output could not be written for another reason, such as a full disk behind a redirection.
+/// Returns an error if the output cannot be written for another reason, such as a full disk behind a redirection.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -20,13 +20,14 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// What is laid out for a terminal fits this many columns at least,
+/// Smallest width in columns for which output is laid out; a narrower terminal breaks the lines.
 pub const NARROWEST: usize = 80;
 
-/// and never takes more: longer lines are hard to read.
+/// Largest width in columns that output uses, because longer lines are hard to read.
 pub const WIDEST: usize = 120;
 
-/// Columns of standard output: the terminal's; 100 in a pipe or a file, which have none.
+/// Returns the width of standard output in columns: that of the terminal, from [`NARROWEST`] to [`WIDEST`]; 100 if
+/// standard output is a pipe or a file.
 pub fn width() -> usize {
     match rustix::termios::tcgetwinsize(io::stdout()) {
         Ok(size) => usize::from(size.ws_col).clamp(NARROWEST, WIDEST),
@@ -34,7 +35,8 @@ pub fn width() -> usize {
     }
 }
 
-/// Breaks a text into lines that fit, and ends the last; those after the first are indented.
+/// Breaks a text into lines of at most `columns` columns. Lines after the first begin with `indent`, and the last line
+/// ends with a line break.
 pub fn wrap(text: &str, indent: &str, columns: usize) -> String {
     let mut wrapped = String::new();
     let mut width = 0;
@@ -60,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_broken_between_words() {
+    fn long_text_is_wrapped_between_words() {
         let wrapped = wrap(&"word ".repeat(60), "  ", 100);
         assert!(wrapped.lines().count() > 2);
         assert!(wrapped.lines().skip(1).all(|line| line.starts_with("  ")));

@@ -1,8 +1,8 @@
-//! Which models there are. A new server crate is one line here; it then appears in every command, test and bench.
+//! Registry of the models. A new server crate is one line here; it then appears in every command, test and bench.
 
 use contract::Model;
 
-/// All models, in the order in which tables show them: from the simplest to the most elaborate.
+/// Returns all models in the order of the tables: from the simplest to the most elaborate.
 pub fn models() -> impl Iterator<Item = &'static Model> {
     [
         server_serial::MODELS,
@@ -27,14 +27,14 @@ pub fn models() -> impl Iterator<Item = &'static Model> {
     .flatten()
 }
 
-/// The model of that name.
+/// Returns the model with the given name.
 ///
 /// # Errors
 ///
-/// There is none; the message says which there are.
+/// No model has that name; the message lists the names of all models.
 pub fn find(name: &str) -> Result<&'static Model, String> {
     models().find(|model| model.name == name).ok_or_else(|| {
         let names: Vec<_> = models().map(|model| model.name).collect();
-        format!("no such model; there are {}", names.join(", "))
+        format!("no such model; the models are {}", names.join(", "))
     })
 }

@@ -1,4 +1,4 @@
-//! The command, run as a user runs it.
+//! Tests of the `samewire` command, run as a user runs it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -28,15 +28,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What must hold for every error: one line, this status, and these words.
+/// Asserts what is true of every error: one line, with this exit status, and these words in the message.
 #[track_caller]
 fn assert_error(output: &Output, status: i32, words: &[&str]) {
-    let complaint = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{complaint}");
-    assert_eq!(complaint.lines().count(), 1, "{complaint}");
-    assert!(complaint.starts_with("error: "), "{complaint}");
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.starts_with("error: "), "{message}");
     for word in words {
-        assert!(complaint.contains(word), "no \"{word}\" in: {complaint}");
+        assert!(message.contains(word), "no \"{word}\" in: {message}");
     }
 }
 
@@ -70,7 +70,7 @@ impl Serving {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Tells it to stop, and gives the exit status and what it printed after the first line.
+    /// Sends the signal, and returns the exit status and the output after the first line.
     fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
         self.signal(signal);
         let mut rest = String::new();
@@ -86,8 +86,8 @@ impl Drop for Serving {
     }
 }
 
-/// An address where nobody listens: a port that was free a moment ago.
-fn nowhere() -> String {
+/// Returns an address without a server: a port that was free a moment ago.
+fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
@@ -114,10 +114,10 @@ fn list_names_every_model_and_protocol() {
     assert!(
         deviations
             .iter()
-            .any(|one| one["guarantee"] == 4 && one["name"] == "connection limit")
+            .any(|deviation| deviation["guarantee"] == "limit")
     );
     for deviation in registry::models().flat_map(|model| model.deviations) {
-        // Whatever its lines are broken into.
+        // The list wraps long reasons into several lines.
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
             words(&listed).contains(&words(deviation.reason)),
@@ -128,24 +128,21 @@ fn list_names_every_model_and_protocol() {
     assert_eq!(json["protocols"][0]["name"], "pair");
 }
 
-/// A reader that leaves early is no error (and `println!` would panic).
+/// `println!` would panic.
 #[test]
-fn output_survives_a_reader_that_leaves() {
+fn output_to_a_closed_pipe_is_no_error() {
     for arguments in [&["list"][..], &["completions", "bash"]] {
         let mut child = samewire(arguments).spawn().unwrap();
         drop(child.stdout.take());
         assert!(child.wait().unwrap().success());
-        let mut complaint = String::new();
-        child
-            .stderr
-            .unwrap()
-            .read_to_string(&mut complaint)
-            .unwrap();
-        assert_eq!(complaint, "");
+        let mut errors = String::new();
+        child.stderr.unwrap().read_to_string(&mut errors).unwrap();
+        assert_eq!(errors, "");
     }
 }
 
-/// Who cannot run here says so, in one line and before it listens.
+/// Returns true if the model is available on this machine. If not, asserts that the commands refuse it in one line,
+/// before the server listens.
 fn runs_here(model: &contract::Model) -> bool {
     if let Err(why) = (model.available)() {
         let refused = run(&["serve", model.name, "--listen", "127.0.0.1:0"]);
@@ -174,7 +171,7 @@ fn help_has_examples() {
 }
 
 #[test]
-fn completions_know_the_commands() {
+fn completions_contain_the_commands() {
     let script = run(&["completions", "bash"]);
     assert!(script.status.success());
     assert!(text(&script.stdout).contains("compare"));
@@ -226,7 +223,7 @@ fn wrong_usage_is_one_line_and_status_2() {
     assert_error(&run(&["nosuch"]), 2, &["nosuch"]);
 }
 
-/// Options that one protocol has and others have not.
+/// Some options apply to one protocol only.
 #[test]
 fn options_of_another_protocol_are_wrong_usage() {
     let drive = |options: &[&str]| run(&[&["drive", "127.0.0.1:1"], options].concat());
@@ -242,25 +239,29 @@ fn options_of_another_protocol_are_wrong_usage() {
             &["--size", protocol],
         );
     }
-    for (path, what) in [
-        ("files", "/ at its beginning"),
-        ("", "/ at its beginning"),
-        ("http://here/", "/ at its beginning"),
+    for (path, words) in [
+        ("files", "begins with /"),
+        ("", "begins with /"),
+        ("http://here/", "begins with /"),
         ("/a b", "no spaces"),
         ("/a\r\nHost: b", "no spaces"),
         ("/a\u{7f}", "control"),
     ] {
-        assert_error(&drive(&["--protocol", "http", "--path", path]), 2, &[what]);
+        assert_error(&drive(&["--protocol", "http", "--path", path]), 2, &[words]);
     }
     assert_error(&drive(&["--bulk-size", "7"]), 2, &["bulk-size", "8 bytes"]);
     assert_error(&drive(&["--bulk-count", "0"]), 2, &["bulk-count"]);
-    assert_error(&drive(&["--work", "sleep:1s"]), 2, &["no work sleep"]);
+    assert_error(
+        &drive(&["--work", "sleep:1s"]),
+        2,
+        &["no kind of work named sleep"],
+    );
     assert_error(&drive(&["--work-seed", "1"]), 2, &["--work"]);
 }
 
-/// None of these may be taken literally: they overflow clocks, or eat the machine's memory.
+/// Values like these would overflow clocks, or use up the memory of the machine.
 #[test]
-fn absurd_sizes_are_wrong_usage() {
+fn numbers_out_of_range_are_wrong_usage() {
     let drive = |option: &str, value: &str| run(&["drive", "127.0.0.1:1", option, value]);
     let serve = |option: &str, value: &str| run(&["serve", "mio", option, value]);
     let most = "18446744073709551615";
@@ -283,9 +284,9 @@ fn absurd_sizes_are_wrong_usage() {
     assert_error(&run(&["compare", "--runs", "4000000000"]), 2, &["runs"]);
 }
 
-/// A log that can't be written is no reason for a server to die, nor for a command to end with another status.
+/// If the log can't be written, a server keeps working, and a command ends with the same exit status.
 #[test]
-fn a_full_standard_error_changes_nothing() {
+fn full_standard_error_does_not_stop_server_or_change_exit_status() {
     let full = || {
         std::fs::File::options()
             .write(true)
@@ -302,12 +303,12 @@ fn a_full_standard_error_changes_nothing() {
         assert!(tally.contains("\"served\":5"), "{model}: {tally}");
     }
     let status = |arguments: &[&str]| samewire(arguments).stderr(full()).status().unwrap().code();
-    assert_eq!(status(&["drive", &nowhere()]), Some(1));
+    assert_eq!(status(&["drive", &unused_address()]), Some(1));
     assert_eq!(status(&["serve", "nosuch"]), Some(2));
 }
 
 #[test]
-fn a_port_in_use_is_said() {
+fn port_in_use_is_reported_with_a_remedy() {
     let serving = Serving::start(&["mio"]);
     let taken = serving.address.to_string();
     let second = run(&["serve", "threads", "--listen", &taken]);
@@ -320,31 +321,31 @@ fn a_port_in_use_is_said() {
 }
 
 #[test]
-fn nobody_listens_is_said_at_once() {
-    let address = nowhere();
+fn address_without_server_is_reported_at_once() {
+    let address = unused_address();
     assert_error(
         &run(&["drive", &address]),
         1,
-        &["nobody listens", &address, "samewire serve"],
+        &["no server listens", &address, "samewire serve"],
     );
     assert_error(
         &run(&["drive", &address, "--duration", "60s"]),
         1,
-        &["nobody listens"],
+        &["no server listens"],
     );
     assert_error(
         &run(&["drive", &address, "--rate", "100"]),
         1,
-        &["nobody listens"],
+        &["no server listens"],
     );
 }
 
-/// Every model speaks every protocol with our client, and the server's account agrees with the client's.
+/// Every model answers every protocol of the client, and the server's tally agrees with the client's report.
 #[test]
 fn every_model_answers_every_protocol() {
     for model in registry::models().filter(|model| runs_here(model)) {
         for protocol in protocol::PROTOCOLS {
-            // Gigabytes would show nothing more.
+            // Larger messages of bulk would take longer and test nothing more.
             let small = ["--bulk-size", "5000", "--protocol", protocol.name, "--json"];
             let serving = Serving::start(&[&[model.name], &small[..]].concat());
             let address = serving.address.to_string();
@@ -376,7 +377,7 @@ fn every_model_answers_every_protocol() {
 }
 
 #[test]
-fn every_kind_of_load_is_reported_in_words() {
+fn every_kind_of_load_is_reported_as_text() {
     let serving = Serving::start(&["threads"]);
     let address = serving.address.to_string();
     for load in [
@@ -395,38 +396,51 @@ fn every_kind_of_load_is_reported_in_words() {
         &["--size", "64", "--seed", "7"],
     ] {
         let driven = run(&[&["drive", &address, "--connections", "10"], load].concat());
-        let said = text(&driven.stdout);
-        assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
-        assert!(said.contains("availability 100.00 %"), "{said}");
-        assert!(said.contains("failed       none"), "{said}");
+        let printed = text(&driven.stdout);
+        let failed = printed.lines().find(|line| line.starts_with("  failed "));
+        let failed = failed
+            .expect("a line about failures")
+            .trim_start_matches("  failed ")
+            .trim();
+        // An open loop does not wait for the server: on a busy machine its last requests may stay unanswered.
+        let only_unanswered = !failed.contains(',') && failed.ends_with("unanswered at the end");
+        if !(load.contains(&"--rate") && only_unanswered) {
+            assert!(driven.status.success(), "{printed}{}", text(&driven.stderr));
+            assert!(printed.contains("availability 100.00 %"), "{printed}");
+            assert_eq!(failed, "none", "{printed}");
+        }
+        assert!(printed.contains("from the planned send time"), "{printed}");
     }
 }
 
-/// As much as the original: nine megabytes to each of three.
+/// The load of the original: nine megabytes to each of three clients.
 #[test]
-fn bulk_has_its_usual_load() {
+fn bulk_without_options_has_the_load_of_the_original() {
     let serving = Serving::start(&["threads", "--protocol", "bulk"]);
     let address = serving.address.to_string();
     let drive = ["drive", &address, "--protocol", "bulk"];
     let driven = run(&drive);
-    let said = text(&driven.stdout);
-    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
-    assert!(said.contains("3 of 3 requests"), "{said}");
-    assert!(said.contains("data         27.00 MiB received"), "{said}");
+    let printed = text(&driven.stdout);
+    assert!(driven.status.success(), "{printed}{}", text(&driven.stderr));
+    assert!(printed.contains("3 of 3 requests"), "{printed}");
+    assert!(
+        printed.contains("data         27.00 MiB received"),
+        "{printed}"
+    );
     let driven = run(&[&drive[..], &["--json"]].concat());
     let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
     assert_eq!(report["connections"], 3);
     assert_eq!(report["client"]["received_bytes"], 9 * ((3 << 20) + 11));
-    // Three starts of 16 bytes, and a receipt of 21 for each message.
+    // Three start requests of 16 bytes, and a receipt of 21 bytes for each message.
     assert_eq!(report["client"]["sent_bytes"], 3 * 16 + 9 * 21);
     assert!(report["received_bytes_per_s"].as_f64().unwrap() > 0.0);
 }
 
-/// Both sides are told the same, and whoever is told another size finds out.
+/// Client and server have to be given the same size; with another size the client reports a wrong reply.
 #[test]
-fn bulk_of_other_sizes_is_told_to_both_sides() {
+fn bulk_sizes_must_agree_between_client_and_server() {
     for (size, count) in [("8", "1"), ("9", "1000"), ("300001", "7")] {
-        let told = [
+        let same = [
             "--protocol",
             "bulk",
             "--bulk-size",
@@ -434,26 +448,26 @@ fn bulk_of_other_sizes_is_told_to_both_sides() {
             "--bulk-count",
             count,
         ];
-        let serving = Serving::start(&[&["threads"], &told[..]].concat());
+        let serving = Serving::start(&[&["threads"], &same[..]].concat());
         let address = serving.address.to_string();
         let drive = ["drive", &address, "--messages", "4", "--connections", "2"];
-        let driven = run(&[&drive[..], &told].concat());
-        let said = text(&driven.stdout);
-        assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
-        assert!(said.contains("8 of 8 requests"), "{said}");
+        let driven = run(&[&drive[..], &same].concat());
+        let printed = text(&driven.stdout);
+        assert!(driven.status.success(), "{printed}{}", text(&driven.stderr));
+        assert!(printed.contains("8 of 8 requests"), "{printed}");
 
         let other = ["--protocol", "bulk", "--bulk-size", "100"];
         let driven = run(&[&drive[..], &other].concat());
-        let said = text(&driven.stdout);
-        assert_eq!(driven.status.code(), Some(1), "{said}");
-        assert!(said.contains("wrong reply"), "{said}");
+        let printed = text(&driven.stdout);
+        assert_eq!(driven.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("wrong reply"), "{printed}");
     }
 }
 
-/// A receipt, and a start, in two parts: none of that ends the conversation, and both are heard.
+/// A receipt or a start request in two parts does not end the conversation, and both parts are understood.
 #[test]
-fn what_a_peer_of_bulk_says_may_come_in_parts() {
-    let told = [
+fn bulk_receipt_and_start_in_two_parts_are_understood() {
+    let options = [
         "--protocol",
         "bulk",
         "--bulk-size",
@@ -461,7 +475,7 @@ fn what_a_peer_of_bulk_says_may_come_in_parts() {
         "--bulk-count",
         "2",
     ];
-    let serving = Serving::start(&[&["threads", "--json"], &told[..]].concat());
+    let serving = Serving::start(&[&["threads", "--json"], &options[..]].concat());
     let mut peer = TcpStream::connect(serving.address).unwrap();
     peer.set_nodelay(true).unwrap();
     let expected = b"head..tail\r<--EOM-->\r".repeat(2);
@@ -488,38 +502,41 @@ fn what_a_peer_of_bulk_says_may_come_in_parts() {
 }
 
 #[test]
-fn those_that_wait_for_the_work_of_others_are_reported_apart() {
+fn bystanders_of_work_are_reported_separately() {
     let work = ["--work", "wait:1ms@50%", "--work-seed", "3"];
     let serving = Serving::start(&[&["threads"], &work[..]].concat());
     let address = serving.address.to_string();
     let drive = ["drive", &address, "--connections", "10", "--seed", "1"];
     let driven = run(&[&drive[..], &work].concat());
-    let said = text(&driven.stdout);
-    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
-    let others = said.lines().find(|line| line.starts_with("  others "));
-    let others = others.expect("a row for the others");
-    assert!(others.contains("somebody else's work"), "{others}");
+    let printed = text(&driven.stdout);
+    assert!(driven.status.success(), "{printed}{}", text(&driven.stderr));
+    let row = printed
+        .lines()
+        .find(|line| line.starts_with("  bystanders "));
+    let row = row.expect("the report has a row for the bystanders");
+    assert!(row.contains("the work of other requests"), "{row}");
 
     let driven = run(&[&drive[..], &work, &["--json"]].concat());
     let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
-    let count = report["others"]["count"].as_u64().unwrap();
+    let count = report["bystanders"]["count"].as_u64().unwrap();
     assert!((1..100).contains(&count), "{count} of 100");
-    // The share is of the requests, so another seed makes others of them, and no plan makes none.
+    // The share selects requests by their bytes, so another seed selects other requests. Without --work there are no
+    // bystanders.
     let driven = run(&[&drive[..], &["--json"]].concat());
     let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
-    assert_eq!(report["others"], Value::Null);
+    assert_eq!(report["bystanders"], Value::Null);
     let all = run(&[&drive[..], &["--work", "wait:1ms"]].concat());
     assert!(
-        !text(&all.stdout).contains("  others "),
-        "nobody is another"
+        !text(&all.stdout).contains("  bystanders "),
+        "every request has work"
     );
 }
 
-/// A server that can be told what to do with each connection.
+/// Starts a server that passes each connection to `serve`, and returns its address.
 fn wrong_server(serve: fn(TcpStream)) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    // Ends with the test's process.
+    // The thread ends with the process of the test.
     thread::spawn(move || {
         listener
             .incoming()
@@ -529,7 +546,7 @@ fn wrong_server(serve: fn(TcpStream)) -> String {
 }
 
 #[test]
-fn a_wrong_reply_is_caught_and_shown() {
+fn wrong_reply_is_counted_and_shown() {
     let address = wrong_server(|mut stream| {
         let mut line = [0; 100];
         if let Ok(count) = stream.read(&mut line) {
@@ -538,16 +555,16 @@ fn a_wrong_reply_is_caught_and_shown() {
         }
     });
     let driven = run(&["drive", &address, "--connections", "1", "--messages", "1"]);
-    let said = text(&driven.stdout);
-    assert_eq!(driven.status.code(), Some(1), "{said}");
-    assert!(said.contains("1 wrong reply"), "{said}");
-    assert!(said.contains("at byte 2"), "{said}");
-    assert!(said.contains("availability 0.00 %"), "{said}");
+    let printed = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("1 wrong reply"), "{printed}");
+    assert!(printed.contains("at byte 2"), "{printed}");
+    assert!(printed.contains("availability 0.00 %"), "{printed}");
 }
 
-/// Against a server that is written out here: it answers each head with a page.
+/// The server is written in the test: it answers each request head with a page.
 #[test]
-fn http_is_summed_up_as_siege_does() {
+fn http_report_has_the_figures_of_siege() {
     let address = wrong_server(|stream| {
         thread::spawn(move || {
             let mut writer = stream.try_clone().unwrap();
@@ -555,8 +572,8 @@ fn http_is_summed_up_as_siege_does() {
                 match line {
                     Ok(line) if line.is_empty() => {}
                     Ok(line) => {
-                        let asks = line.starts_with("GET ");
-                        assert!(!asks || line == "GET /some/page?q=1 HTTP/1.1");
+                        let is_request = line.starts_with("GET ");
+                        assert!(!is_request || line == "GET /some/page?q=1 HTTP/1.1");
                         continue;
                     }
                     Err(_) => return,
@@ -571,8 +588,8 @@ fn http_is_summed_up_as_siege_does() {
     let options = ["--protocol", "http", "--path", "/some/page?q=1"];
     let drive = ["drive", &address, "--connections", "4", "--messages", "5"];
     let driven = run(&[&drive[..], &options].concat());
-    let said = text(&driven.stdout);
-    assert!(driven.status.success(), "{said}{}", text(&driven.stderr));
+    let printed = text(&driven.stdout);
+    assert!(driven.status.success(), "{printed}{}", text(&driven.stderr));
     for (name, value) in [
         ("transactions", "20"),
         ("availability", "100.00 %"),
@@ -587,15 +604,18 @@ fn http_is_summed_up_as_siege_does() {
         ("longest transaction", "s"),
         ("shortest transaction", "s"),
     ] {
-        let line = said
+        let line = printed
             .lines()
             .find(|line| line.starts_with(&format!("    {name} ")));
-        let line = line.unwrap_or_else(|| panic!("no {name} in: {said}"));
+        let line = line.unwrap_or_else(|| panic!("no {name} in: {printed}"));
         assert!(line.ends_with(value), "{line}");
     }
-    // Nobody knew beforehand what must come.
+    // The expected content was not known before the first reply.
     let content = "  content      5 bytes with XXH3 ";
-    assert!(said.lines().any(|line| line.starts_with(content)), "{said}");
+    assert!(
+        printed.lines().any(|line| line.starts_with(content)),
+        "{printed}"
+    );
     let driven = run(&[&drive[..], &options, &["--json"]].concat());
     let report: Value = serde_json::from_slice(&driven.stdout).unwrap();
     assert_eq!(report["path"], "/some/page?q=1");
@@ -608,7 +628,7 @@ fn http_is_summed_up_as_siege_does() {
     assert!(time("mean_response_ns") <= time("longest_response_ns"));
     assert!(time("received_bytes_per_s") > 0.0);
 
-    // Served all the same, but not this page.
+    // The server answers, but not with this page.
     let address = wrong_server(|mut stream| {
         let _ = stream.read(&mut [0; 1000]);
         let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
@@ -622,28 +642,28 @@ fn http_is_summed_up_as_siege_does() {
         "1",
     ];
     let driven = run(&[&drive[..], &["--messages", "1"]].concat());
-    let said = text(&driven.stdout);
-    assert_eq!(driven.status.code(), Some(1), "{said}");
+    let printed = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{printed}");
     assert!(
-        said.contains("expected status 200, got 404 Not Found"),
-        "{said}"
+        printed.contains("expected status 200, got 404 Not Found"),
+        "{printed}"
     );
 }
 
 #[test]
-fn a_dead_server_does_not_hang_the_client() {
-    // Accepts, and never answers: the connections wait in the backlog.
+fn unresponsive_server_does_not_block_the_client() {
+    // The kernel completes the connections, which wait in the backlog and are never answered.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let arguments = ["drive", &address, "--connections", "2", "--messages", "1"];
     let driven = run(&[&arguments[..], &["--timeout", "100ms"]].concat());
-    let said = text(&driven.stdout);
-    assert_eq!(driven.status.code(), Some(1), "{said}");
-    assert!(said.contains("2 timed out"), "{said}");
+    let printed = text(&driven.stdout);
+    assert_eq!(driven.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("2 timed out"), "{printed}");
 }
 
 #[test]
-fn ctrl_c_ends_a_drive_and_keeps_what_was_measured() {
+fn ctrl_c_ends_a_drive_that_then_reports_its_measurements() {
     let serving = Serving::start(&["mio", "-vv"]);
     let mut driving = samewire(&[
         "drive",
@@ -654,11 +674,11 @@ fn ctrl_c_ends_a_drive_and_keeps_what_was_measured() {
     ])
     .spawn()
     .unwrap();
-    // It has begun when the server has seen a connection.
+    // The drive has begun when the server has logged a connection.
     let mut serving = serving;
     let mut log = BufReader::new(serving.child.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.contains("a peer came") {
+    while !line.contains("connection opened") {
         line.clear();
         assert_ne!(
             log.read_line(&mut line).unwrap(),
@@ -666,32 +686,32 @@ fn ctrl_c_ends_a_drive_and_keeps_what_was_measured() {
             "the server's log ended"
         );
     }
-    // The log must be read on, or the pipe fills up and the server waits for us.
+    // Keep reading the log: if the pipe were full, the server would wait for this test.
     thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
     kill(Pid::from_raw(driving.id() as i32), Signal::SIGINT).unwrap();
-    let mut said = String::new();
+    let mut printed = String::new();
     driving
         .stdout
         .take()
         .unwrap()
-        .read_to_string(&mut said)
+        .read_to_string(&mut printed)
         .unwrap();
-    assert_eq!(driving.wait().unwrap().code(), Some(130), "{said}");
-    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(driving.wait().unwrap().code(), Some(130), "{printed}");
+    let report: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(report["client"]["errors"]["wrong_reply"], 0);
 }
 
 #[test]
-fn serve_stops_gracefully_at_either_signal() {
+fn serve_stops_gracefully_at_sigint_and_sigterm() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let serving = Serving::start(&["tokio", "--json"]);
         let mut idle = TcpStream::connect(serving.address).unwrap();
         idle.write_all(b"one\n").unwrap();
         let mut reply = [0; 4];
         idle.read_exact(&mut reply).unwrap();
-        let (status, said) = serving.stop(signal);
+        let (status, printed) = serving.stop(signal);
         assert_eq!(status, Some(0));
-        let tally: Value = serde_json::from_str(&said).unwrap();
+        let tally: Value = serde_json::from_str(&printed).unwrap();
         assert_eq!(
             (&tally["accepted"], &tally["served"]),
             (&1.into(), &1.into())
@@ -700,34 +720,33 @@ fn serve_stops_gracefully_at_either_signal() {
     }
 }
 
-/// A peer that owes us its attention could hold a stop up for as long as the drain is; who does not want to wait for
-/// that asks twice.
+/// A peer that reads nothing can delay a stop for the whole time of `--drain`. A second signal ends the wait.
 #[test]
-fn a_second_signal_ends_a_server_at_once() {
+fn second_signal_ends_the_server_at_once() {
     for model in registry::models().filter(|model| runs_here(model)) {
         let serving = Serving::start(&[model.name, "--drain", "10m", "--protocol", "upper"]);
         let mut peer = TcpStream::connect(serving.address).unwrap();
         peer.set_nonblocking(true).unwrap();
-        // Until both directions are full: the server can't finish what it owes.
-        let mut refused = 0;
-        while refused < 20 {
+        // Write until both directions are full: then the server can't finish its replies.
+        let mut blocked = 0;
+        while blocked < 20 {
             match peer.write(&[b'x'; 64 * 1024]) {
-                Ok(count) if count > 0 => refused = 0,
+                Ok(count) if count > 0 => blocked = 0,
                 _ => {
-                    refused += 1;
+                    blocked += 1;
                     thread::sleep(std::time::Duration::from_millis(5));
                 }
             }
         }
         serving.signal(Signal::SIGTERM);
-        // Two signals that are pending at the same time are one: wait until the first was taken.
+        // Two pending signals of the same kind are delivered as one: wait until the first has been delivered.
         let process = procfs::process::Process::new(serving.child.id() as i32).unwrap();
         while process.status().unwrap().shdpnd != 0 {
             thread::yield_now();
         }
-        let (status, said) = serving.stop(Signal::SIGTERM);
+        let (status, printed) = serving.stop(Signal::SIGTERM);
         assert_eq!(
-            (status, said.as_str()),
+            (status, printed.as_str()),
             (Some(128 + 15), ""),
             "{}",
             model.name

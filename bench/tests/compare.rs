@@ -1,4 +1,5 @@
-//! `samewire compare` as a whole: real servers, real loads, and what is left of both.
+//! Tests `samewire compare` as a whole, with real servers and real loads: its files, its output, its exit status, and
+//! that it leaves no process behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -13,7 +14,8 @@ use samewire::compare::metric::Metric;
 use samewire::compare::results::{Note, Results, Run};
 use samewire::compare::workload::Workload;
 
-/// Longer than anything here takes on the slowest machine; only a hang gets there.
+/// Longest time that a test waits for something. It is longer than anything takes on the slowest machine, so only a
+/// hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn samewire(arguments: &[&str]) -> Command {
@@ -34,20 +36,20 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A directory that is not there yet.
+/// Returns a path to a directory that does not exist yet, and the temporary directory that contains it.
 fn out() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("deep").join("out");
     (dir, out)
 }
 
-/// The processes that have this one as their parent.
+/// Returns the processes whose parent is this process.
 fn children(parent: u32) -> Vec<i32> {
     processes(|stat| stat.ppid == parent as i32)
 }
 
-/// What a server has forked, itself included: it leads a group.
-fn family(server: i32) -> Vec<i32> {
+/// Returns the server and the processes that it forked: the processes of the group that it leads.
+fn process_group(server: i32) -> Vec<i32> {
     processes(|stat| stat.pgrp == server)
 }
 
@@ -60,8 +62,9 @@ fn processes(wanted: impl Fn(&procfs::process::Stat) -> bool) -> Vec<i32> {
         .collect()
 }
 
-/// Waits until these processes are gone (or are zombies, which only wait for whoever started them to look).
-fn gone(processes: &[i32]) -> bool {
+/// Waits until these processes have ended; zombies, which only wait for their parent, count as ended. Returns false if
+/// one still runs after [`PATIENCE`].
+fn have_ended(processes: &[i32]) -> bool {
     let deadline = Instant::now() + PATIENCE;
     let runs = |&pid: &i32| {
         let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
@@ -76,18 +79,18 @@ fn gone(processes: &[i32]) -> bool {
     true
 }
 
-/// A comparison that would run for an hour, and its standard error. Dropped, it is killed.
-struct Long {
+/// A comparison that would run for an hour, and its standard error. It is killed when it is dropped.
+struct LongComparison {
     child: Child,
     stderr: BufReader<std::process::ChildStderr>,
 }
 
-impl Long {
-    fn start(out: &Path) -> Long {
-        Long::of("mio,threads", out)
+impl LongComparison {
+    fn start(out: &Path) -> LongComparison {
+        LongComparison::of("mio,threads", out)
     }
 
-    fn of(models: &str, out: &Path) -> Long {
+    fn of(models: &str, out: &Path) -> LongComparison {
         let mut child = samewire(&["compare", "--models", models, "--workloads", "max"])
             .args(["--runs", "3600", "--duration", "300ms", "--out", path(out)])
             .stdout(Stdio::piped())
@@ -95,11 +98,11 @@ impl Long {
             .spawn()
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        Long { child, stderr }
+        LongComparison { child, stderr }
     }
 
-    /// Waits for the line that tells that a run is over.
-    fn first_run(&mut self) {
+    /// Waits for the line that reports the end of a run.
+    fn wait_for_run(&mut self) {
         let mut line = String::new();
         while !line.trim_start().starts_with('[') {
             line.clear();
@@ -107,7 +110,7 @@ impl Long {
         }
     }
 
-    /// Waits until the next server process is there, however far it has come.
+    /// Waits until a server process exists, which may not listen yet, and returns all server processes.
     fn servers(&self) -> Vec<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -119,17 +122,17 @@ impl Long {
         }
     }
 
-    /// Waits for a server that has forked as many as its connections are, and gives it and them all.
+    /// Waits for a server that has forked a process for each connection. Returns the server, and its process group.
     fn forked(&self) -> (i32, Vec<i32>) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             for server in children(self.child.id()) {
-                let family = family(server);
-                if family.len() > 100 {
-                    return (server, family);
+                let group = process_group(server);
+                if group.len() > 100 {
+                    return (server, group);
                 }
             }
-            assert!(Instant::now() < deadline, "nothing was forked");
+            assert!(Instant::now() < deadline, "the server forked no processes");
         }
     }
 
@@ -138,7 +141,7 @@ impl Long {
     }
 }
 
-impl Drop for Long {
+impl Drop for LongComparison {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -146,7 +149,7 @@ impl Drop for Long {
 }
 
 #[test]
-fn the_results_are_true() {
+fn results_agree_with_each_other_and_report_prints_them_again() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -181,59 +184,59 @@ fn the_results_are_true() {
         "{}",
         results.command
     );
-    // In the registry's order, however they were named.
+    // The models are in the order of the registry, whatever the order of the option.
     assert_eq!(results.options.models, ["threads", "mio"]);
     assert_eq!(results.runs.len(), 4);
     assert_eq!(results.summary.len(), 4);
     for run in &results.runs {
-        let what = format!("{} {}", run.model, run.workload);
-        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let case = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{case}: {:?}", run.problems);
         let client = run.client.as_ref().unwrap();
-        assert!(client.replies > 0, "{what}");
-        assert_eq!(client.errors.total(), 0, "{what}");
-        assert_eq!(client.per_connection.len(), 20, "{what}");
+        assert!(client.replies > 0, "{case}");
+        assert_eq!(client.errors.total(), 0, "{case}");
+        assert_eq!(client.per_connection.len(), 20, "{case}");
         assert_eq!(
             client.per_connection.iter().sum::<u64>(),
             client.completed,
-            "{what}"
+            "{case}"
         );
-        // Every reply is in the histograms once; what was owed at the end is in the response time too.
+        // Every reply is in the histograms once; unanswered requests are in the response time too.
         let response = client.response_time.decode().unwrap();
         let service = client.service_time.decode().unwrap();
-        assert_eq!(service.len(), client.replies, "{what}");
-        assert_eq!(response.len(), client.replies + client.unanswered, "{what}");
-        assert_eq!(response.len(), client.response_time.count, "{what}");
-        // "pair" answers a line with up to two.
-        assert!(client.sent_bytes >= 64 * client.replies, "{what}");
+        assert_eq!(service.len(), client.replies, "{case}");
+        assert_eq!(response.len(), client.replies + client.unanswered, "{case}");
+        assert_eq!(response.len(), client.response_time.count, "{case}");
+        // The protocol "pair" answers a line with up to two lines.
+        assert!(client.sent_bytes >= 64 * client.replies, "{case}");
         assert!(
             client.received_bytes >= client.sent_bytes - 64 * 20,
-            "{what}"
+            "{case}"
         );
 
         let server = run.server.as_ref().unwrap();
         let tally = server.tally.unwrap();
-        assert!(tally.adds_up(), "{what}: {tally:?}");
-        assert_eq!((tally.accepted, tally.failed), (20, 0), "{what}: {tally:?}");
-        assert_eq!(server.exit.as_deref(), Some("exit status: 0"), "{what}");
+        assert!(tally.adds_up(), "{case}: {tally:?}");
+        assert_eq!((tally.accepted, tally.failed), (20, 0), "{case}: {tally:?}");
+        assert_eq!(server.exit.as_deref(), Some("exit status: 0"), "{case}");
         let expected = if run.model == "threads" { 21.. } else { 1.. };
         assert!(
             expected.contains(&server.threads.unwrap()),
-            "{what}: {:?}",
+            "{case}: {:?}",
             server.threads
         );
 
         let figure =
-            |metric| run.figures[&metric].unwrap_or_else(|| panic!("{what}: no {metric:?}"));
-        // On a machine that is too busy to read a clock in time this is not told.
+            |metric| run.figures[&metric].unwrap_or_else(|| panic!("{case}: no {metric:?}"));
+        // The figure is unknown on a machine that is too busy to read a clock in time.
         if !run.notes.contains(&Note::EdgesMissed) {
-            assert!(figure(Metric::CpuUsPerRequest) > 0.0, "{what}");
+            assert!(figure(Metric::CpuUsPerRequest) > 0.0, "{case}");
         }
-        assert!(figure(Metric::PeakMemoryMib) > 0.0, "{what}");
-        assert!(figure(Metric::ClientBusy) > 0.0, "{what}");
+        assert!(figure(Metric::PeakMemoryMib) > 0.0, "{case}");
+        assert!(figure(Metric::ClientBusy) > 0.0, "{case}");
         if run.workload == Workload::Steady {
-            // 20 connections at 1,000 per second for 0.2 s.
+            // 1,000 requests per second over 20 connections, for 0.2 s.
             let planned = client.replies + client.unanswered;
-            assert!((195..=205).contains(&planned), "{what}: {planned}");
+            assert!((195..=205).contains(&planned), "{case}: {planned}");
         }
     }
 
@@ -243,14 +246,14 @@ fn the_results_are_true() {
         "{report}"
     );
 
-    // Drawn again it is the same.
+    // `samewire report` prints the same tables and writes the same report.
     fs::remove_file(out.join("report.md")).unwrap();
     let again = run(&["report", path(&out)]);
     assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
     assert_eq!(text(&again.stdout), table);
     assert_eq!(fs::read_to_string(out.join("report.md")).unwrap(), report);
 
-    // And never overwritten.
+    // A second comparison does not overwrite the results.
     let second = run(&[
         "compare",
         "--models",
@@ -262,7 +265,7 @@ fn the_results_are_true() {
     ]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
-        text(&second.stderr).contains("max_concurrent results already"),
+        text(&second.stderr).contains("already contains results"),
         "{}",
         text(&second.stderr)
     );
@@ -270,7 +273,7 @@ fn the_results_are_true() {
 }
 
 #[test]
-fn one_at_a_time_starves_the_others_and_that_is_a_result() {
+fn run_of_a_model_that_serves_one_client_at_a_time_is_valid_but_not_ranked() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -304,7 +307,7 @@ fn one_at_a_time_starves_the_others_and_that_is_a_result() {
     };
     let serial = summary("serial", Workload::Crowd);
     let served = serial.figures[&Metric::AllServedS].unwrap();
-    // Each client takes half a second or more, and there are five.
+    // Each of the five clients takes half a second or more.
     assert_eq!(
         (served.value, served.lower_bound, serial.ranked),
         (1.0, true, false)
@@ -315,31 +318,31 @@ fn one_at_a_time_starves_the_others_and_that_is_a_result() {
             .unwrap()
             .lower_bound
     );
-    // It max_concurrent one connection: there is no memory per connection, and that is not zero.
+    // The model serves one connection at a time, so the memory per connection is unknown, which is not zero.
     assert_eq!(
         summary("serial", Workload::Idle).figures[&Metric::KibPerConnection],
         None
     );
     let mio = &summary("mio", Workload::Idle).figures;
     assert!(mio[&Metric::KibPerConnection].unwrap().value > 0.0);
-    // A server that sleeps, beside another one that does: no more than a rounding of what a CPU can do.
+    // A server that sleeps uses almost no CPU time, also while another sleeping server is measured at the same time.
     let idle = mio[&Metric::IdleCpuMsPerS].map_or(0.0, |figure| figure.value);
     assert!(idle < 100.0, "{idle}");
     for run in &results.runs {
         let other = if run.model == "mio" { "serial" } else { "mio" };
-        let company: &[&str] = match run.workload {
+        let beside: &[&str] = match run.workload {
             Workload::Idle => &[other],
             _ => &[],
         };
-        assert_eq!(run.beside, company);
-        let starves = run.model == "serial";
-        assert_eq!(run.notes.contains(&Note::FewerByDesign), starves, "{run:?}");
+        assert_eq!(run.beside, beside);
+        let fewer = run.model == "serial";
+        assert_eq!(run.notes.contains(&Note::FewerByDesign), fewer, "{run:?}");
     }
 }
 
 /// Every process of the tree is measured, and none is left.
 #[test]
-fn what_a_server_forks_is_measured_with_it_and_ends_with_it() {
+fn processes_that_a_server_forks_are_measured_and_ended_with_it() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -361,18 +364,18 @@ fn what_a_server_forks_is_measured_with_it_and_ends_with_it() {
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let results = Results::read(&out).unwrap();
     for run in &results.runs {
-        let what = format!("{} {}", run.model, run.workload);
+        let case = format!("{} {}", run.model, run.workload);
         let server = run.server.as_ref().unwrap();
         let connections = run.connections as u64;
         let processes = server.processes.unwrap();
         if run.model == "fork" {
-            assert_eq!(processes, 1 + connections, "{what}");
-            assert_eq!(server.peak_rss_bytes, None, "{what}");
+            assert_eq!(processes, 1 + connections, "{case}");
+            assert_eq!(server.peak_rss_bytes, None, "{case}");
         } else {
-            assert_eq!(processes, 1, "{what}");
+            assert_eq!(processes, 1, "{case}");
         }
     }
-    // A process that would count all it shares with its parent takes megabytes.
+    // If the pages that a process shares with its parent were counted, each process would take megabytes.
     let idle = results
         .summary
         .iter()
@@ -383,11 +386,11 @@ fn what_a_server_forks_is_measured_with_it_and_ends_with_it() {
     assert!(report.contains("processes"), "{report}");
 }
 
-/// Its workers are as many as it has by default, and not as many as there are CPUs.
+/// The number of workers is the default of the model, and not the number of CPUs.
 #[test]
-fn who_is_held_by_a_peer_gets_as_many_as_it_needs() {
+fn model_whose_workers_serve_one_peer_each_gets_its_default_number_of_workers() {
     let model = samewire::registry::models().find(|one| one.capacity == Capacity::Workers);
-    let model = model.expect("prefork and pool are such models");
+    let model = model.expect("prefork and pool have this capacity");
     let (_dir, out) = out();
     let names = format!("mio,{}", model.name);
     let done = run(&[
@@ -413,20 +416,20 @@ fn who_is_held_by_a_peer_gets_as_many_as_it_needs() {
     );
     let results = Results::read(&out).unwrap();
     for info in &results.models {
-        let held = info.name == model.name;
-        assert_eq!(info.max_concurrent, held.then_some(200), "{info:?}");
-        assert_eq!(info.workers == Some(200), held, "{info:?}");
+        let limited = info.name == model.name;
+        assert_eq!(info.max_concurrent, limited.then_some(200), "{info:?}");
+        assert_eq!(info.workers == Some(200), limited, "{info:?}");
     }
     for run in &results.runs {
         let server = run.server.as_ref().unwrap();
-        let held = run.model == model.name;
-        assert_eq!(server.threads > Some(200), held, "{run:?}");
+        let limited = run.model == model.name;
+        assert_eq!(server.threads > Some(200), limited, "{run:?}");
         assert!(!run.notes.contains(&Note::FewerByDesign), "{run:?}");
     }
 }
 
 #[test]
-fn several_numbers_of_connections_are_a_table_of_costs() {
+fn sweep_prints_the_cost_by_number_of_connections() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -446,8 +449,8 @@ fn several_numbers_of_connections_are_a_table_of_costs() {
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let table = text(&done.stdout);
     for part in [
-        "max by connections",
-        "steady by connections",
+        "max by number of connections",
+        "steady by number of connections",
         "growth",
         "serial was not measured with 5 and 20 connections",
     ] {
@@ -480,9 +483,9 @@ fn several_numbers_of_connections_are_a_table_of_costs() {
     }
 }
 
-/// What is done over connections: big messages, and replies that wait or block. And the figures add up.
+/// Big messages, and replies that wait or block. The figures must agree with each other.
 #[test]
-fn big_messages_and_work_are_measured_if_they_are_named() {
+fn workloads_with_big_messages_or_work_are_measured_if_named() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -505,8 +508,8 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
     for part in [
         "bulk: 20 peers",
         "MB: 10⁶ bytes",
-        "More than 4,000 requests/s there can't be",
-        "block-offload: not measured: mio: there is nowhere to move work to: one thread does everything",
+        "More than 4,000 requests/s are impossible",
+        "block-offload was not measured for mio: the model cannot offload work: one thread does everything",
     ] {
         assert!(table.contains(part), "{part}: {table}");
     }
@@ -527,51 +530,54 @@ fn big_messages_and_work_are_measured_if_they_are_named() {
     assert_eq!(measured, wanted);
     assert_eq!(results.skipped.len(), 1, "{:?}", results.skipped);
     for run in &results.runs {
-        let what = format!("{} {}", run.model, run.workload);
-        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let case = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{case}: {:?}", run.problems);
         let client = run.client.as_ref().unwrap();
         let figure = |metric| run.figures.get(&metric).copied().flatten();
-        assert!(figure(Metric::Availability) > Some(0.0), "{what}");
+        assert!(figure(Metric::Availability) > Some(0.0), "{case}");
         let arguments = run.server_arguments.join(" ");
         match run.workload {
             Workload::Bulk => {
-                assert_eq!(arguments, "--protocol bulk", "{what}");
-                assert_eq!((client.replies, run.requests), (20, Some(20)), "{what}");
+                assert_eq!(arguments, "--protocol bulk", "{case}");
+                assert_eq!((client.replies, run.requests), (20, Some(20)), "{case}");
                 let content = run.reply_bytes.unwrap();
-                assert_eq!(content, 9 << 20, "{what}");
-                assert!(client.received_bytes > 20 * content, "{what}");
+                assert_eq!(content, 9 << 20, "{case}");
+                assert!(client.received_bytes > 20 * content, "{case}");
                 let bytes = figure(Metric::MbPerS).unwrap() * 1e6 * client.window_s;
-                assert!((bytes / (20 * content) as f64 - 1.0).abs() < 1e-6, "{what}");
-                assert!(figure(Metric::AllServedS) > Some(0.0), "{what}");
-                assert!(figure(Metric::PeakMemoryMib) > Some(0.0), "{what}");
+                assert!((bytes / (20 * content) as f64 - 1.0).abs() < 1e-6, "{case}");
+                assert!(figure(Metric::AllServedS) > Some(0.0), "{case}");
+                assert!(figure(Metric::PeakMemoryMib) > Some(0.0), "{case}");
             }
             Workload::Wait => {
                 assert!(arguments.contains("--work wait:5ms"), "{arguments}");
-                // Nobody is answered sooner than after the wait; the histogram keeps three digits.
+                // No reply arrives before the end of the wait; the histogram keeps three digits.
                 let service = client.service_time.decode().unwrap();
-                assert!(service.min() >= 4_990_000, "{what}: {}", service.min());
+                assert!(service.min() >= 4_990_000, "{case}: {}", service.min());
             }
             _ => {
                 assert!(arguments.contains("--work block:5ms@10%"), "{arguments}");
                 let offload = run.workload == Workload::BlockOffload;
                 assert_eq!(arguments.contains("--offload"), offload, "{arguments}");
-                // Three seconds, whatever was asked for: else there are too few.
+                // The window is three seconds despite --duration, because a shorter one has too few samples.
                 let planned = client.replies + client.unanswered;
-                assert!((1_790..=1_810).contains(&planned), "{what}: {planned}");
-                // Nine in ten, and all of them told apart.
-                let others = client.bystanders.count;
-                assert!((1_500..1_750).contains(&others), "{what}: {others}");
-                assert!(figure(Metric::BystandersP99Ms) > Some(0.0), "{what}");
+                assert!((1_790..=1_810).contains(&planned), "{case}: {planned}");
+                // Nine requests in ten are bystanders.
+                let bystanders = client.bystanders.count;
+                assert!((1_500..1_750).contains(&bystanders), "{case}: {bystanders}");
+                assert!(figure(Metric::BystandersP99Ms) > Some(0.0), "{case}");
             }
         }
     }
     let report = fs::read_to_string(out.join("report.md")).unwrap();
-    assert!(report.contains("; in bulk what its name says"), "{report}");
+    assert!(
+        report.contains("; in bulk the protocol of that workload"),
+        "{report}"
+    );
 }
 
-/// Files over HTTP, by each of the ways in which a model can send one: every byte of them is right.
+/// Files over HTTP, sent in each of the ways that the models have: every byte is correct.
 #[test]
-fn files_are_measured_and_every_byte_is_checked() {
+fn files_over_http_are_measured_and_every_byte_is_checked() {
     let (_dir, out) = out();
     let done = run(&[
         "compare",
@@ -592,27 +598,27 @@ fn files_are_measured_and_every_byte_is_checked() {
     let results = Results::read(&out).unwrap();
     assert_eq!(results.runs.len(), 12);
     for run in &results.runs {
-        let what = format!("{} {}", run.model, run.workload);
-        assert!(run.valid(), "{what}: {:?}", run.problems);
+        let case = format!("{} {}", run.model, run.workload);
+        assert!(run.valid(), "{case}: {:?}", run.problems);
         let client = run.client.as_ref().unwrap();
         let size = match run.workload {
             Workload::Http13b => 13,
             Workload::Http13k => 13 << 10,
             _ => 13 << 20,
         };
-        assert_eq!(run.reply_bytes, Some(size), "{what}");
-        assert_eq!(client.errors.total(), 0, "{what}: {:?}", client.examples);
-        assert!(client.replies >= 5, "{what}: {}", client.replies);
-        // Heads come on top, and nothing else.
+        assert_eq!(run.reply_bytes, Some(size), "{case}");
+        assert_eq!(client.errors.total(), 0, "{case}: {:?}", client.examples);
+        assert!(client.replies >= 5, "{case}: {}", client.replies);
+        // Beside the content, the client received only the heads.
         let heads = client.received_bytes - client.replies * size;
-        assert!(heads > 100 * client.replies, "{what}: {heads}");
+        assert!(heads > 100 * client.replies, "{case}: {heads}");
     }
 }
 
-/// More than it max_concurrent and the kernel's queue beside: the rest never gets a connection, and that takes no longer to find
-/// out than it must.
+/// More connections than the model serves and the kernel's queue holds: the rest never gets a connection. Only the
+/// first run waits for that.
 #[test]
-fn what_cannot_be_opened_is_told_and_not_tried_again() {
+fn connections_that_cannot_be_opened_are_reported_and_not_tried_again() {
     let limit = contract::raise_descriptor_limit();
     if !limit.allow(6_000) {
         return;
@@ -650,30 +656,30 @@ fn what_cannot_be_opened_is_told_and_not_tried_again() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_before_anything_is_measured() {
+fn directory_that_cannot_be_written_is_an_error_before_the_first_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
-    // Below a file there is no directory, for root neither.
+    // Not even root can create a directory below a file.
     let done = run(&["compare", "--out", path(&file.join("out"))]);
     assert_eq!(done.status.code(), Some(1));
-    let said = text(&done.stderr);
-    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    let stderr = text(&done.stderr);
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
     assert!(
-        said.contains("cannot write to") && said.contains("--out"),
-        "{said}"
+        stderr.contains("cannot write to") && stderr.contains("--out"),
+        "{stderr}"
     );
     assert!(done.stdout.is_empty());
 }
 
 #[test]
-fn wrong_usage_is_one_line_that_helps() {
+fn wrong_usage_is_one_line_that_names_the_remedy() {
     let usage = |arguments: &[&str], part: &str| {
         let done = run(arguments);
-        let said = text(&done.stderr);
-        assert_eq!(done.status.code(), Some(2), "{said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-        assert!(said.contains(part), "{said}");
+        let stderr = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
     };
     usage(&["compare", "--models", "mio,apache"], "threads");
     usage(&["compare", "--workloads", "max,min"], "steady");
@@ -702,13 +708,13 @@ fn wrong_usage_is_one_line_that_helps() {
 }
 
 #[test]
-fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
+fn interrupted_comparison_keeps_its_runs_and_leaves_no_server() {
     let (_dir, out) = out();
-    let mut long = Long::start(&out);
-    long.first_run();
+    let mut long = LongComparison::start(&out);
+    long.wait_for_run();
     let servers = long.servers();
     kill(long.pid(), Signal::SIGINT).unwrap();
-    // Read on, or a full pipe would keep it from ending.
+    // The rest must be read: a full pipe would keep the comparison from ending.
     let mut rest = String::new();
     long.stderr.read_to_string(&mut rest).unwrap();
     let mut table = String::new();
@@ -719,7 +725,7 @@ fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
         .read_to_string(&mut table)
         .unwrap();
     assert_eq!(long.child.wait().unwrap().code(), Some(130), "{rest}");
-    assert!(gone(&servers));
+    assert!(have_ended(&servers));
     let results = Results::read(&out).unwrap();
     assert!(!results.complete);
     assert!(!results.runs.is_empty());
@@ -728,62 +734,62 @@ fn an_interrupt_keeps_what_was_measured_and_leaves_no_server() {
 }
 
 #[test]
-fn no_server_outlives_a_comparison_that_is_killed() {
+fn killed_comparison_leaves_no_server() {
     let (_dir, out) = out();
-    let mut long = Long::start(&out);
-    long.first_run();
+    let mut long = LongComparison::start(&out);
+    long.wait_for_run();
     let servers = long.servers();
     kill(long.pid(), Signal::SIGKILL).unwrap();
     long.child.wait().unwrap();
-    assert!(gone(&servers));
-    // What earlier blocks measured is there; a block of this comparison is two runs.
+    assert!(have_ended(&servers));
+    // The runs of earlier blocks are in the file; a block of this comparison has two runs.
     assert!(!Results::read(&out).unwrap().complete);
 }
 
-/// However it is ended, and also if a server has no time to end what it forked.
+/// This holds however the comparison ends, also if the server has no time to end the processes that it forked.
 #[test]
-fn nothing_that_a_server_forked_outlives_a_comparison() {
+fn ended_comparison_leaves_no_forked_process() {
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let (_dir, out) = out();
-        let mut long = Long::of("fork", &out);
+        let mut long = LongComparison::of("fork", &out);
         let (_, forked) = long.forked();
         kill(long.pid(), signal).unwrap();
         let mut rest = String::new();
         long.stderr.read_to_string(&mut rest).unwrap();
         long.child.wait().unwrap();
-        assert!(gone(&forked), "{signal}: {rest}");
+        assert!(have_ended(&forked), "{signal}: {rest}");
         if signal == Signal::SIGINT {
-            // Not even one that only waits for somebody to look.
+            // After SIGINT not even a zombie may be left.
             let left = processes(|stat| forked.contains(&stat.pgrp));
             assert!(left.is_empty(), "{left:?}");
         }
     }
 }
 
-/// A server that was killed could not wait for what it had forked, so this program does.
+/// A killed server cannot wait for the processes that it forked, so this program does.
 #[test]
-fn the_orphans_of_a_server_are_ended_and_waited_for() {
+fn orphans_of_a_killed_server_are_ended_and_waited_for() {
     let (_dir, out) = out();
-    let mut long = Long::of("fork", &out);
+    let mut long = LongComparison::of("fork", &out);
     let (server, forked) = long.forked();
     kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    // As long as it is there at all, also as a zombie.
+    // A zombie counts as a process that still exists.
     while !processes(|stat| forked.contains(&stat.pid)).is_empty() {
-        assert!(Instant::now() < deadline, "they are still there");
+        assert!(Instant::now() < deadline, "forked processes still exist");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // It was told, and the comparison went on.
-    long.first_run();
+    // The failed run is reported, and the comparison continues.
+    long.wait_for_run();
     assert!(long.child.try_wait().unwrap().is_none());
 }
 
-/// Only one of two may have the directory, however close they start.
+/// Of two comparisons, only one may use a directory, even if they start at almost the same time.
 #[test]
-fn two_comparisons_do_not_share_a_directory() {
+fn directory_in_use_by_a_comparison_is_refused() {
     let (_dir, out) = out();
-    let mut first = Long::start(&out);
-    first.first_run();
+    let mut first = LongComparison::start(&out);
+    first.wait_for_run();
     let second = run(&["compare", "--models", "mio", "--out", path(&out)]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
@@ -794,7 +800,7 @@ fn two_comparisons_do_not_share_a_directory() {
 }
 
 #[test]
-fn a_full_standard_error_loses_no_results() {
+fn comparison_with_a_full_standard_error_keeps_its_results() {
     let (_dir, out) = out();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let status = samewire(&["compare", "--models", "mio", "--workloads", "max"])

@@ -1,4 +1,4 @@
-//! `samewire drive --misbehave`, run as a user runs it.
+//! Tests of `samewire drive --misbehave`, run as a user runs it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A server of ours, killed if the test fails.
+/// A `mio` server process, killed if the test fails.
 struct Serving {
     child: Child,
     address: String,
@@ -51,7 +51,7 @@ impl Serving {
         }
     }
 
-    /// Its tally.
+    /// Stops the server, and returns its tally.
     fn stop(mut self) -> Value {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
         let mut rest = String::new();
@@ -82,7 +82,7 @@ fn kinds() -> Vec<String> {
 }
 
 #[test]
-fn every_kind_gets_what_it_is_owed_by_a_server_of_ours() {
+fn server_meets_its_obligation_to_every_kind() {
     let kinds = kinds();
     assert_eq!(kinds.len(), 16);
     let server = Serving::start(&[]);
@@ -109,20 +109,20 @@ fn every_kind_gets_what_it_is_owed_by_a_server_of_ours() {
 }
 
 #[test]
-fn once_means_once_and_all_of_them() {
+fn storm_without_duration_runs_every_client_once() {
     let server = Serving::start(&[]);
     let output = run(&["drive", &server.address, "--misbehave", "storm", "--json"]);
     let result = json(&output);
     assert!(output.status.success(), "{result}");
-    for figure in ["clients", "connected", "done"] {
-        assert_eq!(result[figure], 2000, "{result}");
+    for key in ["clients", "connected", "done"] {
+        assert_eq!(result[key], 2000, "{result}");
     }
     assert_eq!(result["stayed"], 0);
     assert_eq!(server.stop()["accepted"], 2000);
 }
 
 #[test]
-fn who_stays_is_told_that_the_server_closed() {
+fn clients_that_stay_report_that_the_server_closed() {
     let server = Serving::start(&["--idle-timeout", "100ms"]);
     for kind in ["silent", "slowloris"] {
         let output = run(&[
@@ -134,20 +134,20 @@ fn who_stays_is_told_that_the_server_closed() {
             "5",
             "--transcript",
         ]);
-        let told = text(&output.stdout);
-        assert!(output.status.success(), "{told}");
-        let line = told
+        let printed = text(&output.stdout);
+        assert!(output.status.success(), "{printed}");
+        let line = printed
             .lines()
             .find(|line| line.contains("closed by"))
             .unwrap();
-        assert!(line.ends_with(" 5"), "{told}");
-        assert!(told.contains("< FIN"), "{told}");
+        assert!(line.ends_with(" 5"), "{printed}");
+        assert!(printed.contains("< FIN"), "{printed}");
     }
     assert_eq!(server.stop()["timed_out"], 10);
 }
 
-/// Answers whatever comes with this, and leaves.
-fn answers(answer: &'static [u8]) -> String {
+/// Starts a server that answers the first bytes of each connection with `answer` and closes, and returns its address.
+fn answering(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
@@ -162,8 +162,8 @@ fn answers(answer: &'static [u8]) -> String {
 }
 
 #[test]
-fn what_is_owed_and_does_not_come_is_told_byte_by_byte() {
-    let address = answers(b"no\n");
+fn wrong_reply_is_reported_with_a_transcript() {
+    let address = answering(b"no\n");
     let arguments = [
         "drive",
         &address,
@@ -173,14 +173,14 @@ fn what_is_owed_and_does_not_come_is_told_byte_by_byte() {
         "3",
     ];
     let output = run(&arguments);
-    let told = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{told}");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
     for words in [
-        "heard a wrong reply",
+        "received a wrong reply",
         "Hello World!:0",
         "< \"no\\n\" (3 bytes)",
     ] {
-        assert!(told.contains(words), "no {words} in {told}");
+        assert!(printed.contains(words), "no {words} in {printed}");
     }
     let output = run(&[&arguments[..], &["--json"]].concat());
     assert_eq!(output.status.code(), Some(1));
@@ -196,10 +196,10 @@ fn what_is_owed_and_does_not_come_is_told_byte_by_byte() {
 }
 
 #[test]
-fn who_is_owed_nothing_can_be_sent_away() {
+fn client_without_obligation_may_be_closed() {
     let output = run(&[
         "drive",
-        &answers(b""),
+        &answering(b""),
         "--misbehave",
         "slowloris",
         "--connections",
@@ -208,37 +208,42 @@ fn who_is_owed_nothing_can_be_sent_away() {
     assert!(output.status.success(), "{}", text(&output.stdout));
 }
 
+/// Asserts that `drive` ends with this exit status and one line with these words.
 #[track_caller]
-fn refused(arguments: &[&str], status: i32, words: &[&str]) {
+fn assert_refused(arguments: &[&str], status: i32, words: &[&str]) {
     let output = run(&[&["drive"], arguments].concat());
-    let complaint = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{complaint}");
-    assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
     for word in words {
-        assert!(complaint.contains(word), "no \"{word}\" in: {complaint}");
+        assert!(message.contains(word), "no \"{word}\" in: {message}");
     }
 }
 
 #[test]
-fn what_can_not_be_is_refused_in_one_line() {
+fn invalid_options_and_missing_servers_are_refused_in_one_line() {
     let here = "127.0.0.1:1";
-    refused(&[here, "--misbehave", "help"], 2, &["slowloris", "storm"]);
-    refused(&[here, "--transcript"], 2, &["--misbehave"]);
+    assert_refused(&[here, "--misbehave", "help"], 2, &["slowloris", "storm"]);
+    assert_refused(&[here, "--transcript"], 2, &["--misbehave"]);
     for option in ["--rate", "--messages", "--size", "--think", "--threads"] {
         let arguments = [here, "--misbehave", "storm", option, "40"];
-        refused(&arguments, 2, &[option]);
+        assert_refused(&arguments, 2, &[option]);
     }
     let arguments = [here, "--misbehave", "slowloris", "--protocol", "upper"];
-    refused(&arguments, 2, &["upper", "slowloris"]);
-    // (Addresses that documentation may name, and nobody has.)
+    assert_refused(&arguments, 2, &["upper", "slowloris"]);
+    // An address from a block that is reserved for documentation (RFC 5737): no machine has it.
     let elsewhere = ["192.0.2.1:7000", "--misbehave", "storm"];
-    refused(
+    assert_refused(
         &elsewhere,
         2,
         &["not on this machine", "--not-only-loopback"],
     );
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = listener.local_addr().unwrap().to_string();
+    let unused = listener.local_addr().unwrap().to_string();
     drop(listener);
-    refused(&[&nobody, "--misbehave", "silent"], 1, &["nobody listens"]);
+    assert_refused(
+        &[&unused, "--misbehave", "silent"],
+        1,
+        &["no server listens"],
+    );
 }

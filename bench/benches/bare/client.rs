@@ -1,5 +1,5 @@
-//! The smallest client that keeps many connections busy: epoll, a read and a write per request. It looks at no reply
-//! and at no clock.
+//! The smallest client that keeps many connections busy: epoll, a read and a write per request. It checks no reply and
+//! measures no latency.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Asks on `connections` connections, one line each at a time, for `warmup` and then for `duration`. Gives the
-/// replies in the latter, and the CPU time that the calling thread used for them.
+/// Sends requests on `connections` connections, one line at a time on each, for `warmup` and then for `duration`. Returns
+/// the number of replies in `duration`, and the CPU time that the calling thread used for them.
 pub(crate) fn drive(
     address: SocketAddr,
     connections: usize,
@@ -52,7 +52,7 @@ pub(crate) fn drive(
             stream.write_all(line)?;
             replies += 1;
         }
-        // Once per turn, not per request.
+        // The clock is read once per turn, not once per request.
         if Instant::now() >= begin {
             match measured_from {
                 None => {
@@ -66,6 +66,7 @@ pub(crate) fn drive(
     }
 }
 
+/// Returns the CPU time of the calling thread.
 fn cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

@@ -1,4 +1,4 @@
-//! compio, a task per connection. One buffer goes with the read, comes back filled, and goes with the write.
+//! compio, a task per connection. One buffer is passed to the read, returned filled, and passed to the write.
 
 use std::convert::Infallible;
 use std::io;

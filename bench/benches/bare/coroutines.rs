@@ -1,5 +1,5 @@
-//! A coroutine per connection, on an epoll hub. The peers here wait for each reply, so that one read per event empties
-//! the socket.
+//! A coroutine per connection, on an epoll hub. The peers here wait for each reply, so one read per event empties the
+//! socket.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};

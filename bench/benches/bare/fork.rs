@@ -1,4 +1,4 @@
-//! A process per connection. (It forks by the contract: to do so is unsafe, and no bench is.)
+//! A process per connection. It forks with the contract crate, because fork(2) is unsafe code and benches have none.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! One thread, edge-triggered. The peers here wait for each reply, so that one read per event empties the socket.
+//! One thread, edge-triggered. The peers here wait for each reply, so one read per event empties the socket.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};

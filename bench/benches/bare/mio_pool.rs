@@ -1,5 +1,5 @@
-//! One thread that waits, edge-triggered, and workers that read and write. A connection goes to a worker by move, and
-//! comes back; an edge that comes meanwhile must be noted even here, or its peer would wait for ever.
+//! One thread that waits, edge-triggered, and workers that read and write. A connection moves to a worker and back. An
+//! edge that arrives in between must be recorded even here, or the peer of that connection would wait for ever.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
@@ -41,7 +41,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<Infallible> {
             Ok(())
         });
     }
-    // None: it is with a worker. And whether an edge came meanwhile.
+    // The connection, `None` while a worker has it, and whether an edge arrived in that time.
     let mut streams: Vec<(Option<TcpStream>, bool)> = Vec::new();
     loop {
         poll.poll(&mut events, None)?;

@@ -1,6 +1,6 @@
-//! Bare references: the smallest echo server that each library allows, and the smallest client. No contract, no
-//! checks, no limits, no account; they answer whatever a read returns. They are what our servers are measured
-//! against, and nothing to start from: most of the mistakes that the contract rules out are in here on purpose.
+//! Bare references: the smallest echo server that each library allows, and the smallest client. They have no contract, no
+//! checks, no limits and no tally, and answer whatever a read returns. The servers of this project are measured against
+//! them. Do not use them as a starting point: they contain on purpose most of the mistakes that the contract rules out.
 
 pub(crate) mod client;
 #[cfg(target_os = "linux")]
@@ -22,10 +22,10 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 
-/// Serves for ever.
+/// Serves until the process is ended.
 pub(crate) type Bare = fn(TcpListener) -> io::Result<Infallible>;
 
-/// Each bare server under the name of the model that it is the reference for.
+/// The bare servers, each under the name of the model that it is the reference for.
 pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("fork", fork::serve),
     ("prefork", prefork::serve),
@@ -36,7 +36,7 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("poll", poll::serve),
     ("mio", mio::serve),
     ("mio-pool", mio_pool::serve),
-    // With one worker, as it has on one CPU, it is mio with a thread and a stop more.
+    // On one CPU `sharded` has one worker: it is `mio` with one more thread and one more stop.
     ("sharded", mio::serve),
     ("coroutines", coroutines::serve),
     ("tokio-local", tokio::serve),
@@ -45,5 +45,5 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     ("compio", compio::serve),
 ];
 
-/// One read takes a whole request and more; the same size as in the servers.
+/// Size of the read buffer, in bytes: as in the servers, and more than a whole request.
 const BUFFER: usize = contract::READ_BUFFER;

@@ -1,4 +1,4 @@
-//! One thread, poll(2). What is reported can be read from without blocking, so the sockets may block.
+//! One thread, poll(2). A socket that is reported can be read without blocking, so the sockets may block.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
@@ -20,7 +20,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<Infallible> {
         );
         poll(&mut wanted, None)?;
         let mut reports = wanted.iter().map(|wanted| !wanted.revents().is_empty());
-        let somebody_came = reports.next() == Some(true);
+        let new_connections = reports.next() == Some(true);
         for (number, (mut stream, ready)) in streams.iter().zip(reports).enumerate() {
             if ready {
                 match stream.read(&mut buffer) {
@@ -32,7 +32,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<Infallible> {
         while let Some(number) = ended.pop() {
             streams.swap_remove(number);
         }
-        if somebody_came {
+        if new_connections {
             while let Ok((stream, _)) = listener.accept() {
                 streams.push(stream);
             }

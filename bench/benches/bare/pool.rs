@@ -1,4 +1,4 @@
-//! As many threads as the server has workers, which take the connections from a queue.
+//! Threads that take the connections from a queue, as many as the server has workers.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};

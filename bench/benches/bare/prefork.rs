@@ -1,4 +1,4 @@
-//! Processes that share a listener: as many as there will be peers, and some.
+//! Processes that share a listener, more than there are peers.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<Infallible> {
     for _ in 0..contract::Capacity::Workers.workers().get() {
         children.fork(|| {
             while let Ok((stream, _)) = listener.accept() {
-                // Who left in a hurry is not missed.
+                // A connection that the peer has reset is no error.
                 let _ = super::fork::echo(stream);
             }
             1

@@ -1,4 +1,4 @@
-//! One thread, select(2). What is reported can be read from without blocking, so the sockets may block.
+//! One thread, select(2). A socket that is reported can be read without blocking, so the sockets may block.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
@@ -28,11 +28,11 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<Infallible> {
                 }
             }
         }
-        let somebody_came = readable.contains(listener.as_fd());
+        let new_connections = readable.contains(listener.as_fd());
         while let Some(number) = ended.pop() {
             streams.swap_remove(number);
         }
-        if somebody_came {
+        if new_connections {
             while let Ok((stream, _)) = listener.accept() {
                 streams.push(stream);
             }

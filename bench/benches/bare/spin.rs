@@ -1,4 +1,4 @@
-//! One thread that reads from all sockets in turn, and waits for none.
+//! One thread that reads from all sockets in turn, and never waits.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};

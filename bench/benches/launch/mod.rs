@@ -1,4 +1,4 @@
-//! A server as a process of its own, for the benches: away from the client's CPU, ended when dropped.
+//! A server as a child process, for the benches: on another CPU than the client, and ended when dropped.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-/// The CPU of the client and that of the server: the first and the last that this process may use.
+/// Returns the CPU of the client and that of the server: the first and the last that this process may use.
 pub(crate) fn cpus() -> anyhow::Result<(usize, usize)> {
     let set = sched_getaffinity(None)?;
     let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
@@ -17,8 +17,8 @@ pub(crate) fn cpus() -> anyhow::Result<(usize, usize)> {
     Ok((first, allowed.next_back().unwrap_or(first)))
 }
 
-/// The command that starts one of ours.
-pub(crate) fn ours(model: &str, protocol: &str, cpu: usize) -> Command {
+/// Returns the command that starts a model of this build.
+pub(crate) fn serve_command(model: &str, protocol: &str, cpu: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_samewire"));
     command
         .args(["serve", model, "--protocol", protocol])
@@ -33,7 +33,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Any that prints `listening on ADDR`.
+    /// Starts a server that prints `listening on ADDR`, and waits for this line.
     pub(crate) fn start(mut command: Command) -> anyhow::Result<Server> {
         let mut child = command
             .stdin(Stdio::null())
@@ -48,23 +48,21 @@ impl Server {
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
-                bail!("the server did not say where it listens, but {line:?}")
+                bail!("the server did not print its address, but {line:?}")
             }
         }
     }
 
-    /// One that says nothing, at an address that it was told.
-    #[allow(dead_code, reason = "one bench of several")]
-    pub(crate) fn start_silently(
-        mut command: Command,
-        address: SocketAddr,
-    ) -> anyhow::Result<Server> {
+    /// Starts a server that prints nothing, and listens on a known address.
+    #[allow(dead_code, reason = "used by one of several benches")]
+    pub(crate) fn start_at(mut command: Command, address: SocketAddr) -> anyhow::Result<Server> {
         let child = command.stdin(Stdio::null()).spawn()?;
         Ok(Server { child, address })
     }
 
+    /// Returns the process number.
     pub(crate) fn pid(&self) -> Pid {
-        // The kernel's largest process number is far below.
+        // The cast loses nothing: the kernel's largest process number is far below 2^31.
         Pid::from_raw(self.child.id().cast_signed())
     }
 }

@@ -1,4 +1,4 @@
-//! What a server process used in the measured window, for the benches that compare.
+//! CPU time of a server process in the measured window, for the benches that compare.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,51 +11,59 @@ use nix::unistd::Pid;
 /// Reads a server's CPU clocks at the edges of the measured window.
 pub(crate) struct Meter {
     root: Pid,
-    seen: Mutex<Seen>,
+    readings: Mutex<Readings>,
 }
 
 #[derive(Default)]
-struct Seen {
-    /// The server, and what it has forked by the beginning of the window: everybody is connected then.
+struct Readings {
+    /// The server, and the processes that it has forked by the beginning of the window: all clients are connected then.
     processes: Vec<Pid>,
-    readings: Vec<Duration>,
+    /// CPU time of all processes together, at each edge of the window.
+    clocks: Vec<Duration>,
 }
 
 impl Meter {
+    /// Returns a meter of the server process `root` and its children.
     pub(crate) fn new(root: Pid) -> Meter {
         Meter {
             root,
-            seen: Mutex::default(),
+            readings: Mutex::default(),
         }
     }
 
-    /// CPU time of all its processes in the window.
+    /// Returns the CPU time that all processes used in the window.
+    ///
+    /// # Errors
+    ///
+    /// A clock could not be read at one of the edges.
     pub(crate) fn used(self) -> anyhow::Result<Duration> {
-        let readings = self.seen.into_inner().unwrap_or_default().readings;
-        let [before, after] = readings[..] else {
+        let clocks = self.readings.into_inner().unwrap_or_default().clocks;
+        let [before, after] = clocks[..] else {
             bail!("the server's CPU time could not be read")
         };
         Ok(after.saturating_sub(before))
     }
 
+    /// Reads the clocks of all processes.
     fn read(&self) {
-        let Ok(mut seen) = self.seen.lock() else {
+        let Ok(mut readings) = self.readings.lock() else {
             return;
         };
-        if seen.processes.is_empty() {
-            seen.processes = processes(self.root);
+        if readings.processes.is_empty() {
+            readings.processes = processes(self.root);
         }
-        // The clock of a whole process: with the threads that have ended.
+        // The clock of a whole process includes the threads that have ended.
         let clock = |process: &Pid| clock_getcpuclockid(*process).and_then(ClockId::now);
-        let clocks: Result<Vec<_>, _> = seen.processes.iter().map(clock).collect();
+        let clocks: Result<Vec<_>, _> = readings.processes.iter().map(clock).collect();
         if let Ok(clocks) = clocks {
-            seen.readings
+            readings
+                .clocks
                 .push(clocks.into_iter().map(Duration::from).sum());
         }
     }
 }
 
-/// A server and its children.
+/// Returns a server process and its children.
 fn processes(root: Pid) -> Vec<Pid> {
     let all = procfs::process::all_processes().into_iter().flatten();
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
@@ -75,7 +83,7 @@ impl Watch for Meter {
     }
 }
 
-/// Sorts, and gives the middle.
+/// Sorts the values, and returns their median.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,4 +1,4 @@
-//! On what it was measured, and what a reader must know before believing a figure.
+//! The machine and build on which a comparison ran, and the warnings that a reader needs before using a figure.
 
 use std::fs;
 use std::time::SystemTime;
@@ -10,8 +10,9 @@ use super::results::Environment;
 use super::runner::server_arguments;
 use crate::placement::Placement;
 
-/// Looks at this machine. To be called before the first load: afterwards the load average is our own.
-pub(super) fn look(settings: &Settings, placement: &Placement) -> Environment {
+/// Reads the properties of this machine and this build. Must be called before the first load: afterwards the load
+/// average contains the load of this program.
+pub(super) fn read_environment(settings: &Settings, placement: &Placement) -> Environment {
     let read = |path: &str| Some(fs::read_to_string(path).ok()?.trim().to_string());
     let info = CpuInfo::current().ok();
     let flags = info.as_ref().and_then(|info| info.flags(0));
@@ -28,7 +29,7 @@ pub(super) fn look(settings: &Settings, placement: &Placement) -> Environment {
             .and_then(|info| info.model_name(0))
             .map(str::to_string),
         cpus: info.as_ref().map(CpuInfo::num_cores),
-        // A flag of x86; elsewhere nobody says.
+        // This flag exists on x86 only; on other architectures the value is unknown.
         virtual_machine: flags.map(|flags| flags.contains(&"hypervisor")),
         governor: placement.server.first().and_then(|cpu| {
             read(&format!(
@@ -54,22 +55,25 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
     let mut warnings = Vec::new();
     if environment.debug_build {
         warnings.push(
-            "this is a debug build: its figures are worthless; measure with cargo run --release"
+            "this is a debug build and its figures are worthless; measure with cargo run --release"
                 .to_string(),
         );
     }
     warnings.extend(placement.warning.clone());
     if let (Some([one, ..]), Some(cpus)) = (environment.load_average, environment.cpus) {
-        // Whatever else runs takes time from one side or the other.
+        // Other programs take CPU time from the client or from the server.
         if f64::from(one) > 0.3 * cpus as f64 {
             warnings.push(format!(
-                "the machine was busy at the start (load average {one:.2} on {cpus} CPUs)"
+                "the machine was busy at the start (load average {one:.2} on {cpus} CPUs); other programs take CPU \
+                 time from client or server, so stop them and measure again"
             ));
         }
     }
     if environment.virtual_machine == Some(true) {
         warnings.push(
-            "this is a virtual machine: its neighbours may have taken CPU time unseen".to_string(),
+            "this is a virtual machine: other virtual machines on the same host may have taken CPU time, \
+             which cannot be seen from here"
+                .to_string(),
         );
     }
     if let Some(governor) = environment
@@ -78,17 +82,18 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
         .filter(|governor| *governor != "performance")
     {
         warnings.push(format!(
-            "the CPU frequency governor is \"{governor}\": the clock may have changed meanwhile"
+            "the CPU frequency governor is \"{governor}\": the clock frequency may have changed between runs; \
+             for steady figures set it to \"performance\""
         ));
     }
     warnings.push(
-        "all on one machine, over loopback: no network card, no loss, no distance; good for comparing servers, \
-         not for predicting one"
+        "client and servers ran on one machine, over loopback: no network card, no packet loss, no distance; use \
+         the figures to compare servers, not to predict the speed of a single one"
             .to_string(),
     );
     if settings.runs < 3 {
         warnings.push(format!(
-            "with {} per model and workload the spread means nothing; use --runs 3 or more",
+            "{} per model and workload cannot show a spread; use --runs 3 or more",
             if settings.runs == 1 {
                 "one run"
             } else {

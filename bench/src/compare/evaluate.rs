@@ -1,4 +1,4 @@
-//! What a run's raw figures mean, and whether to believe them.
+//! Computes the figures of a run from its raw measurements, and checks whether they may be used.
 
 use super::metric::Metric;
 use super::plan::{Case, Settings};
@@ -7,29 +7,32 @@ use super::workload::Workload;
 use crate::format;
 use crate::placement::Placement;
 
-/// A side that uses so much of its CPUs has nothing to spare.
+/// Share of its CPU time from which on a side counts as busy, with no CPU time to spare.
 const BUSY: f64 = 0.9;
 
-/// A client this late (99th percentile) measures itself,
+/// Largest 99th percentile of the client's lag, in nanoseconds. A client with a larger lag measures itself.
 const MOST_LAG_NS: u64 = 1_000_000;
 
-/// and so does one whose lateness is this much of the response times (99th percentile of both).
+/// Largest share of the response time that the client's lag may make up (99th percentile of both).
 const MOST_LAG: f64 = 0.5;
 
-/// Of the planned rate, this much must be achieved.
+/// Share of the planned rate that must be achieved.
 const ENOUGH_OF_THE_RATE: f64 = 0.98;
 
-/// Others that had so much of the CPUs changed the figures. Interrupts and the kernel's own threads have a few percent.
+/// Share of the CPU time from which on other programs count as a disturbance. Interrupts and the kernel's own threads
+/// use a few percent.
 const DISTURBED: f64 = 0.1;
 
-/// The time over which CPU was counted is the window, as the harness met its edges. Late at the beginning, it saw less
-/// of it; late at the end, it saw a server that had nothing to do any more, and took that for cheapness.
+/// Allowed length of the interval over which CPU time was counted, as a share of the window. The harness reads the
+/// clock at the edges of the window. If it is late at the beginning, it counts only a part of the window; if it is late
+/// at the end, it includes time in which the server had nothing to do, and the cost appears too low.
 const INTERVAL: std::ops::RangeInclusive<f64> = 0.5..=1.05;
 
-/// How far Little's law may be off: windows have edges.
+/// Largest relative deviation from Little's law. Requests that cross an edge of the window cause a small deviation.
 const LITTLE: f64 = 0.1;
 
-/// Computes the figures of a run, and says what is wrong with it.
+/// Computes the figures of a run and adds the problems and notes that it finds. Does nothing if the run has no
+/// measurements of the client.
 pub(super) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placement: &Placement) {
     let Some(client) = run.client.take() else {
         return;
@@ -37,21 +40,21 @@ pub(super) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placemen
     let server = run.server.take().unwrap_or_default();
 
     report_problems(run, &client);
-    // A load that has an end has no edges but its own.
-    let met = run.workload.has_an_end()
+    // A load that ends by itself is its own window, so its edges cannot be missed.
+    let edges_met = run.workload.ends_by_itself()
         || share(server.interval_s, Some(client.window_s))
             .is_some_and(|share| INTERVAL.contains(&share));
     let interval = if run.workload.is_transfer() {
-        // Counted from before the load: in what is more than its window, nothing was used for it.
+        // The interval begins before the load, and outside the window the load used no CPU time.
         Some(client.window_s)
     } else {
         server.interval_s
     };
-    let server_cpus = share(server.cpu_s, interval).filter(|_| met);
-    // One thread can't be busier than one CPU, however many there are.
+    let server_cpus = share(server.cpu_s, interval).filter(|_| edges_met);
+    // A thread can use at most one CPU, so a server uses at most as many CPUs as it has threads.
     let threads = (server.threads).map_or(usize::MAX, |threads| threads as usize);
     let usable = placement.server_cpus().min(threads);
-    let mut evaluate = Evaluation {
+    let mut evaluation = Evaluation {
         server_cpus,
         server_busy: share(server_cpus, Some(usable as f64)),
         client_busy: share(
@@ -64,41 +67,42 @@ pub(super) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placemen
         server: &server,
         run,
     };
-    evaluate.resources();
-    if !met && server.interval_s.is_some() {
-        evaluate.note(Note::EdgesMissed);
+    evaluation.resources();
+    if !edges_met && server.interval_s.is_some() {
+        evaluation.note(Note::EdgesMissed);
     }
-    if case.is_short() {
-        evaluate.note(Note::FewerByDesign);
+    if case.exceeds_max_concurrent() {
+        evaluation.note(Note::FewerByDesign);
     }
-    match evaluate.run.workload {
-        Workload::Crowd => evaluate.crowd(),
-        Workload::Max => evaluate.max(),
-        Workload::Steady => evaluate.steady(),
-        Workload::Idle => evaluate.idle(),
+    match evaluation.run.workload {
+        Workload::Crowd => evaluation.crowd(),
+        Workload::Max => evaluation.max(),
+        Workload::Steady => evaluation.steady(),
+        Workload::Idle => evaluation.idle(),
         Workload::Http13b | Workload::Http13k | Workload::Wait | Workload::Compute => {
-            evaluate.max();
-            evaluate.responses();
-            evaluate.available();
+            evaluation.max();
+            evaluation.responses();
+            evaluation.available();
         }
-        Workload::Http13m | Workload::Bulk => evaluate.transfer(),
+        Workload::Http13m | Workload::Bulk => evaluation.transfer(),
         Workload::Block | Workload::BlockOffload => {
-            evaluate.steady();
-            evaluate.others();
+            evaluation.steady();
+            evaluation.bystanders();
         }
     }
     run.client = Some(client);
     run.server = Some(server);
 }
 
-/// Every reply must be right, and there must be one.
+/// Adds a problem if a request failed or if the client received nothing. A run is valid only if every reply is correct
+/// and there is at least one.
 fn report_problems(run: &mut Run, client: &ClientSide) {
     let failed: Vec<_> = client
         .errors
         .kinds()
         .map(|(number, kind)| format!("{} {kind}", format::count(number)))
         .collect();
-    // Of a transfer, how many had what they wanted is what is asked: who failed is in the availability.
+    // A transfer measures how many clients are served, so its failures count in the availability instead.
     if !failed.is_empty() && !run.workload.is_transfer() {
         let example = client
             .examples
@@ -110,7 +114,7 @@ fn report_problems(run: &mut Run, client: &ClientSide) {
             example.unwrap_or_default()
         ));
     } else if client.received_bytes == 0 {
-        run.problems.push("nobody got a reply".to_string());
+        run.problems.push("no client received a reply".to_string());
     }
 }
 
@@ -118,9 +122,10 @@ fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
-    let (part, whole) = part.zip(whole)?;
-    (whole > 0.0).then(|| part / whole)
+/// Divides `part` by `total`; `None` if one of them is unknown or the total is not positive.
+fn share(part: Option<f64>, total: Option<f64>) -> Option<f64> {
+    let (part, total) = part.zip(total)?;
+    (total > 0.0).then(|| part / total)
 }
 
 struct Evaluation<'a> {
@@ -129,7 +134,7 @@ struct Evaluation<'a> {
     settings: &'a Settings,
     client: &'a ClientSide,
     server: &'a ServerSide,
-    /// CPU time over time.
+    /// Mean number of CPUs that the server used: its CPU time divided by the elapsed time.
     server_cpus: Option<f64>,
     server_busy: Option<f64>,
     client_busy: Option<f64>,
@@ -141,8 +146,8 @@ impl Evaluation<'_> {
         self.run.figures.insert(metric, value);
     }
 
-    /// A percentile of this run alone.
-    fn read(&mut self, metric: Metric) {
+    /// Sets a figure to the percentile in the histogram of this run.
+    fn set_from_histogram(&mut self, metric: Metric) {
         let times = metric.distribution().and_then(|wanted| {
             let times = (wanted.times)(self.client);
             match wanted.quantile {
@@ -186,7 +191,7 @@ impl Evaluation<'_> {
         }
     }
 
-    /// How long until all clients had what they wanted.
+    /// Sets the time until all clients were served; the limit, as a lower bound, if not all were.
     fn all_served(&mut self) {
         let client = self.client;
         let all = client.finished_clients == self.case.connections as u64;
@@ -208,8 +213,8 @@ impl Evaluation<'_> {
     fn crowd(&mut self) {
         self.all_served();
         let client = self.client;
-        self.read(Metric::FirstReplyP50Ms);
-        self.read(Metric::FirstReplyMaxMs);
+        self.set_from_histogram(Metric::FirstReplyP50Ms);
+        self.set_from_histogram(Metric::FirstReplyMaxMs);
         if client.never_served > 0 {
             self.lower_bound(Metric::FirstReplyMaxMs);
         }
@@ -218,7 +223,8 @@ impl Evaluation<'_> {
         }
     }
 
-    /// What both loads with a throughput have: rates of the window, so that the edges need not be the very same.
+    /// Sets the figures of loads with a throughput, and returns the replies per second. All are rates, so that the
+    /// intervals of client and server need not be exactly the same.
     fn throughput(&mut self) -> Option<f64> {
         let client = self.client;
         let rate = share(Some(client.completed as f64), Some(client.window_s));
@@ -236,17 +242,17 @@ impl Evaluation<'_> {
             self.server.counters_interval_s,
         );
         self.set(Metric::SwitchesPerRequest, share(switches, rate));
-        let starved = client
+        let without_reply = client
             .per_connection
             .iter()
             .filter(|&&replies| replies == 0)
             .count();
-        self.set(Metric::ConnectionsWithoutReply, starved as f64);
+        self.set(Metric::ConnectionsWithoutReply, without_reply as f64);
         self.content(rate);
         rate
     }
 
-    /// Where replies have content, as much of it as came in whole and right replies.
+    /// Sets the figures of the content, if replies have content. Only content of complete and correct replies counts.
     fn content(&mut self, rate: Option<f64>) {
         let Some((each, rate)) = self.case.workload.reply_bytes().zip(rate) else {
             return;
@@ -272,15 +278,15 @@ impl Evaluation<'_> {
         );
         self.set(Metric::MeanInFlight, client.mean_in_flight);
         let off = client.mean_in_flight / self.case.connections as f64 - 1.0;
-        // Of who max_concurrent fewer this is known, and said.
-        if off.abs() > LITTLE && !self.case.is_short() {
+        // A model that serves fewer connections by design has a note for this already.
+        if off.abs() > LITTLE && !self.case.exceeds_max_concurrent() {
             self.note(Note::OtherInFlight);
         }
         self.client_at_its_limit();
     }
 
     fn client_at_its_limit(&mut self) {
-        // A server whose use is unknown cannot be shown to have been the limit.
+        // If the use of the server is unknown, the server cannot be shown to have been the limit.
         if self.client_busy >= Some(BUSY) && self.server_busy < Some(BUSY) {
             self.run.client_limited = true;
             for metric in [Metric::RequestsPerS, Metric::MbPerS] {
@@ -292,26 +298,26 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Each client wants so much, and then leaves.
+    /// Sets the figures of loads in which each client receives a fixed amount of data and then disconnects.
     fn transfer(&mut self) {
         self.all_served();
         let client = self.client;
         let rate = share(Some(client.completed as f64), Some(client.window_s));
         self.content(rate);
-        // Of what was to be asked: who waits for the first reply could not ask for the second.
+        // The share of all planned requests: a client without its first reply could not send its second request.
         let requests = self.case.requests().map(|requests| requests as f64);
         self.set(
             Metric::Availability,
             share(Some(client.replies as f64), requests),
         );
         if requests.is_some_and(|requests| (client.replies as f64) < requests) {
-            // Parts of bodies took time and CPU time too, and are nowhere counted.
+            // Incomplete bodies took time and CPU time too, but their content is not counted.
             self.run.figures.remove(&Metric::CpuMsPerGb);
             if self.run.figures.contains_key(&Metric::MbPerS) {
                 self.lower_bound(Metric::MbPerS);
             }
         }
-        self.read(Metric::ResponseMaxMs);
+        self.set_from_histogram(Metric::ResponseMaxMs);
         if client.unanswered > 0 {
             self.lower_bound(Metric::ResponseMaxMs);
         }
@@ -324,7 +330,7 @@ impl Evaluation<'_> {
         self.client_at_its_limit();
     }
 
-    /// Requests that were to be answered in the window.
+    /// Returns the number of requests that had to be answered in the window.
     fn planned(&self) -> u64 {
         self.client.replies + self.client.errors.total() + self.client.unanswered
     }
@@ -338,11 +344,11 @@ impl Evaluation<'_> {
         self.set(Metric::UnansweredRequests, client.unanswered as f64);
     }
 
-    /// Percentiles of a histogram with so many requests in it, the unanswered with their age at the end. Where these
-    /// reach down to a percentile, it would have been larger still.
+    /// Sets percentiles of a histogram with this number of requests. Unanswered requests are in the histogram with
+    /// their age at the end, so a percentile that lies among them is a lower bound.
     fn percentiles(&mut self, metrics: &[Metric], requests: u64) {
         for &metric in metrics {
-            self.read(metric);
+            self.set_from_histogram(metric);
             let beyond = metric
                 .distribution()
                 .map_or(0.0, |wanted| 1.0 - wanted.quantile);
@@ -363,7 +369,7 @@ impl Evaluation<'_> {
         self.percentiles(&metrics, self.planned());
     }
 
-    fn others(&mut self) {
+    fn bystanders(&mut self) {
         let metrics = [Metric::BystandersP50Ms, Metric::BystandersP99Ms];
         self.percentiles(&metrics, self.client.bystanders.count);
     }
@@ -373,8 +379,8 @@ impl Evaluation<'_> {
         let client = self.client;
         self.available();
         self.responses();
-        self.read(Metric::ServiceP99Ms);
-        self.read(Metric::LagP99Ms);
+        self.set_from_histogram(Metric::ServiceP99Ms);
+        self.set_from_histogram(Metric::LagP99Ms);
         let planned = self.settings.rate(self.case.workload);
         let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * planned);
         let late = client.lag.p99_ns.is_some_and(|lag| {
@@ -399,10 +405,10 @@ impl Evaluation<'_> {
             (after as f64 - before as f64) / self.case.connections as f64 / 1024.0
         });
         let mut cpus = self.server_cpus;
-        // A protocol that closes after its reply leaves nobody to hold.
+        // If the protocol closes the connection after a reply, no connection stays open.
         let closes = self.settings.protocol.requests_per_connection.is_some();
         let not_held = client.never_served > 0 || closes;
-        if not_held && !self.case.is_short() {
+        if not_held && !self.case.exceeds_max_concurrent() {
             self.note(Note::NotAllHeld);
         }
         if client.completed > 0 {
@@ -433,7 +439,8 @@ mod tests {
         }
     }
 
-    /// A second with 20,000 replies from 100 connections, in which the client was half busy and the server a quarter.
+    /// A run of one second with 20,000 replies on 100 connections; the client was busy for half of the time and the
+    /// server for a quarter.
     fn measured(workload: Workload) -> Run {
         let mut histogram = client::histogram();
         histogram.record_n(100_000, 20_000).unwrap();
@@ -458,11 +465,11 @@ mod tests {
     }
 
     fn evaluated(workload: Workload, change: impl FnOnce(&mut ClientSide, &mut ServerSide)) -> Run {
-        evaluated_as(None, workload, change)
+        evaluated_with_limit(None, workload, change)
     }
 
-    /// A model that max_concurrent so many at a time.
-    fn evaluated_as(
+    /// Evaluates a run of a model that serves at most `max_concurrent` connections at a time.
+    fn evaluated_with_limit(
         max_concurrent: Option<usize>,
         workload: Workload,
         change: impl FnOnce(&mut ClientSide, &mut ServerSide),
@@ -488,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn costs_are_rates_over_rates() {
+    fn cost_per_request_is_a_quotient_of_rates() {
         let run = evaluated(Workload::Max, |_, _| {});
         assert!(run.valid() && !run.client_limited && run.notes.is_empty());
         assert_eq!(get(&run, Metric::RequestsPerS), Some(20_000.0));
@@ -499,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_stays_unknown() {
+    fn figure_whose_counter_was_not_read_is_unknown() {
         let run = evaluated(Workload::Max, |_, server| *server = ServerSide::default());
         for metric in [
             Metric::CpuUsPerRequest,
@@ -514,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn cost_is_not_told_by_a_clock_that_was_read_late() {
+    fn cost_is_unknown_if_the_cpu_clock_was_read_late() {
         let late = |interval| {
             evaluated(Workload::Max, |_, server| {
                 server.interval_s = Some(interval);
@@ -532,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_client_makes_the_throughput_a_lower_bound() {
+    fn throughput_with_a_busy_client_is_a_lower_bound() {
         let busy = |server_cpu: Option<f64>| {
             evaluated(Workload::Max, |client, server| {
                 client.client_cpu_s = 0.95;
@@ -547,12 +554,12 @@ mod tests {
         }
         assert!(
             !busy(Some(0.95)).client_limited,
-            "both were at their limits"
+            "client and server were both at their limits"
         );
     }
 
     #[test]
-    fn a_late_client_is_told() {
+    fn late_client_marks_the_run_as_client_limited() {
         let late = evaluated(Workload::Steady, |client, _| {
             let mut lag = client::histogram();
             lag.record_n(5_000_000, 2_000).unwrap();
@@ -561,7 +568,7 @@ mod tests {
         assert!(late.client_limited);
         assert_eq!(late.notes, [Note::ClientLate]);
         assert!(!evaluated(Workload::Steady, |_, _| {}).client_limited);
-        // Well under a millisecond, but as much as the replies took.
+        // The lag is well under a millisecond, but as long as the response time.
         let mostly_late = evaluated(Workload::Steady, |client, _| {
             client.lag = client.response_time.clone();
         });
@@ -569,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_silence_make_it_invalid() {
+    fn run_with_a_wrong_reply_or_without_replies_is_invalid() {
         let wrong = evaluated(Workload::Max, |client, _| {
             client.errors.wrong_reply = 1;
             client.examples = vec!["byte 3 is x".to_string()];
@@ -578,19 +585,19 @@ mod tests {
             wrong.problems,
             ["requests failed: 1 wrong reply (byte 3 is x)"]
         );
-        let silent = evaluated(Workload::Max, |client, _| client.received_bytes = 0);
-        assert_eq!(silent.problems, ["nobody got a reply"]);
+        let empty = evaluated(Workload::Max, |client, _| client.received_bytes = 0);
+        assert_eq!(empty.problems, ["no client received a reply"]);
     }
 
     #[test]
-    fn starving_is_a_result_and_no_failure() {
+    fn run_with_unanswered_clients_is_valid() {
         let serial = evaluated(Workload::Crowd, |client, _| {
             client.finished_clients = 6;
             client.never_served = 93;
             client.elapsed_s = 6.002;
         });
         assert!(serial.valid());
-        // What was waited for, and not a guess at what it would have been.
+        // The time that was waited, and not an estimate of the time that was needed.
         assert_eq!(get(&serial, Metric::AllServedS), Some(6.0));
         assert_eq!(get(&serial, Metric::ClientsServed), Some(6.0));
         assert!(serial.lower_bounds.contains(&Metric::AllServedS));
@@ -614,25 +621,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_model_cannot_by_design_is_said_as_that() {
-        let starve = |client: &mut ClientSide, _: &mut ServerSide| {
+    fn connections_above_max_concurrent_are_noted_as_by_design() {
+        let serve_half = |client: &mut ClientSide, _: &mut ServerSide| {
             client.mean_in_flight = 50.0;
             client.never_served = 900;
             client.unanswered = 50;
             client.completed = 0;
         };
         for &workload in Workload::DEFAULT {
-            let short = evaluated_as(Some(50), workload, starve);
-            assert!(short.valid());
-            assert_eq!(short.notes, [Note::FewerByDesign], "{workload}");
-            // At its limit it max_concurrent them all, and nothing is to be excused.
-            let enough = evaluated_as(Some(1_000), workload, starve);
+            let fewer = evaluated_with_limit(Some(50), workload, serve_half);
+            assert!(fewer.valid());
+            assert_eq!(fewer.notes, [Note::FewerByDesign], "{workload}");
+            // A server whose limit equals the number of connections can serve all of them, so the note does not apply.
+            let enough = evaluated_with_limit(Some(1_000), workload, serve_half);
             assert!(!enough.notes.contains(&Note::FewerByDesign));
         }
     }
 
     #[test]
-    fn few_unanswered_only_touch_the_tail() {
+    fn few_unanswered_requests_bound_only_the_high_percentiles() {
         let run = evaluated(Workload::Steady, |client, _| client.unanswered = 30);
         assert_eq!(
             run.lower_bounds,
@@ -641,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_per_connection_needs_all_of_them() {
+    fn memory_per_connection_is_unknown_unless_all_connections_are_served() {
         let all = evaluated(Workload::Idle, |client, _| client.completed = 0);
         assert_eq!(get(&all, Metric::KibPerConnection), Some(2.0));
         assert_eq!(get(&all, Metric::IdleCpuMsPerS), Some(250.0));
@@ -657,14 +664,14 @@ mod tests {
     }
 
     #[test]
-    fn what_files_cost_is_told_by_what_came_of_them() {
+    fn cost_of_files_counts_received_content() {
         let files =
             |change: fn(&mut ClientSide, &mut ServerSide)| evaluated(Workload::Http13k, change);
         let run = files(|_, _| {});
         assert!(run.valid() && run.lower_bounds.is_empty());
         let mb = get(&run, Metric::MbPerS).unwrap();
         assert!((mb - 20_000.0 * 13_312.0 / 1e6).abs() < 1e-6, "{mb}");
-        // A quarter of a CPU's second for so much.
+        // A quarter of a second of CPU time for this amount of content.
         let cost = get(&run, Metric::CpuMsPerGb).unwrap();
         assert!((cost - 250.0 / (mb / 1e3)).abs() < 1e-6, "{cost}");
         assert_eq!(get(&run, Metric::CpuUsPerRequest), Some(12.5));
@@ -674,13 +681,13 @@ mod tests {
         assert!(limited.client_limited);
         let bounds = [Metric::RequestsPerS, Metric::MbPerS];
         assert_eq!(limited.lower_bounds, bounds);
-        // Lines have no content to speak of.
+        // Replies of one line have no content figures.
         let lines = evaluated(Workload::Max, |_, _| {});
         assert!(!lines.figures.contains_key(&Metric::MbPerS));
     }
 
     #[test]
-    fn transfers_end_when_all_have_theirs() {
+    fn transfer_measures_availability_and_time_until_all_are_served() {
         let all = |client: &mut ClientSide, server: &mut ServerSide| {
             client.replies = 100;
             client.completed = 100;
@@ -697,7 +704,7 @@ mod tests {
         assert!((mb - 50.0 * 9.0 * 1.048_576).abs() < 1e-6, "{mb}");
         assert!(bulk.lower_bounds.is_empty() && bulk.notes.is_empty());
 
-        // Two requests each; those who got nothing never asked for the second.
+        // Two requests per client; a client without its first reply never sent the second request.
         let half = evaluated(Workload::Http13m, |client, server| {
             all(client, server);
             client.finished_clients = 50;
@@ -709,10 +716,10 @@ mod tests {
         assert_eq!(get(&half, Metric::AllServedS), Some(60.0));
         let bounds = [Metric::AllServedS, Metric::MbPerS, Metric::ResponseMaxMs];
         assert_eq!(half.lower_bounds, bounds);
-        // What was used for halves of bodies too is no cost of the whole ones.
+        // The CPU time includes incomplete bodies, so it is not the cost of the complete ones.
         assert!(!half.figures.contains_key(&Metric::CpuMsPerGb));
 
-        // Who failed is no reason to leave the others out: how many they are is the question.
+        // A failed client does not make a transfer invalid: it lowers the availability.
         let failed = evaluated(Workload::Http13m, |client, server| {
             all(client, server);
             client.finished_clients = 99;
@@ -724,19 +731,19 @@ mod tests {
     }
 
     #[test]
-    fn the_others_are_told_apart_if_there_are_enough() {
+    fn bystander_percentile_with_too_few_samples_is_unknown() {
         let block = evaluated(Workload::Block, |client, _| {
-            let mut others = client::histogram();
-            others.record_n(50_000, 990).unwrap();
-            others.record_n(5_000_000, 10).unwrap();
-            client.bystanders = super::super::results::Times::of(&others).unwrap();
+            let mut bystanders = client::histogram();
+            bystanders.record_n(50_000, 990).unwrap();
+            bystanders.record_n(5_000_000, 10).unwrap();
+            client.bystanders = super::super::results::Times::of(&bystanders).unwrap();
         });
         assert_eq!(
             get(&block, Metric::BystandersP50Ms).map(|ms| ms < 0.1),
             Some(true)
         );
         assert!(get(&block, Metric::ResponseP99Ms).is_some());
-        // 600 per second are planned here, whatever --rate says; 20,000 are not too few.
+        // This workload plans 600 requests per second, whatever --rate is, so 20,000 replies are enough.
         assert!(!block.client_limited, "{:?}", block.notes);
         let few = evaluated(Workload::Block, |client, _| {
             client.bystanders = super::super::results::Times::of(&client::histogram()).unwrap();

@@ -1,4 +1,4 @@
-//! `report.md`: the comparison for those who were not there, such as the readers of a decision record.
+//! Writes `report.md`: the comparison for readers that did not run it, such as those of a decision record.
 
 use std::fmt::Write;
 
@@ -7,10 +7,10 @@ use super::results::{Environment, FILE, Results};
 use super::table::{ResultTable, legend, notes, result_tables};
 use crate::format;
 
-/// The file's name beside `results.json`.
+/// Name of the report file, in the directory of `results.json`.
 pub(super) const NAME: &str = "report.md";
 
-/// The whole report.
+/// Returns the report as Markdown.
 pub(super) fn to_markdown(results: &Results) -> String {
     let mut text = String::new();
     let names: Vec<_> = results
@@ -26,25 +26,26 @@ pub(super) fn to_markdown(results: &Results) -> String {
         .collect();
     let own = match own.is_empty() {
         true => String::new(),
-        false => format!("; in {} what its name says", own.join(", ")),
+        false => format!("; in {} the protocol of that workload", own.join(", ")),
     };
     let _ = writeln!(text, "# Comparison of {}\n", names.join(", "));
     let _ = writeln!(
         text,
-        "One protocol (`{}`, {} bytes per request{own}), one client, every reply checked byte by byte; for each of {} \
-         runs{} a fresh server process, in random order. Measured {} by samewire {}.\n",
+        "All models speak one protocol (`{}`, {} bytes per request{own}) with the same client, which checks every reply \
+         byte by byte. Runs per model and workload: {}{}, each with a fresh server process, in random order. Measured \
+         {} by samewire {}.\n",
         options.protocol,
         options.size_bytes,
         options.runs,
         if options.idle_runs == options.runs {
             String::new()
         } else {
-            format!(" ({} of idle)", options.idle_runs)
+            format!(" ({} in idle)", options.idle_runs)
         },
         results.environment.date,
         results.environment.samewire_version,
     );
-    text.push_str("## Before you believe it\n\n");
+    text.push_str("## Before you use the figures\n\n");
     for warning in &results.environment.warnings {
         let _ = writeln!(text, "- {}", escape(warning));
     }
@@ -52,14 +53,14 @@ pub(super) fn to_markdown(results: &Results) -> String {
         let _ = writeln!(text, "- {}", escape(&note));
     }
     text.push('\n');
-    for sheet in result_tables(results) {
-        text.push_str(&of_sheet(&sheet));
+    for table in result_tables(results) {
+        text.push_str(&table_to_markdown(&table));
     }
     let _ = writeln!(text, "{}\n", escape(&legend(results)));
     text.push_str(&validity(results));
     text.push_str(
-        "## What was compared\n\n\
-         | model | who answers | from | max_concurrent at a time | workers | read it |\n\
+        "## Models\n\n\
+         | model | description | origin | peers served at a time | workers | source |\n\
          | --- | --- | --- | ---: | ---: | --- |\n",
     );
     for model in &results.models {
@@ -94,38 +95,38 @@ pub(super) fn to_markdown(results: &Results) -> String {
     text.push_str(&machine(&results.environment));
     let _ = write!(
         text,
-        "\n## To repeat it\n\n```console\n$ {}\n```\n\nThe seed gives the same order and the same requests. All raw figures and \
-         histograms are in `{FILE}`; `samewire report DIR` draws this page from it.\n",
+        "\n## How to repeat the comparison\n\n```console\n$ {}\n```\n\nThe seed repeats the order of the runs and the \
+         requests. All raw figures and histograms are in `{FILE}`, from which `samewire report DIR` writes this page \
+         again.\n",
         results.command
     );
     text
 }
 
-fn of_sheet(sheet: &ResultTable) -> String {
-    let mut text = format!("## {}\n\n{}\n\n", sheet.title, escape(&sheet.about));
-    let headings: Vec<_> = sheet
+fn table_to_markdown(table: &ResultTable) -> String {
+    let mut text = format!("## {}\n\n{}\n\n", table.title, escape(&table.about));
+    let headings: Vec<_> = table
         .headings
         .iter()
         .map(|heading| heading.replace("/\n", "/").replace('\n', " "))
         .collect();
     let _ = writeln!(text, "| {} |", headings.join(" | "));
     let _ = writeln!(text, "| --- |{}", " ---: |".repeat(headings.len() - 1));
-    for row in &sheet.rows {
-        let cases: Vec<_> = row.iter().map(|case| escape(case)).collect();
-        let _ = writeln!(text, "| {} |", cases.join(" | "));
+    for row in &table.rows {
+        let cells: Vec<_> = row.iter().map(|cell| escape(cell)).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text.push('\n');
     text
 }
 
-/// What shows that the server was measured and not the client.
+/// Returns the section that shows whether the server was measured and not the client.
 fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
-        Medians over the runs. The client must have CPU time to spare where the server is to be the limit; it must \
-        send on time (lag); nobody else should have had the CPUs in use; and in \
-        `max` (and whatever else is a closed loop) as many requests must be under way as there are connections \
-        (Little's law).\n\n\
-        | model | workload | connections | runs used | client busy % | server busy % | others had % | client lag p99 ms | under way on average | peak MiB |\n\
+        Medians over the runs. For the server to be the limit, the client must have CPU time to spare. The client must \
+        send on time (lag). Other programs should not use the CPUs. In `max` and the other closed loops, as many \
+        requests must be under way as there are connections (Little's law).\n\n\
+        | model | workload | connections | runs used | client busy (%) | server busy (%) | other programs (%) | client lag p99 (ms) | mean requests under way | peak memory (MiB) |\n\
         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_string();
     for summary in &results.summary {
@@ -221,39 +222,39 @@ fn machine(environment: &Environment) -> String {
         (
             "CPUs of the client",
             format!(
-                "{} ({} event loops)",
+                "{} (event loops: {})",
                 list(&environment.client_cpus),
                 environment.client_threads
             ),
         ),
         ("CPUs of the server", list(&environment.server_cpus)),
         (
-            "on threads of one core",
+            "client and server share a core",
             yes_no(environment.share_a_core).to_string(),
         ),
         (
-            "every server",
+            "command of every server",
             format!(
-                "samewire serve MODEL --workers N {} (and what its workload is about, such as --protocol)",
+                "samewire serve MODEL --workers N {} (and the arguments of the workload, such as --protocol)",
                 environment.server_arguments.join(" ")
             ),
         ),
     ];
-    let mut text = "\n## On what\n\n| | |\n| --- | --- |\n".to_string();
+    let mut text = "\n## Machine\n\n| | |\n| --- | --- |\n".to_string();
     for (name, value) in rows {
         let _ = writeln!(text, "| {name} | {} |", escape(&value));
     }
     text
 }
 
-/// Keeps Markdown from reading more into a text than is there.
+/// Escapes the characters that have a meaning in Markdown, and replaces line breaks with spaces.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for sign in text.trim_end().chars() {
-        if matches!(sign, '|' | '*' | '<' | '_') {
+    for c in text.trim_end().chars() {
+        if matches!(c, '|' | '*' | '<' | '_') {
             escaped.push('\\');
         }
-        escaped.push(if sign == '\n' { ' ' } else { sign });
+        escaped.push(if c == '\n' { ' ' } else { c });
     }
     escaped
 }
@@ -264,7 +265,7 @@ mod tests {
     use crate::compare::results::tests::full;
 
     #[test]
-    fn the_report_says_what_on_what_and_how_to_repeat_it() {
+    fn report_contains_tables_validity_models_and_command() {
         let mut results = full();
         results.command = "samewire compare --seed 42".to_string();
         results.environment.warnings = vec!["a | b".to_string()];
@@ -279,14 +280,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
-        // A table whose rows differ in their number of cases is drawn as text.
-        let cases = |line: &str| line.replace("\\|", "").matches('|').count();
+        // Markdown shows a table as plain text if its rows differ in their number of cells.
+        let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         let mut before: Option<&str> = None;
         for line in text.lines() {
             if let Some(before) =
                 before.filter(|before| before.starts_with('|') && line.starts_with('|'))
             {
-                assert_eq!(cases(before), cases(line), "{before}\n{line}");
+                assert_eq!(cells(before), cells(line), "{before}\n{line}");
             }
             before = Some(line);
         }

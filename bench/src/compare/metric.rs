@@ -1,93 +1,98 @@
-//! The figures that the tables are made of: what they are called, and which way is better.
+//! The figures of a run: their names, which direction is better, and the histogram that each is read from.
 
 use serde::{Deserialize, Serialize};
 
 use super::results::{ClientSide, Times};
 
-/// One figure of a run. Its unit is part of its name.
+/// Kind of figure of a run. The unit is part of the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// From the first connect until all clients had their replies; the patience, as a lower bound, if they had not.
+    /// Time from the first connect until all clients had their replies, in seconds. If they had not, the longest time
+    /// that was waited for them, as a lower bound.
     AllServedS,
-    /// Clients that got all they asked for.
+    /// Number of clients that received all the replies that they requested.
     ClientsServed,
-    /// Median over clients: from the connect to the first reply.
+    /// Median over the clients of the time from the connect to the first reply, in milliseconds.
     FirstReplyP50Ms,
-    /// The unluckiest client's.
+    /// Time from the connect to the first reply of the client that waited longest, in milliseconds.
     FirstReplyMaxMs,
-    /// Right replies per second.
+    /// Number of correct replies per second.
     RequestsPerS,
-    /// CPU time of the server per right reply.
+    /// CPU time of the server per correct reply, in microseconds.
     CpuUsPerRequest,
-    /// Content of right replies per second, in MB of 10⁶ bytes.
+    /// Content of correct replies per second, in MB of 10⁶ bytes.
     MbPerS,
-    /// CPU time of the server per GB (10⁹ bytes) of such content.
+    /// CPU time of the server per GB (10⁹ bytes) of content in correct replies, in milliseconds.
     CpuMsPerGb,
-    /// Context switches of the server's threads per right reply.
+    /// Number of context switches of the server's threads per correct reply.
     SwitchesPerRequest,
-    /// Jain's index of the replies per connection.
+    /// Jain's fairness index of the replies per connection: 1 if all connections received the same number.
     Fairness,
-    /// Replies to the worst served connection.
+    /// Number of replies on the connection that received the fewest.
     FewestRepliesPerConnection,
-    /// Replies to the best served connection.
+    /// Number of replies on the connection that received the most.
     MostRepliesPerConnection,
-    /// Connections without any reply in the window.
+    /// Number of connections without any reply in the window.
     ConnectionsWithoutReply,
-    /// Requests under way on average, by Little's law.
+    /// Mean number of requests under way, by Little's law.
     MeanInFlight,
-    /// Median response time, from the planned send.
+    /// Median response time, from the planned send time, in milliseconds.
     ResponseP50Ms,
-    /// 99th percentile of it.
+    /// 99th percentile of the response time, in milliseconds.
     ResponseP99Ms,
-    /// 99.9th percentile of it.
+    /// 99.9th percentile of the response time, in milliseconds.
     #[serde(rename = "response_p99_9_ms")]
     ResponseP999Ms,
-    /// The longest response time.
+    /// Longest response time, in milliseconds.
     ResponseMaxMs,
-    /// Median response time of the requests before whose replies the server had nothing to do.
+    /// Median response time of the bystanders, in milliseconds. Bystanders are the requests before whose replies the
+    /// server had no work to do.
     BystandersP50Ms,
-    /// 99th percentile of it.
+    /// 99th percentile of the response time of the bystanders, in milliseconds.
     BystandersP99Ms,
-    /// 99th percentile of the service time, from the actual send: without the correction.
+    /// 99th percentile of the service time, in milliseconds: from the actual send time, without the correction for
+    /// coordinated omission.
     ServiceP99Ms,
-    /// Right replies over planned requests, 0 to 1.
+    /// Correct replies divided by planned requests, 0 to 1.
     Availability,
-    /// Planned requests without an answer at the end.
+    /// Number of planned requests that were unanswered at the end.
     UnansweredRequests,
-    /// 99th percentile of how late the client itself was.
+    /// 99th percentile of the lag of the client (actual send time minus planned send time), in milliseconds.
     LagP99Ms,
-    /// Memory that one more idle connection takes in the server's processes.
+    /// Memory that one more idle connection takes in the server's processes, in KiB.
     KibPerConnection,
-    /// CPU time of the server in a second in which all connections are silent.
+    /// CPU time of the server per second while all connections are idle, in milliseconds.
     IdleCpuMsPerS,
-    /// Memory of its own, of all the server's processes.
+    /// Anonymous and shared memory of all processes of the server, each page counted once, in MiB.
     MemoryMib,
-    /// Threads of the server under load, over all processes.
+    /// Number of threads of the server under load, over all processes.
     Threads,
-    /// Processes of the server under load.
+    /// Number of processes of the server under load.
     Processes,
-    /// The most memory that was resident; only of a server that does not fork.
+    /// Peak resident memory of the server, in MiB; only for a server that does not fork.
     PeakMemoryMib,
-    /// By how much that grew with the load, per connection.
+    /// Growth of the peak resident memory under the load, per connection, in KiB.
     PeakKibPerConnection,
-    /// CPU time of the server over that of its CPUs, 0 to 1.
+    /// CPU time of the server divided by the time of the CPUs that it can use, 0 to 1.
     ServerBusy,
-    /// CPU time of the client over that of its threads, 0 to 1.
+    /// CPU time of the client divided by the time of its threads, 0 to 1.
     ClientBusy,
-    /// What others had of all CPUs in use, 0 to 1.
+    /// Share of the time of all CPUs in use that other programs had, 0 to 1.
     OtherProgramsBusy,
 }
 
-/// Which way is better.
+/// Direction in which a figure is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Better {
+    /// A larger value is better.
     Higher,
+    /// A smaller value is better.
     Lower,
 }
 
 impl Metric {
-    /// All of them.
+    /// All figures.
     #[cfg(test)]
     pub(super) const ALL: [Metric; 34] = [
         Metric::AllServedS,
@@ -126,7 +131,8 @@ impl Metric {
         Metric::OtherProgramsBusy,
     ];
 
-    /// Which way is better, for the figures by which models are compared; the others explain those.
+    /// Returns the direction in which a figure is better; `None` for figures by which models are not ranked because
+    /// they only explain the others.
     pub(super) fn better(self) -> Option<Better> {
         match self {
             Metric::RequestsPerS | Metric::MbPerS => Some(Better::Higher),
@@ -143,7 +149,7 @@ impl Metric {
         }
     }
 
-    /// What it costs the server, and not how long it takes.
+    /// Returns whether the figure is a cost of the server (CPU time or memory), and not a time that a client waits.
     pub(super) fn is_cost(self) -> bool {
         matches!(
             self,
@@ -155,12 +161,13 @@ impl Metric {
         )
     }
 
-    /// How much is done: of a client that was the limit it is a lower bound, and no less true.
+    /// Returns whether the figure is a throughput. If the client was the limit, a throughput is a valid lower bound.
     pub(super) fn is_throughput(self) -> bool {
         matches!(self, Metric::RequestsPerS | Metric::MbPerS)
     }
 
-    /// The histogram it is read from, and where; `None` for figures that are counted.
+    /// Returns the histogram and the quantile that the figure is read from; `None` for figures that are not read from a
+    /// histogram.
     pub(super) fn distribution(self) -> Option<Distribution> {
         let (times, quantile): (fn(&ClientSide) -> &Times, f64) = match self {
             Metric::FirstReplyP50Ms => (|client| &client.first_reply, 0.5),
@@ -179,9 +186,10 @@ impl Metric {
     }
 }
 
-/// Where in which histogram.
+/// Histogram and quantile that a figure is read from.
 pub(super) struct Distribution {
+    /// Function that returns the histogram of a client.
     pub(super) times: fn(&ClientSide) -> &Times,
-    /// 1 is the maximum.
+    /// Quantile, 0 to 1; 1 is the maximum.
     pub(super) quantile: f64,
 }

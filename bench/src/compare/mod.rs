@@ -1,8 +1,11 @@
-//! `samewire compare`: runs models on workloads, and compares them. `samewire report` draws the reports again.
+//! Implements `samewire compare`, which runs models on workloads and compares them, and `samewire report`, which
+//! prints the tables and writes the report of an earlier comparison again.
 //!
-//! Who reads on: `workload` is what is asked, `plan` how much of it and in which order, `case` how one run of it is
-//! measured, `server` and `process` the server in it and what it uses, `evaluate` what that means and whether to believe
-//! it; `results` is the file, `summary` what several runs say together, `table` and `markdown` how it is shown.
+//! The modules in the order in which a comparison uses them: `workload` defines the loads, `plan` the amount and order
+//! of the runs, `environment` describes the machine, `runner` measures one batch of runs, and `evaluate` computes the
+//! figures of a run and checks whether they may be used. `results` is the file format, `metric` lists the figures,
+//! `summary` combines the runs of one model, and `table` and `markdown` show the result. The server process and its
+//! resources are in the modules `child` and `resources` of this crate.
 
 mod environment;
 mod evaluate;
@@ -39,39 +42,40 @@ use crate::target::{ExternalServer, Target, quoted};
 use crate::{interrupt, list, output, registry, target};
 use plan::{Batch, Case, IDLE_CONNECTIONS, QUICK_MODELS, Settings};
 use progress::CompareProgress;
-use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_whole};
+use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_atomically};
 use runner::Runner;
 use workload::{BLOCK_RATE, LIMIT, Workload};
 
 /// Options of `compare`.
 #[derive(Debug, Args)]
 #[command(after_help = "Workloads:
-  crowd    many clients come at once and take their time: how long until all are served?
-  max      closed loop without pause: the most requests per second, and what one costs
-  steady   open loop at one rate for all: how long replies take, from the planned send time
-  idle     a thousand silent connections: what they cost
+  crowd    many clients connect at once and pause between requests: how long until all are served?
+  max      closed loop without pause: how many requests per second at most, at what CPU cost?
+  steady   open loop at the same rate for all models: how long do replies take?
+  idle     1,000 idle connections: how much memory and CPU time do they cost?
 
-And, if --workloads names them (all: everything):
+Workloads that run only if --workloads names them (or names all):
   http-13b, http-13k  a small file over HTTP/1.1, in a closed loop
-  http-13m            a file of 13 MiB for each user at once: are all served, how fast, at what cost?
+  http-13m            a 13 MiB file for each user at once: are all served, how fast, at what cost?
   bulk                the same with 3 messages of 3 MiB for each peer (--protocol bulk)
   wait                each reply waits 5 ms for something slow: how many can wait at a time?
-  block               one reply in ten keeps its thread for 5 ms: how long do the others take?
-  block-offload       the same, moved to other threads (--offload), of the models that can
-  compute             each reply takes 200 µs of CPU time: what is left of the differences?
+  block               one reply in ten blocks its thread for 5 ms: how long do the other nine take?
+  block-offload       the same on other threads (--offload), for the models that support it
+  compute             each reply takes 200 µs of CPU time: how far do the models still differ?
 
-Several numbers of --connections are a sweep: what a request costs the server, by the number of
-connections, in max (all are busy) and steady (a few of many are). What a model cannot hold at a
-time by design (serial, and those of a fixed number of workers) is left out of it. All models with
-four numbers take ten minutes. Of http-*, bulk, wait and compute there is a table for each number.
+Several values of --connections run a sweep: the CPU time per request by number of connections, in
+max (all connections are busy) and in steady (a few of many are busy). The sweep leaves out the
+numbers of connections that a model cannot serve at a time by design (serial, and models with a
+fixed number of workers). All models with four values take ten minutes. For http-*, bulk, wait and
+compute the sweep prints one table per value.
 
-The models of --quick are one of each idea: serial, threads, pool, mio, coroutines, tokio, smol,
+--quick compares one model of each idea: serial, threads, pool, mio, coroutines, tokio, smol,
 uring.
 
 Examples:
   samewire compare                                           all models, within four minutes
-  samewire compare --quick                                   a few models, within a minute and a half
-  samewire compare --models threads,mio --runs 10        two models, more runs
+  samewire compare --quick                                   a few models, within 90 seconds
+  samewire compare --models threads,mio --runs 10            two models, more runs
   samewire compare --models poll,mio --connections 10,100,1000,10000
   samewire compare --workloads steady --rate 20000 --duration 10s --out results/steady
   samewire compare --workloads http-13m,bulk --connections 100,1000
@@ -79,21 +83,23 @@ Examples:
   samewire compare --models threads,mio --with 'mine=python3 server.py {port}'
   samewire compare --json > results.json
 
-A server of --with is asked to speak the --protocol, on the workloads that need nothing else of it.
+A server of --with must speak the protocol of --protocol. It runs on the workloads that need
+nothing else from the server.
 
-Exit status 0 if all was measured, 1 if a run failed, 2 for wrong usage, 130 if it was interrupted; what was
-measured until then is kept.")]
+Exit status: 0 if everything was measured, 1 if a run failed, 2 for wrong usage, 130 if
+interrupted. After an interrupt, the runs that were measured until then are kept.")]
 pub struct CompareArgs {
-    /// Which models [default: all that can run here]; none: only those of --with
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_asked)]
+    /// Models to compare [default: all that can run here]; none: only the servers of --with
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_selection)]
     models: Vec<ModelSelection>,
 
-    /// A server that is not ours, and how to start it; may be repeated. {port} stands for the port it is to listen on;
-    /// {idle-timeout}, {drain} (in seconds) and {max-connections} for what else it can be told
+    /// External server to compare, and the command that starts it; may be repeated. {port} stands for the port on
+    /// which it must listen; {idle-timeout}, {drain} (both in seconds) and {max-connections} are optional placeholders
+    /// for these settings
     #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
     with: Vec<ExternalServer>,
 
-    /// Which workloads [default: the first four; max and steady with several numbers of --connections]
+    /// Workloads to run [default: crowd,max,steady,idle; max,steady with several values of --connections]
     #[arg(
         long,
         value_name = "NAMES",
@@ -103,48 +109,49 @@ pub struct CompareArgs {
     )]
     workloads: Vec<&'static [Workload]>,
 
-    /// Fewer models and shorter windows; --models, --duration and the like override that
+    /// Compare fewer models with shorter windows; --models, --duration and the like override that
     #[arg(long)]
     quick: bool,
 
-    /// ChildServer processes per model and workload; three are needed to see a spread [default: 3; 1 in idle]
+    /// Runs per model and workload, each with a fresh server process; a spread needs at least 3 [default: 3; 1 in
+    /// idle]
     #[arg(long, alias = "launches", value_name = "N", value_parser = parse_runs)]
     runs: Option<u32>,
 
-    /// Measure max, steady and what else has no end for this long in each run; block for 3s at least [default:
-    /// 800ms; 500ms with --quick]
+    /// Measured time per run of the workloads that run for a time, except idle; at least 3s in block and block-offload
+    /// [default: 800ms; 500ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     duration: Option<Duration>,
 
-    /// Measure the silence of idle for this long in each run
+    /// Measured time per run of idle
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
     idle_duration: Duration,
 
-    /// Connections, in all workloads but idle; several numbers are a sweep
+    /// Number of connections, in all workloads except idle; several values run a sweep
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "100", value_parser = parse_connections)]
     connections: Vec<NonZero<usize>>,
 
-    /// Requests per second of steady, over all connections: below what every model can do
+    /// Requests per second of steady, over all connections; choose a rate that every model can serve
     #[arg(long, value_name = "N", default_value = "5000", value_parser = parse_rate)]
     rate: f64,
 
-    /// How long crowd waits for a server at most [default: 3s]
+    /// How long crowd waits at most for all clients to be served [default: 3s]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     patience: Option<Duration>,
 
-    /// What to say (see `samewire list`), in the workloads that are not about one protocol
+    /// Protocol of the workloads that do not require a certain one (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 
-    /// Bytes per request, with the line's end
+    /// Bytes per request, including the end of the line; from 32
     #[arg(long, value_name = "BYTES", default_value = "64", value_parser = parse_size)]
     size: usize,
 
-    /// The same seed measures in the same order and asks the same [default: random]
+    /// Seed of the order of the runs and of the requests; the same seed repeats both [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Where the results go; must not hold any yet [default: results/DATE]
+    /// Directory for the results; must not contain results yet [default: results/DATE]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -153,22 +160,23 @@ pub struct CompareArgs {
     json: bool,
 }
 
-/// One of `--models`.
+/// One value of `--models`.
 #[derive(Debug, Clone, Copy)]
 enum ModelSelection {
     Model(&'static Model),
-    /// So that external servers can be compared with nobody else.
-    Nobody,
+    /// The value `none`: only the external servers are compared.
+    ExternalOnly,
 }
 
-fn parse_asked(name: &str) -> Result<ModelSelection, String> {
+fn parse_selection(name: &str) -> Result<ModelSelection, String> {
     match name {
-        "none" => Ok(ModelSelection::Nobody),
+        "none" => Ok(ModelSelection::ExternalOnly),
         name => parse_model(name).map(ModelSelection::Model),
     }
 }
 
-/// Who names a model wants it: it is not left out with a note.
+/// Finds a model by its name. A model that cannot run here is an error because the user named it; without `--models`
+/// such a model is left out with a note.
 fn parse_model(name: &str) -> Result<&'static Model, String> {
     runs_here(registry::find(name)?)
 }
@@ -182,7 +190,7 @@ fn runs_here(model: &'static Model) -> Result<&'static Model, String> {
 
 fn parse_runs(text: &str) -> Result<u32, String> {
     let runs = text.parse().ok().filter(|runs| (1..=10_000).contains(runs));
-    runs.ok_or_else(|| "write a number from 1 to 10000".to_string())
+    runs.ok_or_else(|| "must be a number from 1 to 10000".to_string())
 }
 
 /// Options of `report`.
@@ -190,39 +198,43 @@ fn parse_runs(text: &str) -> Result<u32, String> {
 #[command(after_help = "Example:
   samewire report results/2026-01-31T120000Z")]
 pub struct ReportArgs {
-    /// The directory that `compare` wrote
+    /// Directory that `samewire compare` wrote
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
 
-/// Draws the tables and the report of an earlier comparison again.
+/// Prints the tables of an earlier comparison and writes its `report.md` again.
 ///
 /// # Errors
 ///
-/// There is none in that directory, or the report cannot be written.
+/// Returns an error if the directory has no results of this schema, if nothing was measured in them, or if the output
+/// cannot be written.
 pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let results = Results::read(&args.dir)?;
     if results.runs.is_empty() {
         bail!(
-            "nothing was measured in {}: {}",
+            "{} contains no measured runs: {}",
             args.dir.display(),
             if results.complete {
-                "these models can do nothing of what was asked for"
+                "the chosen models support none of the chosen workloads"
             } else {
-                "it was interrupted before its first run ended"
+                "the comparison was interrupted before its first run ended"
             }
         );
     }
     output::print(&table::to_text(&results, output::width()))?;
-    write_whole(&args.dir, markdown::NAME, &markdown::to_markdown(&results))?;
+    write_atomically(&args.dir, markdown::NAME, &markdown::to_markdown(&results))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the comparison, shows it, and writes it down.
+/// Runs a comparison, prints its tables or its JSON, and writes `results.json` and `report.md`.
+///
+/// The exit code is 0 if everything was measured, 1 if a run failed, 2 for wrong usage, and 130 after an interrupt.
 ///
 /// # Errors
 ///
-/// In one line: what kept it from being measured at all, or from being written.
+/// Returns an error if the comparison cannot be started (too few descriptors, an external server that does not start,
+/// a directory that cannot be used), or if its output cannot be written.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let settings = match Settings::of(args) {
         Ok(settings) => settings,
@@ -236,17 +248,18 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         Path::new("results").join(now.replace(':', ""))
     });
     let descriptors = raise_descriptor_limit();
-    enough_descriptors(&settings, descriptors)?;
+    require_descriptors(&settings, descriptors)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     interrupt::catch(&interrupted)?;
 
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    // Everything that this process starts from here on is on the client's CPUs, until it says otherwise.
+    // Every process and thread that this process starts from here on runs on the CPUs of the client, until it sets its
+    // own CPUs.
     let placement = Placement::take();
     crate::child::adopt_orphans();
-    // Both before minutes of work, not after.
-    try_out(&args.with, &placement)?;
-    claim(&out)?;
+    // Both can fail, and must fail before minutes of measuring and not after.
+    try_external_servers(&args.with, &placement)?;
+    claim_directory(&out)?;
     let (models, mut infos) = models(args, &placement);
     let mut targets: Vec<Target> = models.iter().copied().map(Target::Model).collect();
     for external in &args.with {
@@ -259,7 +272,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         schema: SCHEMA,
         complete: false,
         command: command(args, &settings, &models, seed),
-        environment: environment::look(&settings, &placement),
+        environment: environment::read_environment(&settings, &placement),
         options: Options {
             models: infos.iter().map(|model| model.name.clone()).collect(),
             workloads: settings.workloads.clone(),
@@ -284,20 +297,21 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         summary: Vec::new(),
     };
     announce(&results, &batches);
-    let save = |results: &Results| write_whole(&out, results::FILE, &results.to_json()?);
-    let bench = Runner {
+    let save = |results: &Results| write_atomically(&out, results::FILE, &results.to_json()?);
+    let runner = Runner {
         settings: &settings,
         placement: &placement,
         began: Instant::now(),
         interrupted: &interrupted,
     };
-    measure(&bench, &batches, &mut results, &save);
+    measure(&runner, &batches, &mut results, &save);
     results.summary = summary::summarise(&results)?;
     finish(args, &out, &results)
 }
 
-/// Makes the directory, and takes it for this comparison: by a results.json that nobody else can have made first.
-fn claim(dir: &Path) -> anyhow::Result<()> {
+/// Creates the directory and reserves it for this comparison: it creates `results.json` and fails if that file exists,
+/// so that of two comparisons only one gets the directory.
+fn claim_directory(dir: &Path) -> anyhow::Result<()> {
     let cannot = || {
         format!(
             "cannot write to {}; name another directory with --out",
@@ -307,8 +321,8 @@ fn claim(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(cannot)?;
     match fs::File::create_new(dir.join(results::FILE)) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(
-            "{} max_concurrent results already, and they are not overwritten; name another directory with --out, \
-             or see them with samewire report {}",
+            "{} already contains results, which are not overwritten; name another directory with --out, \
+             or print these results with samewire report {}",
             dir.display(),
             dir.display()
         ),
@@ -316,19 +330,20 @@ fn claim(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// What can be measured, and all that was asked for. Each once, in the order of the registry.
+/// Returns the selected models that can run here, and a description of all selected models. Both contain each model
+/// once, in the order of the registry.
 fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Vec<ModelInfo>) {
-    let asked = |model: &&'static Model| {
+    let selected = |model: &&'static Model| {
         if args.models.is_empty() {
             !args.quick || QUICK_MODELS.contains(&model.name)
         } else {
-            let named = |asked: &ModelSelection| matches!(asked, ModelSelection::Model(one) if one.name == model.name);
+            let named = |one: &ModelSelection| matches!(one, ModelSelection::Model(one) if one.name == model.name);
             args.models.iter().any(named)
         }
     };
     let mut available = Vec::new();
     let mut infos = Vec::new();
-    for model in registry::models().filter(asked) {
+    for model in registry::models().filter(selected) {
         let unavailable_reason = (model.available)().err();
         if unavailable_reason.is_none() {
             available.push(model);
@@ -349,8 +364,8 @@ fn models(args: &CompareArgs, placement: &Placement) -> (Vec<&'static Model>, Ve
     (available, infos)
 }
 
-/// Whoever can't be started with that command is told at once.
-fn try_out(with: &[ExternalServer], placement: &Placement) -> anyhow::Result<()> {
+/// Starts and stops each external server once, so that a command that does not work is reported before the first run.
+fn try_external_servers(with: &[ExternalServer], placement: &Placement) -> anyhow::Result<()> {
     for external in with {
         let server = external.start(&target::TargetSettings::default(), placement)?;
         drop(server.stop());
@@ -358,20 +373,21 @@ fn try_out(with: &[ExternalServer], placement: &Placement) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Each connection is one descriptor here and one in the server.
-fn enough_descriptors(settings: &Settings, limit: Descriptors) -> anyhow::Result<()> {
+/// Checks that the descriptor limit allows the connections: each is one descriptor in this process and one in the
+/// server.
+fn require_descriptors(settings: &Settings, limit: Descriptors) -> anyhow::Result<()> {
     let most = settings.most_connections();
     if !limit.allow(most) {
         bail!(
-            "{most} connections do not fit the limit of {} open files, and this process may not raise it; \
-             raise it (ulimit -n), or leave out idle with --workloads and use fewer --connections",
+            "{most} connections need more open files than the limit of {}, which this process may not raise; \
+             raise the limit (ulimit -n), or leave out idle with --workloads and use fewer --connections",
             limit.now.unwrap_or(u64::MAX)
         );
     }
     Ok(())
 }
 
-/// The command line that repeats this comparison.
+/// Returns the command line that repeats this comparison.
 fn command(
     args: &CompareArgs,
     settings: &Settings,
@@ -387,7 +403,7 @@ fn command(
             .to_string()
             .replace(' ', "")
     };
-    // What was left open stands for different numbers in different workloads.
+    // Without --runs the number of runs differs between workloads, so the option must stay absent.
     let runs = args.runs.map(|number| format!(" --runs {number}"));
     let with = args
         .with
@@ -417,13 +433,13 @@ fn announce(results: &Results, batches: &[Batch]) {
     let estimate: Duration = batches.iter().map(|batch| batch.estimate).sum();
     let runs: usize = batches.iter().map(|batch| batch.cases.len()).sum();
     output::print_error(&format!(
-        "{runs} runs, about {}; seed {}",
+        "{runs} runs, estimated time {}, seed {}",
         humantime::format_duration(Duration::from_secs(estimate.as_secs().max(1))),
         results.options.seed
     ));
     if results.environment.debug_build {
         output::print_error(
-            "warning: this is a debug build: its figures are worthless; use cargo run --release",
+            "warning: this is a debug build and its figures are worthless; use cargo run --release",
         );
     }
     for model in &results.models {
@@ -437,21 +453,22 @@ fn announce(results: &Results, batches: &[Batch]) {
 }
 
 fn measure(
-    bench: &Runner,
+    runner: &Runner,
     batches: &[Batch],
     results: &mut Results,
     save: &dyn Fn(&Results) -> anyhow::Result<()>,
 ) {
     let mut progress = CompareProgress::start(batches);
     let mut block = 0;
-    // By model: so many connections could not be opened. To try again would take as long, and tell the same.
+    // For each model, the smallest number of connections that could not all be opened. Another attempt would take as
+    // long and have the same result.
     let mut full: BTreeMap<String, usize> = BTreeMap::new();
     for batch in batches {
-        // However this program may end, what was measured in earlier blocks is kept.
+        // The runs of earlier blocks are kept however this program ends.
         if batch.block != block {
             block = batch.block;
             if let Err(error) = save(results) {
-                output::print_error(&format!("warning: {error:#}; measuring goes on"));
+                output::print_error(&format!("warning: {error:#}; measuring continues"));
             }
         }
         let is_full = |case: &Case| {
@@ -468,7 +485,7 @@ fn measure(
             continue;
         }
         progress.begin(batch);
-        let Some(runs) = bench.measure(batch, results.runs.len() + 1) else {
+        let Some(runs) = runner.measure(batch, results.runs.len() + 1) else {
             progress.finish();
             return;
         };
@@ -486,22 +503,22 @@ fn measure(
     results.complete = true;
 }
 
-/// Shows it and writes it down; the first is done whatever becomes of the second.
+/// Prints the results, then writes both files; a failure of one does not prevent the other.
 fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<ExitCode> {
     let json = results.to_json()?;
-    let shown = if args.json {
+    let printed = if args.json {
         output::print(&json)
     } else {
         output::print(&table::to_text(results, output::width()))
     };
-    write_whole(out, results::FILE, &json)?;
-    write_whole(out, markdown::NAME, &markdown::to_markdown(results))?;
+    write_atomically(out, results::FILE, &json)?;
+    write_atomically(out, markdown::NAME, &markdown::to_markdown(results))?;
     output::print_error(&format!(
         "written: {} and {}",
         out.join(results::FILE).display(),
         out.join(markdown::NAME).display()
     ));
-    shown?;
+    printed?;
     Ok(if !results.complete {
         ExitCode::from(interrupt::STATUS)
     } else if results.runs.iter().all(results::Run::valid) {
@@ -523,25 +540,25 @@ mod tests {
         args: CompareArgs,
     }
 
-    /// As from the command line.
+    /// Parses options as they are written on the command line.
     pub(super) fn args(words: &[&str]) -> CompareArgs {
         Command::parse_from(["compare"].iter().chain(words)).args
     }
 
-    /// Likewise, with everything decided.
+    /// Parses options and fills in the default of every option that is not given.
     pub(super) fn settings(words: &[&str]) -> Settings {
         Settings::of(&args(words)).unwrap()
     }
 
     #[test]
-    fn the_help_names_the_models_of_quick() {
+    fn help_names_the_models_of_quick() {
         let help = Command::command().render_long_help().to_string();
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(help.contains(&QUICK_MODELS.join(", ")), "{help}");
     }
 
     #[test]
-    fn the_command_repeats_it() {
+    fn command_parses_back_to_the_same_settings() {
         for words in [
             &["--quick"][..],
             &["--runs", "2", "--connections", "5,7"],
@@ -570,16 +587,16 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_run_here_is_no_choice() {
+    fn model_that_cannot_run_here_is_refused_by_name() {
         static ELSEWHERE: Model = Model {
             name: "elsewhere",
             summary: "",
             lineage: "",
             source: "",
-            serve: |_, _, _, _| unreachable!("it is not here"),
+            serve: |_, _, _, _| unreachable!("this model is not available"),
             available: || Err("no such system call".to_string()),
             capacity: contract::Capacity::Limit,
-            offload: contract::Offload::Nowhere("nothing is here"),
+            offload: contract::Offload::Nowhere("this model is not available"),
             needs: contract::Needs::NOTHING,
             deviations: &[],
         };

@@ -1,4 +1,4 @@
-//! What is measured, how much of it, and in which order.
+//! The plan of a comparison: its cases, the amount of measuring for each, and their order.
 
 use std::time::Duration;
 
@@ -11,33 +11,34 @@ use super::workload::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
 use super::{CompareArgs, ModelSelection};
 use crate::target::{ExternalServer, Target};
 
-/// How much is measured, if nobody says otherwise. Three runs show a spread. All of them together take what the
-/// help guarantees, and a window max_concurrent requests enough for its percentiles.
+/// Default amount of measuring. Three runs show a spread; together all runs take no longer than the help states, and a
+/// window has enough requests for its percentiles.
 #[derive(Debug, Clone, Copy)]
-struct Extent {
+struct Defaults {
     runs: u32,
-    /// Of `idle`: what it tells hardly varies, and it takes long.
+    /// Runs of `idle`. One is enough because its figures hardly vary, and each takes long.
     idle_runs: u32,
     duration: Duration,
     patience: Duration,
 }
 
-/// All models in less than four minutes.
-const FULL: Extent = Extent {
+/// Defaults with which all models take less than four minutes.
+const FULL: Defaults = Defaults {
     runs: 3,
     idle_runs: 1,
     duration: Duration::from_millis(800),
     patience: Duration::from_secs(3),
 };
 
-/// The models of [`QUICK_MODELS`] in less than a minute and a half.
-const QUICK: Extent = Extent {
+/// Defaults of `--quick`, with which the models of [`QUICK_MODELS`] take less than a minute and a half.
+const QUICK: Defaults = Defaults {
     duration: Duration::from_millis(500),
     ..FULL
 };
 
-/// One model of each idea: one at a time, a thread for each, a few threads for all, readiness, stacks of their own,
-/// tasks that move and tasks that need no runtime, completions.
+/// Models that `--quick` compares, one of each idea: one connection at a time, a thread per connection, a fixed number
+/// of threads, readiness, a stack per connection, tasks that move between threads, tasks that need no runtime, and
+/// completions.
 pub(super) const QUICK_MODELS: [&str; 8] = [
     "serial",
     "threads",
@@ -49,125 +50,138 @@ pub(super) const QUICK_MODELS: [&str; 8] = [
     "uring",
 ];
 
-/// Requests per client of `crowd`, and the pause after each reply: the published original's load, in less time.
+/// Requests per client of `crowd`. Together with [`CROWD_THINK`] it is the load of the published original, in less
+/// time.
 pub(super) const CROWD_MESSAGES: u32 = 10;
+
+/// Pause of each client of `crowd` after each reply.
 pub(super) const CROWD_THINK: Duration = Duration::from_millis(50);
 
-/// From so many on, each user of `http-13m` asks once.
+/// Number of connections from which on each user of `http-13m` sends one request instead of two.
 pub(super) const MANY: usize = 1_000;
 
-/// What a server sends and a client checks, roughly; only for the estimate.
+/// Bytes per second that a server sends and a client checks, roughly; used only for the estimate.
 const BYTES_PER_S: f64 = 1e9;
 
-/// ModelSelection but not measured: the first requests meet cold caches and threads that are just being started. Connections
-/// that the kernel has completed may not be accepted yet, let alone have a process of their own.
+/// Time in which requests are sent but not measured: the first requests meet cold caches and threads that are just
+/// starting. Connections that the kernel has completed may not be accepted yet, or may have no process of their own
+/// yet.
 const WARM_UP: Duration = Duration::from_millis(200);
 const WARM_UP_PER_CONNECTION: Duration = Duration::from_micros(100);
 
-/// More connections than this are not opened at once: the kernel's queue has an end, and whoever finds it full tries
-/// again only after a second.
+/// Number of connections above which the connects are spread over time: the kernel's queue is limited, and a client
+/// that finds the queue full tries again only after a second.
 const AT_ONCE: usize = 1_000;
 const RAMP_PER_CONNECTION: Duration = Duration::from_micros(100);
 
-/// All connections must be open so long after the last was due: several times what it takes to fork that often. A server
-/// that does not take them in the time has no room for them.
+/// Time after the last connect was due within which all connections must be open: several times the time that forking
+/// a process for each connection takes. A server that does not accept them within this time has no room for them.
 const OPENING: Duration = Duration::from_secs(5);
 const OPENING_PER_CONNECTION: Duration = Duration::from_micros(500);
 
-/// What a load waits at its end for replies that are owed; only for the estimate.
+/// Time that a load waits at its end for outstanding replies; used only for the estimate.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// Connections of `idle`: enough that what each takes is more than what the allocator rounds to.
+/// Connections of `idle`. With this number, the memory per connection is larger than the rounding of the allocator.
 pub(super) const IDLE_CONNECTIONS: usize = 1_000;
 
-/// In `idle`, the time for all exchanges to be over, for each server that has them at the same time.
+/// In `idle`, the time within which all first exchanges must be over, for each server of the batch.
 const IDLE_WARM_UP: Duration = Duration::from_millis(250);
 
-/// So many servers are idle at the same time. Who sleeps takes nothing from the others, and each has a CPU clock of its
-/// own; one after the other they would take minutes.
+/// Number of servers that are measured in `idle` at the same time. A server that sleeps takes no CPU time from the
+/// other servers, and each has a CPU clock of its own; one after the other they would take minutes.
 const IDLE_TOGETHER: usize = 9;
 
-/// Start and end of a server process, roughly; only for the estimate.
+/// Time to start and stop a server process, roughly; used only for the estimate.
 const OVERHEAD: Duration = Duration::from_millis(70);
 
-/// What was asked for, with everything decided that was left open.
+/// Options of the user, completed with the defaults.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// In the order of the tables, each once.
+    /// Workloads in the order of the tables, each once.
     pub(super) workloads: Vec<Workload>,
-    /// Of all workloads but `idle`.
+    /// Runs per model of all workloads except `idle`.
     pub(super) runs: u32,
+    /// Runs per model of `idle`.
     pub(super) idle_runs: u32,
+    /// Measured window of the loads that run for a time, except `idle`; see [`Settings::duration`].
     pub(super) duration: Duration,
+    /// Measured window of `idle`.
     pub(super) idle_duration: Duration,
-    /// Of all workloads but `idle`; ascending. More than one: a sweep.
+    /// Numbers of connections of all workloads except `idle`, ascending. More than one is a sweep.
     pub(super) connections: Vec<usize>,
+    /// Requests per second of `steady`, over all connections.
     pub(super) rate: f64,
+    /// How long `crowd` waits at most for all clients to be served.
     pub(super) patience: Duration,
+    /// Protocol of the workloads that do not require a certain one.
     pub(super) protocol: &'static Protocol,
+    /// Bytes per request, including the end of the line.
     pub(super) size: usize,
 }
 
 impl Settings {
+    /// Completes the options with the defaults.
+    ///
     /// # Errors
     ///
-    /// Wrong usage: what is asked for does not go together.
+    /// Returns a message for the user if the options do not fit together.
     pub(super) fn of(args: &CompareArgs) -> Result<Settings, String> {
         ExternalServer::distinct(&args.with)?;
         if args.with.is_empty()
             && args
                 .models
                 .iter()
-                .any(|one| matches!(one, ModelSelection::Nobody))
+                .any(|one| matches!(one, ModelSelection::ExternalOnly))
         {
-            return Err("--models none goes with --with: there is nobody to compare".to_string());
+            return Err("--models none requires --with: there is no server to compare".to_string());
         }
-        let extent = if args.quick { QUICK } else { FULL };
+        let defaults = if args.quick { QUICK } else { FULL };
         let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
         connections.sort_unstable();
         connections.dedup();
-        let asked = args.workloads.concat();
+        let named = args.workloads.concat();
         let sweep = connections.len() > 1;
-        if let Some(other) = asked.iter().find(|one| sweep && !one.sweeps()) {
+        if let Some(other) = named.iter().find(|one| sweep && !one.sweeps()) {
             return Err(format!(
-                "{other} is measured with one number of connections; several go with {}",
+                "{other} cannot be part of a sweep; give --connections one value, or choose from --workloads {}",
                 names(|one| one.sweeps())
             ));
         }
-        let wanted = |one: &Workload| match asked.is_empty() {
+        let wanted = |one: &Workload| match named.is_empty() {
             true => Workload::DEFAULT.contains(one) && (one.sweeps() || !sweep),
-            false => asked.contains(one),
+            false => named.contains(one),
         };
         let workloads: Vec<Workload> = Workload::ALL.iter().copied().filter(wanted).collect();
-        // So many requests per second, of so many bytes: none of that goes with big replies.
+        // The rate and the request size of the other workloads are made for small messages.
         let protocol = args.protocol.name;
         let own = names(|one| one.own_protocol() == Some(protocol));
         let other = workloads.iter().find(|one| one.own_protocol().is_none());
         if let Some(other) = other.filter(|_| !own.is_empty()) {
             return Err(format!(
-                "{other} is for protocols with small messages; {protocol} has workloads of its own: --workloads {own}"
+                "{other} needs a protocol with small messages; for {protocol} use --workloads {own}"
             ));
         }
         Ok(Settings {
             workloads,
-            runs: args.runs.unwrap_or(extent.runs),
-            idle_runs: args.runs.unwrap_or(extent.idle_runs),
-            duration: args.duration.unwrap_or(extent.duration),
+            runs: args.runs.unwrap_or(defaults.runs),
+            idle_runs: args.runs.unwrap_or(defaults.idle_runs),
+            duration: args.duration.unwrap_or(defaults.duration),
             idle_duration: args.idle_duration,
             connections,
             rate: args.rate,
-            patience: args.patience.unwrap_or(extent.patience),
+            patience: args.patience.unwrap_or(defaults.patience),
             protocol: args.protocol,
             size: args.size,
         })
     }
 
-    /// Whether there is more than one number of connections.
+    /// Returns whether this is a sweep: more than one number of connections.
     pub(super) fn sweep(&self) -> bool {
         self.connections.len() > 1
     }
 
-    /// The numbers of connections of a workload.
+    /// Returns the numbers of connections with which a workload is measured.
     pub(super) fn connections(&self, workload: Workload) -> &[usize] {
         match workload {
             Workload::Idle => &[IDLE_CONNECTIONS],
@@ -175,7 +189,7 @@ impl Settings {
         }
     }
 
-    /// The largest of all.
+    /// Returns the largest number of connections of all workloads; 0 without workloads.
     pub(super) fn most_connections(&self) -> usize {
         let all = self.workloads.iter();
         all.flat_map(|&workload| self.connections(workload))
@@ -184,7 +198,7 @@ impl Settings {
             .unwrap_or(0)
     }
 
-    /// The measured window of a load that runs for a time.
+    /// Returns the measured window of a load that runs for a time.
     pub(super) fn duration(&self, workload: Workload) -> Duration {
         match workload {
             Workload::Idle => self.idle_duration,
@@ -193,7 +207,7 @@ impl Settings {
         }
     }
 
-    /// Requests per second of an open loop.
+    /// Returns the requests per second of an open loop, over all connections.
     pub(super) fn rate(&self, workload: Workload) -> f64 {
         match workload {
             Workload::Block | Workload::BlockOffload => BLOCK_RATE,
@@ -201,7 +215,7 @@ impl Settings {
         }
     }
 
-    /// How long a load that has an end may take.
+    /// Returns how long a load that ends by itself may take at most.
     pub(super) fn limit(&self, workload: Workload) -> Duration {
         match workload {
             Workload::Crowd => self.patience,
@@ -209,6 +223,7 @@ impl Settings {
         }
     }
 
+    /// Returns the number of runs per model of a workload.
     pub(super) fn runs(&self, workload: Workload) -> u32 {
         match workload {
             Workload::Idle => self.idle_runs,
@@ -217,80 +232,85 @@ impl Settings {
     }
 }
 
-/// The workloads that are wanted, as on the command line.
+/// Returns the names of the workloads that match, separated by commas as on the command line.
 fn names(wanted: impl Fn(&Workload) -> bool) -> String {
     let wanted = Workload::ALL.iter().copied().filter(wanted);
     wanted.map(Workload::name).collect::<Vec<_>>().join(",")
 }
 
-/// How many peers a model converses with at a time by design, if it is told to have so many workers; `None`: as many as
-/// `--max-connections` lets in.
+/// Returns the number of peers that a model serves at a time by design, if it is started with this number of workers;
+/// `None` if `--max-connections` is the only limit.
 pub(super) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
     match model.capacity {
         Capacity::One => Some(1),
         Capacity::Workers => Some(workers),
-        // At least; who wants to know how many of the others there are must count them while it runs.
+        // A lower bound: how many other descriptors the server has open is known only while it runs.
         Capacity::Descriptors(most) => Some(most.saturating_sub(Descriptors::SPARE as usize)),
         Capacity::Limit | Capacity::Shares => None,
     }
 }
 
-/// One run to come: a fresh server process under one load.
+/// One planned run: a fresh server process of one model under one load.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
-    /// Who serves: a model, or an external server.
+    /// Server to measure: a model or an external server.
     pub(super) target: Target,
+    /// Workload of the run.
     pub(super) workload: Workload,
+    /// Number of connections of the load.
     pub(super) connections: usize,
-    /// Of the client's requests.
+    /// Seed of the client's requests.
     pub(super) seed: u64,
-    /// See [`max_concurrent`].
+    /// Number of peers that the server serves at a time by design; `None` if the connection limit is the only limit,
+    /// and for an external server. See [`max_concurrent`].
     pub(super) max_concurrent: Option<usize>,
 }
 
 impl Case {
-    /// Whether some of its connections must wait for others to end.
-    pub(super) fn is_short(&self) -> bool {
+    /// Returns whether, by design, some connections must wait until other connections end.
+    pub(super) fn exceeds_max_concurrent(&self) -> bool {
         self.max_concurrent
             .is_some_and(|most| most < self.connections)
     }
 
-    /// Why it can't do this at all, if it can't; `small` is what is said where that is open.
+    /// Returns why the target cannot run this workload at all; `None` if it can. `small` is the protocol of the
+    /// workloads that do not require a certain one.
     fn unavailable_reason(&self, small: &Protocol) -> Option<String> {
         match self.target.model().map(|model| model.offload) {
             Some(Offload::Nowhere(why)) if self.workload.offloads() => {
-                Some(format!("there is nowhere to move work to: {why}"))
+                Some(format!("the model cannot offload work: {why}"))
             }
             Some(_) => None,
-            // Whoever started it chose its protocol, and it can't be told another.
+            // The command that starts an external server decides its protocol.
             None if self.workload.protocol_differs(small) => Some(format!(
-                "{} is over another protocol than --protocol {}, and it is an external server",
+                "{} does not use --protocol {}, and an external server speaks only that protocol",
                 self.workload, small.name
             )),
-            None if self.workload.works() => Some(format!(
-                "before the replies of {} there is work to do, and only our own models can be told to",
+            None if self.workload.has_work() => Some(format!(
+                "{} needs a server that works before its replies, which only our models can be set to do",
                 self.workload
             )),
             None => None,
         }
     }
 
-    /// Requests of each client, of a load that has an end.
+    /// Returns the number of requests of each client, for a load that ends by itself.
     fn messages(&self) -> u64 {
         match self.workload {
             Workload::Crowd => CROWD_MESSAGES.into(),
-            // Few take the file so soon that one each would be measured in a blink.
+            // With few connections, one file each would arrive too fast to be measured.
             Workload::Http13m if self.connections < MANY => 2,
             _ => 1,
         }
     }
 
-    /// Requests in all, of a load that has an end.
+    /// Returns the total number of requests of a load that ends by itself; `None` for a load that runs for a time.
     pub(super) fn requests(&self) -> Option<u64> {
         let requests = || self.connections as u64 * self.messages();
-        self.workload.has_an_end().then(requests)
+        self.workload.ends_by_itself().then(requests)
     }
 
+    /// Returns the load that the client applies. `together` is the number of servers in the batch.
     pub(super) fn load(&self, settings: &Settings, together: usize) -> Load {
         let warmup = self.warm_up(together);
         let duration = settings.duration(self.workload);
@@ -321,7 +341,7 @@ impl Case {
                 duration,
             },
             Workload::Idle => Load::Closed {
-                // One exchange, and then silence until the end.
+                // One exchange per connection; then the connections are idle until the end.
                 think: Duration::from_secs(24 * 3600),
                 warmup,
                 duration,
@@ -332,14 +352,14 @@ impl Case {
     fn warm_up(&self, together: usize) -> Duration {
         match self.workload {
             Workload::Idle => IDLE_WARM_UP * together as u32,
-            with_end if with_end.has_an_end() => Duration::ZERO,
+            ending if ending.ends_by_itself() => Duration::ZERO,
             _ => WARM_UP + WARM_UP_PER_CONNECTION * self.connections as u32,
         }
     }
 
-    /// Over how long the connects are spread.
+    /// Returns the time over which the connects are spread.
     pub(super) fn ramp(&self) -> Duration {
-        // The crowd comes at once: that is what it is about.
+        // In `crowd` all clients connect at once: that is the purpose of this workload.
         if self.connections > AT_ONCE && self.workload != Workload::Crowd {
             RAMP_PER_CONNECTION * self.connections as u32
         } else {
@@ -347,22 +367,22 @@ impl Case {
         }
     }
 
-    /// How long it may take until all connections are open; `None` where that is measured.
+    /// Returns how long it may take until all connections are open; `None` for loads that measure this time.
     pub(super) fn opening(&self) -> Option<Duration> {
         let opening = || self.ramp() + OPENING + OPENING_PER_CONNECTION * self.connections as u32;
-        (!self.workload.has_an_end()).then(opening)
+        (!self.workload.ends_by_itself()).then(opening)
     }
 
-    /// How long it takes, roughly, beside so many others.
+    /// Returns roughly how long the run takes in a batch of `together` servers.
     fn estimate(&self, settings: &Settings, together: usize) -> Duration {
-        let grace = if self.is_short() {
+        let grace = if self.exceeds_max_concurrent() {
             GRACE
         } else {
             Duration::ZERO
         };
         let load = match self.workload {
-            // Whoever cannot hold all clients at a time lets them wait.
-            Workload::Crowd if self.is_short() => settings.patience,
+            // A server that cannot serve all clients at a time keeps the others waiting until the limit.
+            Workload::Crowd if self.exceeds_max_concurrent() => settings.patience,
             Workload::Crowd => (CROWD_THINK * CROWD_MESSAGES).min(settings.patience),
             Workload::Http13m | Workload::Bulk => {
                 let bytes = self.requests().zip(self.workload.reply_bytes());
@@ -375,13 +395,14 @@ impl Case {
     }
 }
 
-/// Runs that are measured at the same time: one, or of `idle` several.
+/// Cases that are measured at the same time: several in `idle`, one in every other workload.
 #[derive(Debug, Clone)]
 pub(super) struct Batch {
-    /// From 1.
+    /// Number of the block that the batch belongs to, from 1.
     pub(super) block: u32,
-    /// At least one; all of one workload.
+    /// Cases of the batch: at least one, all of the same workload.
     pub(super) cases: Vec<Case>,
+    /// Estimated time that the batch takes.
     pub(super) estimate: Duration,
 }
 
@@ -397,11 +418,14 @@ impl Batch {
     }
 }
 
-/// All runs, in blocks that hold each model and workload once, in random order. So whatever changes on the machine
-/// meanwhile (heat, a backup, a neighbour) meets all models alike, and does not favour the one that was always first.
+/// Plans all runs and returns them together with the cases that are skipped.
 ///
-/// In a sweep, a model is not asked with more connections than it max_concurrent by design: what it costs to let the others wait
-/// is not the cost of more connections. What is left out for that is told.
+/// The runs form blocks. Each block contains every case once, in random order: a change of the machine during the
+/// comparison (heat, a backup, another virtual machine) then affects all models alike and does not favour the model
+/// that always runs first.
+///
+/// In a sweep, a model is not measured with more connections than it serves at a time by design, because the cost of
+/// connections that wait is not the cost of more connections. These cases are returned as skipped.
 pub(super) fn batches(
     targets: &[Target],
     workers: impl Fn(&Model) -> usize,
@@ -418,7 +442,7 @@ pub(super) fn batches(
         let due = settings.workloads.iter().copied();
         for workload in due.filter(|workload| block <= settings.runs(*workload)) {
             for &connections in settings.connections(workload) {
-                // The same requests for all models.
+                // One seed for all models, so that all receive the same requests.
                 let seed = random.u64(..);
                 let case = |target: &Target| Case {
                     target: target.clone(),
@@ -432,30 +456,30 @@ pub(super) fn batches(
                 let mut cases: Vec<Case> = targets.iter().map(case).collect();
                 let unavailable_reason = |case: &Case| case.unavailable_reason(settings.protocol);
                 if block == 1 {
-                    let cannot =
+                    let unavailable =
                         |case: &Case| Some(Skipped::because(case, unavailable_reason(case)?));
-                    skipped.extend(cases.iter().filter_map(cannot));
+                    skipped.extend(cases.iter().filter_map(unavailable));
                 }
                 cases.retain(|case| unavailable_reason(case).is_none());
                 if settings.sweep() {
                     if block == 1 {
-                        let short = cases.iter().filter(|case| case.is_short());
-                        skipped.extend(short.map(Skipped::by_design));
+                        let too_many = cases.iter().filter(|case| case.exceeds_max_concurrent());
+                        skipped.extend(too_many.map(Skipped::by_design));
                     }
-                    cases.retain(|case| !case.is_short());
+                    cases.retain(|case| !case.exceeds_max_concurrent());
                 }
-                // So that in `idle` nobody always has the same company.
+                // In `idle`, the batches must not have the same members in every block.
                 random.shuffle(&mut cases);
                 let most = match workload {
                     Workload::Idle => idle_together(descriptors),
                     _ => 1,
                 };
-                let (restless, quiet): (Vec<Case>, Vec<Case>) = cases
+                let (awake, asleep): (Vec<Case>, Vec<Case>) = cases
                     .into_iter()
                     .partition(|case| may_not_sleep(&case.target));
-                let groups = quiet.len().div_ceil(most).max(1);
-                let size = quiet.len().div_ceil(groups).max(1);
-                let together = quiet.chunks(size).chain(restless.chunks(1));
+                let groups = asleep.len().div_ceil(most).max(1);
+                let size = asleep.len().div_ceil(groups).max(1);
+                let together = asleep.chunks(size).chain(awake.chunks(1));
                 batches.extend(together.map(|cases| Batch::of(block, cases.to_vec(), settings)));
             }
         }
@@ -464,8 +488,9 @@ pub(super) fn batches(
     (batches, skipped)
 }
 
-/// Whether it would, or might, take the CPU from those who are idle beside it: it does not keep the guarantee that a
-/// server never spins, or has not given it.
+/// Returns whether the target uses, or may use, CPU time while its connections are idle, and would take it from the
+/// servers of the same batch: a model that declares that it does not keep the guarantee `accept` (a server never
+/// spins), or an external server, which gives no guarantees.
 fn may_not_sleep(target: &Target) -> bool {
     let spins = |deviation: &Deviation| deviation.guarantee == Guarantee::Accept;
     target
@@ -473,11 +498,12 @@ fn may_not_sleep(target: &Target) -> bool {
         .is_none_or(|model| model.deviations.iter().any(spins))
 }
 
-/// How many servers of `idle` the client has descriptors for at a time.
+/// Returns the number of servers that the client has descriptors for at the same time in `idle`, from 1 to
+/// [`IDLE_TOGETHER`].
 fn idle_together(descriptors: Descriptors) -> usize {
-    // Beside the connections: the server's output, and what an event loop waits with.
-    const OTHERS: u64 = 16;
-    let each = IDLE_CONNECTIONS as u64 + OTHERS;
+    // Descriptors per server beside the connections: the output of the server, and those of an event loop.
+    const EXTRA: u64 = 16;
+    let each = IDLE_CONNECTIONS as u64 + EXTRA;
     let room = descriptors.now.map_or(u64::MAX, |now| {
         now.saturating_sub(Descriptors::SPARE) / each
     });
@@ -492,21 +518,21 @@ mod tests {
     use crate::compare::tests::{args, settings};
     use crate::registry;
 
-    const PLENTY: Descriptors = Descriptors {
+    const UNLIMITED: Descriptors = Descriptors {
         now: None,
         most: None,
     };
 
     fn all(settings: &Settings, seed: u64) -> Vec<Batch> {
-        batches(&everybody(), |_| 1, settings, seed, PLENTY).0
+        batches(&all_models(), |_| 1, settings, seed, UNLIMITED).0
     }
 
-    fn everybody() -> Vec<Target> {
+    fn all_models() -> Vec<Target> {
         registry::models().map(Target::Model).collect()
     }
 
     #[test]
-    fn every_block_holds_everything_once_and_the_seed_decides_the_order() {
+    fn block_contains_every_case_once_in_an_order_given_by_the_seed() {
         let settings = settings(&["--runs", "4"]);
         let order = |seed| -> Vec<_> {
             all(&settings, seed)
@@ -534,7 +560,7 @@ mod tests {
                     .filter(|case| case.2 == workload)
                     .map(|case| case.3)
                     .collect();
-                assert_eq!(seeds.len(), 1, "all models are asked the same");
+                assert_eq!(seeds.len(), 1, "all models receive the same requests");
             }
         }
         assert_ne!(
@@ -544,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_sleep_are_idle_together() {
+    fn idle_batches_contain_only_servers_that_sleep() {
         let settings = settings(&["--workloads", "idle"]);
         for batch in all(&settings, 7) {
             assert!(batch.cases.len() <= IDLE_TOGETHER);
@@ -561,77 +587,77 @@ mod tests {
         assert_eq!(limited(1_024), 1);
         assert_eq!(limited(4_096), 4);
         assert_eq!(limited(1 << 20), IDLE_TOGETHER);
-        // Nothing else is measured in company.
+        // In every other workload a batch has one case.
         let settings = super::super::tests::settings(&["--workloads", "crowd,max,steady"]);
         assert!(all(&settings, 7).iter().all(|batch| batch.cases.len() == 1));
     }
 
     #[test]
-    fn what_is_open_is_decided_by_the_extent_and_what_is_said_overrides_it() {
+    fn option_that_is_given_overrides_the_default() {
         let full = settings(&[]);
         assert_eq!((full.runs, full.idle_runs), (3, 1));
         assert_eq!(full.workloads, Workload::DEFAULT);
         let quick = settings(&["--quick"]);
         assert!(quick.duration < full.duration);
-        let said = settings(&["--quick", "--runs", "7", "--duration", "2s"]);
-        assert_eq!((said.runs, said.idle_runs), (7, 7));
-        assert_eq!(said.duration, Duration::from_secs(2));
+        let given = settings(&["--quick", "--runs", "7", "--duration", "2s"]);
+        assert_eq!((given.runs, given.idle_runs), (7, 7));
+        assert_eq!(given.duration, Duration::from_secs(2));
     }
 
     #[test]
-    fn several_numbers_of_connections_sweep_max_and_steady() {
+    fn sweep_without_named_workloads_runs_max_and_steady() {
         let sweep = settings(&["--connections", "1000,10,100,10"]);
         assert_eq!(sweep.connections, [10, 100, 1_000]);
         assert_eq!(sweep.workloads, [Workload::Max, Workload::Steady]);
         assert_eq!(
             settings(&["--connections", "7,7"]).workloads,
             Workload::DEFAULT,
-            "one number, said twice"
+            "one number, given twice"
         );
         let wrong = Settings::of(&args(&["--connections", "1,2", "--workloads", "max,idle"]));
         assert!(wrong.unwrap_err().contains("idle"));
     }
 
     #[test]
-    fn a_sweep_leaves_out_whom_a_model_cannot_hold_and_says_so_once() {
-        let models = everybody();
+    fn sweep_skips_connections_above_max_concurrent_and_reports_each_once() {
+        let models = all_models();
         let sweep = settings(&["--connections", "1,10", "--workloads", "max"]);
-        let (planned, skipped) = batches(&models, |_| 5, &sweep, 7, PLENTY);
-        let short = |case: &&Case| case.is_short();
+        let (planned, skipped) = batches(&models, |_| 5, &sweep, 7, UNLIMITED);
+        let too_many = |case: &&Case| case.exceeds_max_concurrent();
         let cases: Vec<_> = planned.iter().flat_map(|batch| &batch.cases).collect();
-        assert!(!cases.iter().copied().any(|case| short(&case)));
+        assert!(!cases.iter().copied().any(|case| too_many(&case)));
         let serial: Vec<_> = skipped.iter().filter(|one| one.model == "serial").collect();
         assert_eq!(serial.len(), 1);
         assert_eq!(serial[0].connections, 10);
-        // One number is asked for because somebody wants to see it.
+        // A single number was chosen by the user and is measured for every model.
         let one = settings(&["--connections", "10", "--workloads", "max"]);
-        let (planned, skipped) = batches(&models, |_| 5, &one, 7, PLENTY);
+        let (planned, skipped) = batches(&models, |_| 5, &one, 7, UNLIMITED);
         let mut cases = planned.iter().flat_map(|batch| &batch.cases);
-        assert!(cases.any(|case| short(&case)));
+        assert!(cases.any(|case| too_many(&case)));
         assert!(skipped.is_empty());
     }
 
-    /// What the help guarantees for all models on a machine like the ones it was measured on, with something to spare.
+    /// The help states times for machines like those on which they were measured; the estimate stays below them.
     #[test]
-    fn the_plan_keeps_to_its_time() {
+    fn estimate_stays_below_the_time_that_the_help_states() {
         let sum = |settings: &Settings, models: &[Target]| -> Duration {
             let workers = |model: &Model| model.capacity.workers().get();
-            let batches = batches(models, workers, settings, 7, PLENTY).0;
+            let batches = batches(models, workers, settings, 7, UNLIMITED).0;
             batches.iter().map(|batch| batch.estimate).sum()
         };
-        let models = everybody();
+        let models = all_models();
         let full = sum(&settings(&[]), &models);
         assert!(full < Duration::from_secs(220), "{full:?}");
         let quick: Vec<_> = (models.into_iter())
             .filter(|model| QUICK_MODELS.contains(&model.name().as_str()))
             .collect();
-        assert_eq!(quick.len(), QUICK_MODELS.len(), "one is not there");
+        assert_eq!(quick.len(), QUICK_MODELS.len(), "a model is missing");
         let quick = sum(&settings(&["--quick"]), &quick);
         assert!(quick < Duration::from_secs(85), "{quick:?}");
     }
 
     #[test]
-    fn only_the_first_four_are_measured_unasked() {
+    fn named_workloads_are_measured_in_the_order_of_the_tables() {
         let named = settings(&["--workloads", "bulk,wait,max"]);
         let wanted = [Workload::Max, Workload::Bulk, Workload::Wait];
         assert_eq!(named.workloads, wanted);
@@ -641,7 +667,7 @@ mod tests {
     }
 
     #[test]
-    fn protocols_with_big_replies_have_workloads_of_their_own() {
+    fn protocol_with_big_replies_is_refused_for_other_workloads() {
         for (words, part) in [
             (&["--protocol", "bulk"][..], "--workloads bulk"),
             (
@@ -652,18 +678,18 @@ mod tests {
             let wrong = Settings::of(&args(words)).unwrap_err();
             assert!(wrong.contains(part), "{wrong}");
         }
-        // Said twice, and right.
+        // The protocol that the workload uses anyway may be named.
         settings(&["--protocol", "http", "--workloads", "http-13b"]);
     }
 
     #[test]
-    fn block_has_a_rate_of_its_own_and_time_enough() {
+    fn block_ignores_rate_and_raises_duration_to_its_minimum() {
         let settings = settings(&["--rate", "9", "--duration", "1s"]);
         assert_eq!(settings.rate(Workload::Steady), 9.0);
         assert_eq!(settings.rate(Workload::Block), BLOCK_RATE);
         assert_eq!(settings.duration(Workload::BlockOffload), BLOCK_LEAST);
         assert_eq!(settings.duration(Workload::Wait), Duration::from_secs(1));
-        // One request in ten is not of the others, and a 99th percentile needs ten samples beyond.
+        // One request in ten is not a bystander, and a 99th percentile needs ten samples beyond it.
         assert!(BLOCK_RATE * BLOCK_LEAST.as_secs_f64() * 0.9 >= 1_000.0);
         const {
             assert!(
@@ -674,22 +700,23 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nowhere_to_move_work_to_is_left_out_and_told() {
+    fn block_offload_skips_models_that_cannot_offload() {
         let settings = settings(&["--workloads", "block,block-offload"]);
-        let (planned, skipped) = batches(&everybody(), |_| 5, &settings, 7, PLENTY);
+        let (planned, skipped) = batches(&all_models(), |_| 5, &settings, 7, UNLIMITED);
         let planned = |name: &str, workload| {
             let mut cases = planned.iter().flat_map(|batch| &batch.cases);
             cases.any(|case| case.target.name() == name && case.workload == workload)
         };
         for model in registry::models() {
             let nowhere = matches!(model.offload, Offload::Nowhere(_));
-            let told: Vec<_> = skipped
+            let skipped: Vec<_> = skipped
                 .iter()
                 .filter(|one| one.model == model.name)
                 .collect();
-            assert_eq!(told.len(), usize::from(nowhere), "{}", model.name);
+            assert_eq!(skipped.len(), usize::from(nowhere), "{}", model.name);
             assert!(
-                told.iter()
+                skipped
+                    .iter()
                     .all(|one| one.workload == Workload::BlockOffload)
             );
             assert!(planned(model.name, Workload::Block));
@@ -698,23 +725,23 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_from_outside_is_asked_for_what_it_speaks() {
+    fn external_server_is_measured_on_workloads_of_its_protocol_without_work() {
         let external = ExternalServer::parse("mine=serve {port}").unwrap();
         let targets = [Target::ExternalServer(external)];
         let planned = |words: &[&str]| {
             let settings = settings(words);
-            let (planned, skipped) = batches(&targets, |_| 5, &settings, 7, PLENTY);
-            let asked: BTreeSet<_> = planned
+            let (planned, skipped) = batches(&targets, |_| 5, &settings, 7, UNLIMITED);
+            let measured: BTreeSet<_> = planned
                 .iter()
                 .map(|batch| batch.cases[0].workload)
                 .collect();
-            let told: BTreeSet<_> = skipped.iter().map(|one| one.workload).collect();
-            assert_eq!(asked.len() + told.len(), settings.workloads.len());
-            assert!(asked.is_disjoint(&told));
-            asked
+            let skipped: BTreeSet<_> = skipped.iter().map(|one| one.workload).collect();
+            assert_eq!(measured.len() + skipped.len(), settings.workloads.len());
+            assert!(measured.is_disjoint(&skipped));
+            measured
         };
-        let usual: BTreeSet<_> = Workload::DEFAULT.iter().copied().collect();
-        assert_eq!(planned(&["--workloads", "all"]), usual);
+        let default: BTreeSet<_> = Workload::DEFAULT.iter().copied().collect();
+        assert_eq!(planned(&["--workloads", "all"]), default);
         let http = ["--protocol", "http", "--workloads", "http-13b,bulk"];
         assert_eq!(planned(&http), BTreeSet::from([Workload::Http13b]));
     }

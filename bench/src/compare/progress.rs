@@ -1,7 +1,7 @@
-//! How far the comparison has come: a bar on a terminal, a line per run elsewhere; on standard error.
+//! Shows the progress of a comparison on standard error: as a bar on a terminal, otherwise as one line per run.
 //!
-//! Nothing is drawn while a load runs. Drawing takes time on a CPU of the client's, and would be measured as slowness of
-//! the server; so the bar stands still for a second at a time.
+//! Nothing is drawn while a load runs. Drawing takes time on a CPU of the client, and would be measured as slowness of
+//! the server. The bar therefore does not move for a second at a time.
 
 use std::time::Duration;
 
@@ -13,15 +13,19 @@ use super::results::Run;
 use super::workload::Workload;
 use crate::{format, output};
 
+/// Progress of a comparison.
 pub(super) struct CompareProgress {
     bar: ProgressBar,
+    /// Number of planned runs.
     runs: usize,
-    /// Columns of the longest workload's name.
+    /// Width of the longest workload name, in columns.
     longest: usize,
+    /// Estimated remaining time.
     left: Duration,
 }
 
 impl CompareProgress {
+    /// Shows the bar of a comparison with these batches.
     pub(super) fn start(batches: &[Batch]) -> CompareProgress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
         let runs = batches.iter().map(|batch| batch.cases.len()).sum();
@@ -37,7 +41,7 @@ impl CompareProgress {
         }
     }
 
-    /// A batch begins.
+    /// Shows that a batch begins.
     pub(super) fn begin(&self, batch: &Batch) {
         let what = match &batch.cases[..] {
             [case] => format!("{} {}", case.target.name(), case.workload),
@@ -51,7 +55,7 @@ impl CompareProgress {
         self.bar.tick();
     }
 
-    /// One of its runs is over.
+    /// Shows the outcome of a finished run.
     pub(super) fn measured(&self, run: &Run) {
         let line = format!(
             "[{:>width$}/{}] {:<12} {:<longest$}  {}",
@@ -71,24 +75,25 @@ impl CompareProgress {
         self.bar.inc(1);
     }
 
-    /// A batch is over.
+    /// Reduces the remaining time by that of a finished batch.
     pub(super) fn end(&mut self, batch: &Batch) {
         self.left = self.left.saturating_sub(batch.estimate);
     }
 
-    /// A batch is left out after all.
+    /// Removes the runs of a batch that is skipped.
     pub(super) fn skip(&mut self, batch: &Batch) {
         self.runs -= batch.cases.len();
         self.bar.set_length(self.runs as u64);
         self.end(batch);
     }
 
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// A run in a few words.
+/// Returns the outcome of a run in a few words: its first problem, or the main figure of its workload.
 fn outcome(run: &Run) -> String {
     if let Some(problem) = run.problems.first() {
         return format!("FAILED: {problem}");
@@ -100,12 +105,13 @@ fn outcome(run: &Run) -> String {
         | Workload::Http13k
         | Workload::Wait
         | Workload::Compute => (Metric::RequestsPerS, "requests/s"),
-        Workload::Steady => (Metric::ResponseP99Ms, "ms p99"),
+        Workload::Steady => (Metric::ResponseP99Ms, "ms p99 response time"),
         Workload::Http13m | Workload::Bulk => (Metric::MbPerS, "MB/s"),
-        Workload::Block | Workload::BlockOffload => {
-            (Metric::BystandersP99Ms, "ms p99 of the others")
-        }
-        Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU per second"),
+        Workload::Block | Workload::BlockOffload => (
+            Metric::BystandersP99Ms,
+            "ms p99 response time of the bystanders",
+        ),
+        Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU time per second"),
     };
     match run.figures.get(&metric).copied().flatten() {
         Some(value) => format!("{} {unit}", format::digits(value)),

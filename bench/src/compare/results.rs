@@ -1,7 +1,7 @@
-//! `results.json`: all that was measured, and all that is needed to evaluate it.
+//! The format of `results.json`: everything that was measured, and everything that is needed to evaluate it.
 //!
-//! docs/src/results.md explains every field to those who read the file with other tools; a test keeps the two in step.
-//! Counters that could not be read are `null`, never 0: a zero is a claim.
+//! docs/src/results.md explains every field to readers that use other tools; a test compares the page with the fields.
+//! Counters that could not be read are `null` and never 0, because a zero is a statement.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,147 +24,148 @@ use super::workload::Workload;
 use crate::format;
 use crate::target::ExternalServer;
 
-/// What is written here, and the only one that is read. It grows by one when a field changes its meaning or goes; new
-/// fields leave it as it is.
+/// Version of the format that is written, and the only version that is read. It grows by one when a field changes its
+/// meaning or is removed; a new field does not change it.
 pub const SCHEMA: u32 = 4;
 
-/// The file's name in the directory of a comparison.
+/// Name of the results file in the directory of a comparison.
 pub const FILE: &str = "results.json";
 
-/// One comparison, complete.
+/// Results of one comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// See [`SCHEMA`].
+    /// Version of the format; see [`SCHEMA`].
     pub schema: u32,
-    /// Whether all that was planned was measured; false if it was interrupted.
+    /// True if all planned runs were measured; false if the comparison was interrupted.
     pub complete: bool,
-    /// The command line that repeats it.
+    /// Command line that repeats the comparison.
     pub command: String,
-    /// On what it was measured.
+    /// Machine and build on which the comparison ran.
     pub environment: Environment,
-    /// What was asked for.
+    /// Options of the comparison.
     pub options: Options,
-    /// What was compared, in the order of the tables.
+    /// Models and external servers that were compared, in the order of the tables.
     pub models: Vec<ModelInfo>,
-    /// Every run, in the order in which they were measured.
+    /// All runs, in the order in which they were measured.
     pub runs: Vec<Run>,
-    /// What was not measured because it could not be, or means nothing.
+    /// Planned cases that were not measured because they could not be, or because the figures would mean nothing.
     pub skipped: Vec<Skipped>,
-    /// The runs of one model on one workload, taken together. Computed from `runs`; `samewire report` computes
-    /// it anew and does not believe what it reads.
+    /// Summaries of the runs of each case, computed from `runs`. `samewire report` computes them again and does not use
+    /// the ones in the file.
     pub summary: Vec<Summary>,
 }
 
-/// On what it was measured.
+/// Machine and build on which a comparison ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// When it began, UTC, RFC 3339.
+    /// Start of the comparison, UTC, in the format of RFC 3339.
     pub date: String,
-    /// The version of this program.
+    /// Version of this program.
     pub samewire_version: String,
-    /// The source revision, if SAMEWIRE_COMMIT was set when this program was built.
+    /// Source revision; `None` unless SAMEWIRE_COMMIT was set when this program was built.
     pub commit: Option<String>,
-    /// Whether it was built without optimisation: then no figure is worth anything.
+    /// True if this program was built without optimisation: its figures are then worthless.
     pub debug_build: bool,
-    /// `linux` and the like.
+    /// Operating system, such as `linux`.
     pub os: String,
-    /// `x86_64` and the like.
+    /// Architecture of the CPU, such as `x86_64`.
     pub architecture: String,
-    /// The kernel's release.
+    /// Release of the kernel; `None` if unknown.
     pub kernel: Option<String>,
-    /// What the CPU calls itself.
+    /// Name that the CPU reports; `None` if unknown.
     pub cpu_model: Option<String>,
-    /// CPUs that are online.
+    /// Number of CPUs that are online; `None` if unknown.
     pub cpus: Option<usize>,
-    /// Whether a hypervisor runs this machine: others may then have taken CPU time unseen.
+    /// True if this machine is a virtual machine: other virtual machines may then have taken CPU time, which cannot be
+    /// seen from here. `None` if unknown.
     pub virtual_machine: Option<bool>,
-    /// The frequency governor of the server's first CPU.
+    /// Frequency governor of the server's first CPU; `None` if unknown.
     pub governor: Option<String>,
-    /// Load averages over 1, 5 and 15 minutes, at the start.
+    /// Load averages over 1, 5 and 15 minutes, at the start; `None` if unknown.
     pub load_average: Option<[f32; 3]>,
-    /// The CPUs of the client; empty if not pinned.
+    /// CPUs of the client; empty if it was not pinned.
     pub client_cpus: Vec<usize>,
-    /// The CPUs of the server; empty if not pinned.
+    /// CPUs of the server; empty if it was not pinned.
     pub server_cpus: Vec<usize>,
-    /// Whether client and server had CPUs of their own.
+    /// True if client and server had CPUs of their own.
     pub pinned_apart: bool,
-    /// Whether some CPU of the client and some of the server are threads of one core.
+    /// True if a CPU of the client and a CPU of the server are threads of the same core; `None` if unknown.
     pub share_a_core: Option<bool>,
-    /// Event loops of the client.
+    /// Number of event loops of the client.
     pub client_threads: usize,
-    /// The arguments that every server was started with, after the model's name; beside `--workers`, and what its
-    /// run tells.
+    /// Arguments with which every server was started, after the name of the model. `--workers` is in [`ModelInfo`], and
+    /// the arguments of a workload are in [`Run::server_arguments`].
     pub server_arguments: Vec<String>,
-    /// What a reader must know before believing a figure, in sentences.
+    /// Sentences that a reader must know before using a figure.
     pub warnings: Vec<String>,
 }
 
-/// What was asked for.
+/// Options of a comparison, completed with the defaults.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// Names, in the order of the tables.
+    /// Names of the models and external servers, in the order of the tables.
     pub models: Vec<String>,
-    /// In the order of the tables.
+    /// Workloads, in the order of the tables.
     pub workloads: Vec<Workload>,
-    /// Server processes per model and workload but `idle`.
+    /// Runs per model and workload, in all workloads except `idle`.
     pub runs: u32,
-    /// Server processes per model in `idle`.
+    /// Runs per model in `idle`.
     pub idle_runs: u32,
-    /// The measured window of the loads that run for a time, in seconds; but of `idle` and `block`.
+    /// Measured window of the loads that run for a time, in seconds; except `idle`, `block` and `block-offload`.
     pub duration_s: f64,
-    /// That of `block` and `block-offload`, in seconds.
+    /// Measured window of `block` and `block-offload`, in seconds.
     pub block_duration_s: f64,
-    /// The measured silence of `idle`, in seconds.
+    /// Measured window of `idle`, in seconds.
     pub idle_duration_s: f64,
-    /// Connections of all workloads but `idle`, ascending; several in a sweep.
+    /// Numbers of connections of all workloads except `idle`, ascending; more than one in a sweep.
     pub connections: Vec<usize>,
-    /// Connections of `idle`.
+    /// Number of connections of `idle`.
     pub idle_connections: usize,
     /// Requests per second of `steady`, over all connections.
     pub rate_per_s: f64,
     /// Requests per second of `block` and `block-offload`, over all connections.
     pub block_rate_per_s: f64,
-    /// How long `crowd` waited at most, in seconds.
+    /// Longest time that `crowd` waited for all clients to be served, in seconds.
     pub patience_s: f64,
-    /// How long `http-13m` and `bulk` waited at most, in seconds.
+    /// Longest time that `http-13m` and `bulk` waited for all clients to be served, in seconds.
     pub limit_s: f64,
-    /// What was said, in the workloads that are not about one protocol.
+    /// Protocol of the workloads that do not require a certain one.
     pub protocol: String,
-    /// Bytes per request.
+    /// Bytes per request, including the end of the line.
     pub size_bytes: usize,
-    /// What the order of the runs and all requests come from. As text: JSON readers round numbers of this size.
+    /// Seed of the order of the runs and of all requests. It is text because JSON readers round numbers of this size.
     pub seed: String,
 }
 
-/// A model that was asked for, or an external server.
+/// Description of a model or an external server that was compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
-    /// As on the command line.
+    /// Name on the command line.
     pub name: String,
-    /// Of an external server, the command that starts it, with its placeholders; `null`: a model of ours. Files that
-    /// were written before there were any have no such field.
+    /// Command that starts an external server, with its placeholders; `null` for one of our models. Files that were
+    /// written before external servers existed have no such field.
     pub command: Option<String>,
-    /// Who answers, in one line.
+    /// Description of the model, in one line.
     pub summary: String,
-    /// Where the idea comes from; empty of an external server.
+    /// Origin of the idea; empty for an external server.
     pub lineage: String,
-    /// The file that tells its story; empty of an external server.
+    /// Main source file of the server, which reads top to bottom; empty for an external server.
     pub source: String,
-    /// What bounds the peers that it converses with at a time: `limit`, `descriptors`, `shares`, `workers` or `one`;
-    /// `unknown` of an external server.
+    /// Limit of the number of peers that the model serves at a time: `limit`, `descriptors`, `shares`, `workers` or
+    /// `one`; `unknown` for an external server.
     pub capacity: String,
-    /// `--workers` that it was started with. Not all models have a use for it; an external server is told none, and
-    /// has `null`.
+    /// Number of workers that the server was started with (`--workers`), although not all models use it; `null` for an
+    /// external server, which gets no such option.
     pub workers: Option<usize>,
-    /// How many peers it converses with at a time, by design (with `descriptors`: at least); `null`: as many as it is
-    /// allowed, or unknown.
+    /// Number of peers that the model serves at a time by design (with `descriptors`: at least this number); `null` if
+    /// only `--max-connections` limits it, or if it is unknown.
     pub max_concurrent: Option<usize>,
-    /// Why it cannot run here; `null`: it can.
+    /// Reason why the model cannot run here; `null` if it can.
     pub unavailable_reason: Option<String>,
 }
 
 impl ModelInfo {
-    /// Of it nothing else is known than how to start it.
+    /// Returns the description of an external server, of which only the name and the command are known.
     pub(super) fn external(external: &ExternalServer) -> ModelInfo {
         ModelInfo {
             name: external.name.clone(),
@@ -180,39 +181,39 @@ impl ModelInfo {
     }
 }
 
-/// What was planned, and was not measured.
+/// Case that was planned and not measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// The workload.
+    /// Workload of the case.
     pub workload: Workload,
-    /// Connections that were to be.
+    /// Planned number of connections.
     pub connections: usize,
-    /// Why, in words that follow "not measured:".
+    /// Reason, as a clause that can follow "was not measured:".
     pub reason: String,
 }
 
 impl Skipped {
-    /// More connections than it max_concurrent.
+    /// Returns the entry of a case with more connections than the model serves at a time by design.
     pub(super) fn by_design(case: &Case) -> Skipped {
         let most = case.max_concurrent.unwrap_or_default();
         let most = format::count(most as u64);
         Skipped::because(
             case,
-            format!("it max_concurrent {most} at a time, by design"),
+            format!("by design it serves at most {most} at a time"),
         )
     }
 
-    /// An earlier run had no room for so many.
+    /// Returns the entry of a case whose connections could not all be opened in an earlier run.
     pub(super) fn full(case: &Case) -> Skipped {
         Skipped::because(
             case,
-            "they could not all be opened the first time".to_string(),
+            "an earlier run could not open all connections".to_string(),
         )
     }
 
-    /// It can't do that at all.
+    /// Returns the entry of a case that is skipped for this reason.
     pub(super) fn because(case: &Case, reason: String) -> Skipped {
         Skipped {
             model: case.target.name(),
@@ -223,134 +224,134 @@ impl Skipped {
     }
 }
 
-/// One server process under one load.
+/// One run: a fresh server process under one load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Place in the run, from 1.
+    /// Position of the run in the comparison, from 1.
     pub order: usize,
-    /// Block, from 1; every block max_concurrent every model and workload once, in an order of its own.
+    /// Number of the block, from 1. Every block contains every case once, in an order of its own.
     pub block: u32,
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// The workload.
+    /// Workload of the run.
     pub workload: Workload,
-    /// Connections of the load.
+    /// Number of connections of the load.
     pub connections: usize,
-    /// Requests in all; `null` for loads that run for a time.
+    /// Total number of requests; `null` for loads that run for a time.
     pub requests: Option<u64>,
-    /// Content of each reply, in bytes; `null` where it is a line or two.
+    /// Content of each reply, in bytes; `null` if a reply is only a line or two.
     pub reply_bytes: Option<u64>,
-    /// What the server was told beside the arguments of all; empty of an external server, which was told what its
-    /// command says.
+    /// Arguments of the server for this workload, in addition to those of all servers; empty for an external server,
+    /// whose arguments are in its command.
     pub server_arguments: Vec<String>,
-    /// The models whose runs were measured at the same time.
+    /// Names of the models whose runs were measured at the same time.
     pub beside: Vec<String>,
-    /// Seed of the client's requests: the same for all models in a block.
+    /// Seed of the client's requests; the same for all models in a block.
     pub seed: String,
-    /// Start, in seconds after the comparison's.
+    /// Start of the run, in seconds after the start of the comparison.
     pub started_s: f64,
-    /// Why its figures must not be used; empty: they may.
+    /// Reasons why the figures of the run must not be used; empty if they may be used.
     pub problems: Vec<String>,
-    /// Whether the client, not the server, set the limit: the throughput is then a lower bound.
+    /// True if the client was the limit and not the server: the throughput is then a lower bound.
     pub client_limited: bool,
-    /// What is worth knowing about this run beside that.
+    /// Further facts about the run that a reader should know.
     pub notes: Vec<Note>,
-    /// What the tables are made of; `null`: unknown here.
+    /// Figures that the tables show; `null` if a figure is unknown.
     pub figures: BTreeMap<Metric, Option<f64>>,
-    /// Those of the figures that are lower bounds, because the measurement ended first.
+    /// Figures that are lower bounds, because the measurement ended first.
     pub lower_bounds: Vec<Metric>,
-    /// The client's account; `null` if it never got to ask.
+    /// Measurements of the client; `null` if the client sent no request.
     pub client: Option<ClientSide>,
-    /// The server's account; `null` if it never started.
+    /// Measurements of the server; `null` if the server did not start.
     pub server: Option<ServerSide>,
 }
 
-/// What is worth knowing about a run whose figures are used.
+/// Fact about a run that a reader should know although its figures are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
-    /// The client had no CPU time to spare, and the server had.
+    /// The client had no CPU time to spare, but the server had.
     ClientBusy,
-    /// The client itself sent late.
+    /// The client sent its requests late.
     ClientLate,
-    /// Not as many requests were under way as connections were meant to ask.
+    /// The mean number of requests under way differed from the number of connections.
     OtherInFlight,
-    /// Not all connections were held at a time.
+    /// Not all connections were served at the same time.
     NotAllHeld,
-    /// It max_concurrent fewer connections at a time than there were, by design.
+    /// By design, the model served fewer connections at a time than the load has.
     FewerByDesign,
-    /// Not all connections could be opened: it has no room for them, by design.
+    /// Not all connections could be opened, because by design the server has no room for them.
     NotAllOpened,
-    /// The first exchanges lasted into the silence.
+    /// The first exchanges lasted into the window in which the connections should be idle.
     NotIdle,
-    /// The harness itself met the window's edges late.
+    /// The harness read the CPU clock too late at an edge of the window.
     EdgesMissed,
-    /// Others used the CPUs too.
+    /// Other programs used the CPUs too.
     Disturbed,
 }
 
 impl Run {
-    /// Whether its figures may be used.
+    /// Returns whether the figures may be used: the run has no problems.
     pub fn valid(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// The client's account of a run. "In the window" is explained at [`client::Report`].
+/// Measurements of the client in a run. [`client::Report`] explains "in the window".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientSide {
-    /// From the first connect to the end of the last connection, in seconds.
+    /// Time from the first connect to the end of the last connection, in seconds.
     pub elapsed_s: f64,
-    /// The measured part, in seconds.
+    /// Length of the measured window, in seconds.
     pub window_s: f64,
     /// CPU time of the client's threads in the window, in seconds.
     pub client_cpu_s: f64,
-    /// Requests in the window that were answered rightly.
+    /// Number of requests in the window that were answered correctly.
     pub replies: u64,
-    /// Right replies that came within the window: what throughput is made of.
+    /// Number of correct replies that arrived within the window. The throughput is computed from it.
     pub completed: u64,
-    /// Requests in the window without an answer at the end.
+    /// Number of requests in the window that were unanswered at the end.
     pub unanswered: u64,
     /// Failed requests in the window, by kind.
     pub errors: Errors,
-    /// The first few errors in words.
+    /// Descriptions of the first few errors.
     pub examples: Vec<String>,
-    /// Clients without a single right reply.
+    /// Number of clients without any correct reply.
     pub never_served: u64,
-    /// Clients that got all they asked for.
+    /// Number of clients that received all the replies that they requested.
     pub finished_clients: u64,
-    /// Connections opened.
+    /// Number of connections that were opened.
     pub connected: u64,
-    /// Bytes over all connections, warm-up included.
+    /// Bytes sent over all connections, including the warm-up.
     pub sent_bytes: u64,
-    /// Likewise.
+    /// Bytes received over all connections, including the warm-up.
     pub received_bytes: u64,
-    /// `completed`, client by client.
+    /// `completed` of each client.
     pub per_connection: Vec<u64>,
-    /// Requests under way on average, by Little's law.
+    /// Mean number of requests under way, by Little's law.
     pub mean_in_flight: f64,
-    /// Jain's index of `per_connection`; `null` if all of it is 0.
+    /// Jain's fairness index of `per_connection`; `null` if all its values are 0.
     pub fairness: Option<f64>,
-    /// From the planned send time to the reply's last byte.
+    /// Times from the planned send time to the last byte of the reply.
     pub response_time: Times,
-    /// From the actual send to the reply's last byte.
+    /// Times from the actual send time to the last byte of the reply.
     pub service_time: Times,
-    /// Of the response times, those of requests before whose replies the server had nothing to do.
+    /// Response times of the bystanders: the requests before whose replies the server had no work to do.
     pub bystanders: Times,
-    /// How late the client itself was.
+    /// Times by which the client sent later than planned.
     pub lag: Times,
-    /// From connect to connected.
+    /// Times from the start of a connect to its completion.
     pub connect_time: Times,
-    /// From the time at which a client meant to connect to its first right reply.
+    /// Times from the planned connect of a client to its first correct reply.
     pub first_reply: Times,
 }
 
 impl ClientSide {
-    /// Takes a report down.
+    /// Converts the report of a client.
     ///
     /// # Errors
     ///
-    /// As [`Times::of`].
+    /// Returns an error if a histogram cannot be encoded; see [`Times::of`].
     pub fn of(report: &Report) -> anyhow::Result<ClientSide> {
         Ok(ClientSide {
             elapsed_s: report.elapsed.as_secs_f64(),
@@ -379,31 +380,31 @@ impl ClientSide {
     }
 }
 
-/// A histogram: a few percentiles for people, all of it for programs.
+/// Histogram of times: a few percentiles for readers, and the whole histogram for programs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// Samples.
+    /// Number of samples.
     pub count: u64,
-    /// Percentiles in nanoseconds; `null` with fewer than ten samples beyond it.
+    /// Median in nanoseconds; `null` with fewer than ten samples beyond it.
     pub p50_ns: Option<u64>,
-    /// Likewise.
+    /// 90th percentile in nanoseconds; `null` with fewer than ten samples beyond it.
     pub p90_ns: Option<u64>,
-    /// Likewise.
+    /// 99th percentile in nanoseconds; `null` with fewer than ten samples beyond it.
     pub p99_ns: Option<u64>,
-    /// Likewise.
+    /// 99.9th percentile in nanoseconds; `null` with fewer than ten samples beyond it.
     pub p99_9_ns: Option<u64>,
-    /// The largest; `null` without samples.
+    /// Largest sample in nanoseconds; `null` without samples.
     pub max_ns: Option<u64>,
-    /// HdrHistogram, V2 with DEFLATE, in base64. In nanoseconds.
+    /// The histogram in nanoseconds, as HdrHistogram V2 with DEFLATE, in base64.
     pub histogram: String,
 }
 
 impl Times {
-    /// Takes a histogram down.
+    /// Encodes a histogram.
     ///
     /// # Errors
     ///
-    /// It cannot be encoded, which only a lack of memory can cause.
+    /// Returns an error if the histogram cannot be encoded, which only a lack of memory can cause.
     pub fn of(histogram: &Histogram<u64>) -> anyhow::Result<Times> {
         let mut encoded = Vec::new();
         V2DeflateSerializer::new()
@@ -421,11 +422,11 @@ impl Times {
         })
     }
 
-    /// The histogram itself.
+    /// Decodes the histogram.
     ///
     /// # Errors
     ///
-    /// The file was damaged, or written by something else.
+    /// Returns an error if the file was damaged or written by another program.
     pub fn decode(&self) -> anyhow::Result<Histogram<u64>> {
         let encoded = STANDARD
             .decode(&self.histogram)
@@ -436,49 +437,50 @@ impl Times {
     }
 }
 
-/// The server's account of a run, over its whole process tree.
+/// Measurements of the server in a run, over its whole process tree. `null`: the value could not be read.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerSide {
-    /// The time over which CPU was counted: the window, as the harness saw its edges. In seconds.
+    /// Interval over which CPU time was counted, in seconds: the window, with its edges as the harness read them.
     pub interval_s: Option<f64>,
-    /// CPU time in it, in seconds, to the nanosecond.
+    /// CPU time in `interval_s`, in seconds, with a resolution of a nanosecond.
     pub cpu_s: Option<f64>,
-    /// The time over which the counters below were read, which begins in the warm-up. In seconds.
+    /// Interval over which the following counters were read, in seconds. It begins in the warm-up.
     pub counters_interval_s: Option<f64>,
-    /// CPU time in user mode in it, in seconds; in the kernel's ticks of 10 ms.
+    /// CPU time in user mode in `counters_interval_s`, in seconds; counted in the kernel's ticks of 10 ms.
     pub user_s: Option<f64>,
-    /// CPU time in system mode in it, likewise.
+    /// CPU time in system mode in `counters_interval_s`, in seconds; counted in the kernel's ticks of 10 ms.
     pub system_s: Option<f64>,
-    /// Context switches in it because a thread waited.
+    /// Number of context switches in `counters_interval_s` because a thread waited.
     pub voluntary_switches: Option<u64>,
-    /// Context switches in it because another thread's batch had come.
+    /// Number of context switches in `counters_interval_s` because it was another thread's turn.
     pub involuntary_switches: Option<u64>,
-    /// The share of all CPUs in use that went neither to the client nor to the server in it, nor was idle.
+    /// Share of the time of all CPUs in use that was neither used by the client or the server nor idle, 0 to 1, in
+    /// `counters_interval_s`.
     pub others_cpu: Option<f64>,
-    /// Processes under load.
+    /// Number of processes under load.
     pub processes: Option<u64>,
-    /// Threads under load, over all processes.
+    /// Number of threads under load, over all processes.
     pub threads: Option<u64>,
-    /// Memory of its own before the load, in bytes: anonymous and shared pages, each counted once. Only in `idle`.
+    /// Anonymous and shared memory before the load, each page counted once, in bytes. Only in `idle`.
     pub memory_before_bytes: Option<u64>,
-    /// The same at the end of the window.
+    /// Anonymous and shared memory at the end of the window, each page counted once, in bytes. Only in `idle`.
     pub memory_after_bytes: Option<u64>,
-    /// The most that was resident before the load, in bytes; `null` for a server that forks.
+    /// Peak resident memory before the load, in bytes; `null` for a server that forks.
     pub peak_rss_before_bytes: Option<u64>,
-    /// The most that was resident, in bytes; `null` for a server that forks.
+    /// Peak resident memory, in bytes; `null` for a server that forks.
     pub peak_rss_bytes: Option<u64>,
-    /// How it ended.
+    /// Exit status of the server, as text.
     pub exit: Option<String>,
-    /// Its own account; `null` if it gave none.
+    /// Tally that the server printed at its end; `null` if it printed none.
     pub tally: Option<Tally>,
 }
 
 impl Results {
-    /// Reads the comparison in `dir`, and takes its runs together anew.
+    /// Reads the comparison in `dir`, and computes its summaries again.
     ///
     /// # Errors
     ///
-    /// There is none, it is damaged, or another version wrote it.
+    /// Returns an error if the directory has no results, if they are damaged, or if they have another schema.
     pub fn read(dir: &Path) -> anyhow::Result<Results> {
         let path = dir.join(FILE);
         let text = fs::read_to_string(&path).with_context(|| {
@@ -491,12 +493,18 @@ impl Results {
         struct Version {
             schema: u32,
         }
-        let damaged = || format!("{} is not a comparison's results", path.display());
-        // First the version alone: a newer file would only fail over some field.
+        let damaged = || {
+            format!(
+                "{} does not contain the results of a comparison, or is damaged",
+                path.display()
+            )
+        };
+        // The version is read first: a file of another schema would otherwise fail with an error about some field.
         let Version { schema } = serde_json::from_str(&text).with_context(damaged)?;
         if schema != SCHEMA {
             bail!(
-                "{} has schema {schema}, and this samewire reads schema {SCHEMA}; use the version that wrote it",
+                "{} has schema {schema}, but this version of samewire reads only schema {SCHEMA}; use the version that \
+                 wrote the file",
                 path.display()
             );
         }
@@ -505,11 +513,11 @@ impl Results {
         Ok(results)
     }
 
-    /// As JSON, with a line's end.
+    /// Returns the results as one line of JSON, including the line break.
     ///
     /// # Errors
     ///
-    /// Never, but for a lack of memory.
+    /// Returns an error if the results cannot be encoded, which only a lack of memory can cause.
     pub fn to_json(&self) -> anyhow::Result<String> {
         let mut text = serde_json::to_string(self).context("cannot write the results as JSON")?;
         text.push('\n');
@@ -517,19 +525,20 @@ impl Results {
     }
 }
 
-/// Writes a file so that there is all of it or none.
+/// Writes a file so that either the complete file exists afterwards or the file is unchanged: the text is written to a
+/// temporary file in the same directory, which is then renamed.
 ///
 /// # Errors
 ///
-/// The disk is full, or the directory went away or was never writable.
-pub fn write_whole(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+/// Returns an error if the disk is full, or if the directory was removed or is not writable.
+pub fn write_atomically(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let path = dir.join(name);
-    // Hidden, and of this process: two comparisons must not write into one file.
+    // The name is hidden and contains the process id: two comparisons must not write to the same file.
     let unfinished = dir.join(format!(".{name}.{}", std::process::id()));
     let written = File::create(&unfinished)
         .and_then(|mut file| {
             file.write_all(text.as_bytes())?;
-            // Some file systems say only here that they are full.
+            // Some file systems report only here that they are full.
             file.sync_all()
         })
         .and_then(|()| fs::rename(&unfinished, &path));
@@ -548,7 +557,7 @@ pub(super) mod tests {
     use super::*;
     use crate::compare::summary::summarise;
 
-    /// A valid run without figures.
+    /// Returns a valid run without figures.
     pub(in crate::compare) fn run(model: &str, workload: Workload) -> Run {
         Run {
             order: 1,
@@ -572,7 +581,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A client whose every histogram is this one.
+    /// Returns the measurements of a client in which all histograms except `lag` are this one.
     pub(in crate::compare) fn client_side(histogram: &Histogram<u64>) -> ClientSide {
         let times = Times::of(histogram).unwrap();
         let mut lag = client::histogram();
@@ -603,7 +612,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Results in which every field that may be missing is there.
+    /// Returns results in which every optional part of the file is present.
     pub(in crate::compare) fn full() -> Results {
         let mut histogram = client::histogram();
         for value in 1..=20_000 {
@@ -648,7 +657,7 @@ pub(super) mod tests {
                 model: "serial".to_string(),
                 workload: Workload::Max,
                 connections: 100,
-                reason: "it max_concurrent one".to_string(),
+                reason: "by design it serves at most 1 at a time".to_string(),
             }],
             summary: Vec::new(),
         };
@@ -657,17 +666,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn results_are_read_back_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
         let results = full();
-        write_whole(dir.path(), FILE, &results.to_json().unwrap()).unwrap();
+        write_atomically(dir.path(), FILE, &results.to_json().unwrap()).unwrap();
         assert_eq!(Results::read(dir.path()).unwrap(), results);
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
-        assert_eq!(left.len(), 1, "nothing unfinished is left: {left:?}");
+        assert_eq!(left.len(), 1, "no temporary file may be left: {left:?}");
     }
 
     #[test]
-    fn histograms_survive_their_encoding() {
+    fn histogram_is_unchanged_after_encoding_and_decoding() {
         let mut histogram = client::histogram();
         for value in [1, 999, 1_000_000, 3_600_000_000_000] {
             histogram.record_n(value, value % 7 + 1).unwrap();
@@ -679,7 +688,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn other_schemas_and_other_files_are_refused_in_words() {
+    fn file_with_another_schema_or_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |text: Option<&str>| {
             if let Some(text) = text {
@@ -689,7 +698,7 @@ pub(super) mod tests {
         };
         assert!(refused(None).contains("name a directory"));
         assert!(refused(Some("{\"schema\": 999}")).contains("schema 999"));
-        assert!(refused(Some("[]")).contains("not a comparison"));
+        assert!(refused(Some("[]")).contains("does not contain the results"));
         assert!(refused(Some("{\"schema\": 1}")).contains("schema 1"));
         assert!(refused(Some("{\"schema\": 2}")).contains("schema 2"));
         assert!(refused(Some("{\"schema\": 3}")).contains("schema 3"));
@@ -697,15 +706,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_leaves_nothing_behind() {
+    fn failed_write_leaves_no_temporary_file() {
         let dir = tempfile::tempdir().unwrap();
-        // A directory is in the way of the rename.
+        // The rename fails because a directory has the same name.
         fs::create_dir(dir.path().join("results.json")).unwrap();
-        assert!(write_whole(dir.path(), "results.json", "{}").is_err());
+        assert!(write_atomically(dir.path(), "results.json", "{}").is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// All keys of all objects.
+    /// Collects the keys of all objects in a JSON value.
     fn keys(value: &Value, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(fields) => {
@@ -720,7 +729,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_page_explains_every_field_and_no_other() {
+    fn results_page_explains_every_field_and_no_other() {
         let page = include_str!("../../../docs/src/results.md");
         let documented: BTreeSet<String> = page
             .lines()
@@ -737,7 +746,7 @@ pub(super) mod tests {
         let gone: Vec<_> = documented.difference(&written).collect();
         assert!(
             gone.is_empty(),
-            "explained, but no longer written: {gone:?}"
+            "explained in docs/src/results.md, but not written: {gone:?}"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! One batch: fresh server processes, a load for each, and the account of both. Of all workloads but `idle` it is one
-//! run.
+//! Measures one batch of runs: starts a fresh server process for each, applies its load, and collects the measurements
+//! of client and server. In all workloads except `idle`, a batch is a single run.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,18 +22,23 @@ use crate::placement::Placement;
 use crate::resources::{Counters, CpuReading, HostReading, ProcessTree, YieldPolicy};
 use crate::target;
 
-/// What all runs of a comparison have in common.
+/// Measures the runs of a comparison. It holds everything that the runs have in common.
 pub(super) struct Runner<'a> {
+    /// Options of the comparison.
     pub(super) settings: &'a Settings,
+    /// CPUs of client and server.
     pub(super) placement: &'a Placement,
+    /// Start of the comparison.
     pub(super) began: Instant,
+    /// Set when the comparison is interrupted.
     pub(super) interrupted: &'a AtomicBool,
 }
 
-/// A reply that takes longer is an error. Loads end by themselves before, so that what a server starves on purpose is
-/// counted as unanswered, with its age, and a server that is dead ends the run all the same.
+/// Returns the time after which a missing reply is an error. It is longer than the load: requests that a server leaves
+/// unanswered by design are therefore counted as unanswered, with their age, and not as errors, but a dead server still
+/// ends the run.
 fn timeout(settings: &Settings, workload: Workload) -> Duration {
-    let longest = if workload.has_an_end() {
+    let longest = if workload.ends_by_itself() {
         settings.limit(workload)
     } else {
         settings.duration(workload)
@@ -41,25 +46,26 @@ fn timeout(settings: &Settings, workload: Workload) -> Duration {
     longest + Duration::from_secs(15)
 }
 
-/// No load here is about idle clients: none may be closed in the middle of a long comparison.
+/// Idle time-out of our servers. It is long because no server may close a connection that is idle during a measurement.
 const IDLE_TIMEOUT: &str = "1h";
 
-/// The same for an external server.
-const IDLE_TIMEOUT_OUTSIDE: Duration = Duration::from_secs(3600);
+/// Idle time-out of external servers; see [`IDLE_TIMEOUT`].
+const EXTERNAL_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// How many peers every server is to have room for. Twice as many as there will be: where each event loop has its share,
-/// the kernel does not deal them out evenly.
-fn most_peers(settings: &Settings) -> usize {
+/// Returns the connection limit of every server. It is twice the largest number of connections, because the kernel does
+/// not distribute connections evenly in models where each event loop has its share of the limit.
+fn connection_limit(settings: &Settings) -> usize {
     (2 * settings.most_connections()).max(10_000)
 }
 
-/// The arguments of every server, after the model's name; beside the number of workers, and what its workload is about.
+/// Returns the arguments with which every server is started, after the name of the model. The number of workers and the
+/// arguments of the workload are not among them.
 pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "--listen",
         "127.0.0.1:0",
         "--max-connections",
-        &most_peers(settings).to_string(),
+        &connection_limit(settings).to_string(),
         "--idle-timeout",
         IDLE_TIMEOUT,
         "--drain",
@@ -80,31 +86,32 @@ pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Ve
     arguments
 }
 
-/// What came of a load.
-struct Driven {
+/// Result of a load.
+struct LoadResult {
     report: Report,
-    /// Whether all connections could be opened in time.
+    /// True if all connections could be opened in time.
     opened: bool,
 }
 
 impl Runner<'_> {
-    /// Measures the runs of one batch; `None` if it was interrupted. What goes wrong is in the runs' problems:
-    /// the comparison goes on.
+    /// Measures the runs of one batch; returns `None` if the comparison was interrupted. Errors are added to the
+    /// problems of a run, and the comparison continues.
     pub(super) fn measure(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
         let started_s = self.began.elapsed().as_secs_f64();
-        // All on this thread, which lives longer than they do.
+        // Started from this thread, which must exist longer than the servers: the kernel ends a server together with
+        // the thread that started it.
         let servers: Vec<anyhow::Result<ChildServer>> =
             (batch.cases.iter().map(|case| self.start(case))).collect();
-        let driven: Vec<_> = thread::scope(|scope| {
+        let loads: Vec<_> = thread::scope(|scope| {
             let mut threads = Vec::new();
             for (case, server) in batch.cases.iter().zip(&servers) {
                 let running = server.as_ref().ok().map(|one| (one.pid(), one.address));
                 threads.push(running.map(|(pid, address)| {
                     let drive = move || {
-                        let mut account = ServerSide::default();
-                        let beside = batch.cases.len();
-                        let driven = self.drive(case, beside, pid, address, &mut account);
-                        (driven, account)
+                        let mut server = ServerSide::default();
+                        let together = batch.cases.len();
+                        let load = self.drive(case, together, pid, address, &mut server);
+                        (load, server)
                     };
                     let thread =
                         thread::Builder::new().name(format!("drive {}", case.target.name()));
@@ -113,20 +120,20 @@ impl Runner<'_> {
             }
             let join = |thread: Option<io::Result<thread::ScopedJoinHandle<'_, _>>>| {
                 Some(thread?.map(|thread| match thread.join() {
-                    Ok(driven) => driven,
+                    Ok(load) => load,
                     Err(panic) => std::panic::resume_unwind(panic),
                 }))
             };
             threads.into_iter().map(join).collect()
         });
         let mut runs = Vec::new();
-        for (((case, server), driven), order) in
-            batch.cases.iter().zip(servers).zip(driven).zip(order..)
+        for (((case, server), load), order) in
+            batch.cases.iter().zip(servers).zip(loads).zip(order..)
         {
-            // Whatever came of the load, the server is ended in order and gives its account.
-            let ended = server.map(ChildServer::stop);
+            // The server is stopped gracefully and prints its tally even if the load failed.
+            let exit = server.map(ChildServer::stop);
             let mut run = self.empty(batch, case, order, started_s);
-            if let Err(error) = fill(&mut run, case, ended, driven) {
+            if let Err(error) = fill(&mut run, case, exit, load) {
                 run.problems.push(format!("{error:#}"));
             }
             if !run.notes.contains(&Note::NotAllOpened) {
@@ -134,7 +141,7 @@ impl Runner<'_> {
             }
             runs.push(run);
         }
-        // Half a run is no result.
+        // An interrupted run is incomplete and has no result.
         (!self.interrupted.load(Ordering::Relaxed)).then_some(runs)
     }
 
@@ -145,26 +152,26 @@ impl Runner<'_> {
         let workers = self.placement.workers_of(model).to_string();
         let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
         arguments.extend(server_arguments(self.settings, self.placement));
-        arguments.extend(self.told(case));
+        arguments.extend(self.workload_arguments(case));
         ChildServer::start(&arguments)
     }
 
-    /// Somebody else's, which is told of this what its command has placeholders for.
+    /// Starts an external server. Only the settings for which its command has placeholders apply.
     fn start_external(&self, case: &Case) -> anyhow::Result<ChildServer> {
         let settings = target::TargetSettings {
-            idle_timeout: Some(IDLE_TIMEOUT_OUTSIDE),
-            max_connections: Some(most_peers(self.settings)),
+            idle_timeout: Some(EXTERNAL_IDLE_TIMEOUT),
+            max_connections: Some(connection_limit(self.settings)),
             ..target::TargetSettings::default()
         };
         let protocol = case.workload.protocol(self.settings.protocol);
         let running = case.target.start(protocol, &settings, self.placement)?;
         running
             .into_server()
-            .context("nobody can measure a server that somebody else has started")
+            .context("a server that was not started by this program cannot be measured; start it with --with")
     }
 
-    /// What this server is told beside that.
-    fn told(&self, case: &Case) -> Vec<String> {
+    /// Returns the arguments of the workload for the server of this case; none for an external server.
+    fn workload_arguments(&self, case: &Case) -> Vec<String> {
         if case.target.model().is_none() {
             return Vec::new();
         }
@@ -178,8 +185,8 @@ impl Runner<'_> {
         together: usize,
         pid: i32,
         address: SocketAddr,
-        account: &mut ServerSide,
-    ) -> anyhow::Result<Driven> {
+        server: &mut ServerSide,
+    ) -> anyhow::Result<LoadResult> {
         let plan = Plan {
             address,
             protocol: case.workload.protocol(self.settings.protocol),
@@ -197,7 +204,7 @@ impl Runner<'_> {
             cpus: self.placement.client.clone(),
         };
         if case.workload == Workload::Idle {
-            // The first exchanges touch code and tables that no connection pays for again.
+            // The very first exchanges load code and tables; this memory does not belong to the measured connections.
             let first = Plan {
                 connections: 8,
                 load: Load::Messages {
@@ -212,15 +219,15 @@ impl Runner<'_> {
         }
         let watcher = Watcher::new(pid, case, self.placement, self.interrupted);
         let report = client::drive(&plan, &watcher, &watcher.stop)?;
-        let seen = watcher.seen();
-        seen.account(account, watcher.cpus.len());
-        Ok(Driven {
+        let readings = watcher.readings();
+        readings.write_to(server, watcher.cpus.len());
+        Ok(LoadResult {
             report,
-            opened: !seen.gave_up,
+            opened: !readings.gave_up,
         })
     }
 
-    /// A run of which nothing is known yet.
+    /// Returns a run without any measurements yet.
     fn empty(&self, batch: &Batch, case: &Case, order: usize, started_s: f64) -> Run {
         let name = case.target.name();
         let beside = batch.cases.iter().map(|case| case.target.name());
@@ -231,7 +238,7 @@ impl Runner<'_> {
             connections: case.connections,
             requests: case.requests(),
             reply_bytes: case.workload.reply_bytes(),
-            server_arguments: self.told(case),
+            server_arguments: self.workload_arguments(case),
             beside: beside.filter(|one| *one != name).collect(),
             model: name,
             seed: case.seed.to_string(),
@@ -247,30 +254,31 @@ impl Runner<'_> {
     }
 }
 
-/// Takes down what both sides say.
+/// Adds the measurements of client and server to a run.
 fn fill(
     run: &mut Run,
     case: &Case,
-    ended: anyhow::Result<ServerExit>,
-    driven: Option<io::Result<(anyhow::Result<Driven>, ServerSide)>>,
+    exit: anyhow::Result<ServerExit>,
+    load: Option<io::Result<(anyhow::Result<LoadResult>, ServerSide)>>,
 ) -> anyhow::Result<()> {
-    let end = ended?;
-    // That a signal ends whoever has not learned to stop is no fault of what was measured.
-    if case.target.model().is_some() || !end.by_the_signal() {
-        run.problems.extend(end.problems);
+    let exit = exit?;
+    // An external server that does not handle SIGTERM is ended by the signal, which is not a problem of the
+    // measurement.
+    if case.target.model().is_some() || !exit.by_the_signal() {
+        run.problems.extend(exit.problems);
     }
-    let (driven, account) = driven
-        .context("nobody drove it")?
-        .context("cannot start a thread that drives it")?;
+    let (load, server) = load
+        .context("the server received no load")?
+        .context("cannot start the thread of the client")?;
     run.server = Some(ServerSide {
-        exit: Some(end.exit),
-        tally: end.tally,
-        ..account
+        exit: Some(exit.exit),
+        tally: exit.tally,
+        ..server
     });
-    let Driven { report, opened } = driven?;
+    let LoadResult { report, opened } = load?;
     if !opened {
         run.notes.push(Note::NotAllOpened);
-        if !case.is_short() {
+        if !case.exceeds_max_concurrent() {
             run.problems.push(format!(
                 "only {} of {} connections could be opened in time",
                 format::count(report.connected),
@@ -282,41 +290,46 @@ fn fill(
     Ok(())
 }
 
-/// Reads the server's counters before, in and after the window.
+/// Reads the counters of the server before the window, at its edges, and after it.
 ///
-/// All this runs on a CPU of the client's, so nothing is read in the window. At its edges the CPU clock is, which is
-/// quick. The rest is read once before it (in the warm-up, when all clients are connected) and once after it, while the
-/// connections are still there: a thread or a process that ends takes its counters with it.
+/// The readings run on a CPU of the client, so none takes place within the window. At the edges of the window only the
+/// CPU clock is read, which is quick. The other counters are read once before the window (in the warm-up, when all
+/// clients are connected) and once after it, while the connections are still open: when a thread or a process ends, its
+/// counters are lost.
 struct Watcher<'a> {
     case: &'a Case,
-    /// Where client and server run.
+    /// CPUs of client and server.
     cpus: Vec<usize>,
     interrupted: &'a AtomicBool,
-    /// Ends this drive alone.
+    /// Stops the load of this run alone.
     stop: AtomicBool,
-    seen: Mutex<Seen>,
+    readings: Mutex<Readings>,
 }
 
-/// What it read, and when.
-struct Seen {
+/// Readings of a [`Watcher`].
+struct Readings {
     tree: ProcessTree,
-    /// Before the load.
+    /// Counters before the load.
     before: Sample,
     memory_before: Option<u64>,
-    /// The first in which all were connected.
-    settled: Option<Sample>,
+    /// First counters that were read when all clients were connected.
+    connected: Option<Sample>,
+    /// CPU clock at the beginning of the window.
     begin: Option<CpuReading>,
+    /// CPU clock at the end of the window.
     end: Option<CpuReading>,
+    /// Counters after the window.
     last: Option<Sample>,
     memory_after: Option<u64>,
-    /// The most that was met. Where the clients leave one by one, there are fewer at the end.
+    /// Largest number of processes of all readings. If the clients leave one by one, fewer are left at the end.
     processes: u64,
+    /// Largest number of threads of all readings.
     threads: Option<u64>,
-    /// The connections were not to be opened.
+    /// True if not all connections could be opened in time.
     gave_up: bool,
 }
 
-/// The server's counters and the machine's, at a moment.
+/// Counters of the server and of the machine at one moment.
 #[derive(Clone, Copy)]
 struct Sample {
     server: Counters,
@@ -348,11 +361,11 @@ impl<'a> Watcher<'a> {
             cpus,
             interrupted,
             stop: AtomicBool::new(false),
-            seen: Mutex::new(Seen {
+            readings: Mutex::new(Readings {
                 memory_before: idle.then(|| tree.memory()).flatten(),
                 before,
-                settled: None,
-                // Its costs are all that the load costs; it has no time to lose at an edge.
+                connected: None,
+                // The cost of a transfer is the cost of the whole load, so its interval begins here.
                 begin: case.workload.is_transfer().then(|| tree.cpu()),
                 end: None,
                 last: None,
@@ -365,90 +378,93 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn readings(&self) -> MutexGuard<'_, Readings> {
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, seen: &mut Seen, yield_policy: YieldPolicy) -> Sample {
-        seen.tree.look();
-        let look = Sample::take(&seen.tree, &self.cpus, yield_policy);
-        seen.processes = seen.processes.max(look.server.processes);
-        seen.threads = seen.threads.max(look.server.threads);
-        look
+    /// Reads the counters, including those of newly forked processes.
+    fn sample(&self, readings: &mut Readings, yield_policy: YieldPolicy) -> Sample {
+        readings.tree.look();
+        let sample = Sample::take(&readings.tree, &self.cpus, yield_policy);
+        readings.processes = readings.processes.max(sample.server.processes);
+        readings.threads = readings.threads.max(sample.server.threads);
+        sample
     }
 }
 
 impl Watch for Watcher<'_> {
     fn measuring(&self) {
-        let mut seen = self.seen();
+        let mut readings = self.readings();
         if self.case.workload == Workload::Idle {
-            // Nobody is disturbed, and the others' first exchanges are over.
-            seen.settled = Some(self.look(&mut seen, YieldPolicy::None));
+            // No request is under way, and the first exchanges of the other servers are over.
+            readings.connected = Some(self.sample(&mut readings, YieldPolicy::None));
         } else {
-            // What it forked for the last clients to come counts from the beginning.
-            seen.tree.look();
+            // The processes that were forked for the last clients must count from the beginning.
+            readings.tree.look();
         }
-        if seen.begin.is_none() {
-            seen.begin = Some(seen.tree.cpu());
+        if readings.begin.is_none() {
+            readings.begin = Some(readings.tree.cpu());
         }
     }
 
     fn measured(&self) {
-        let mut seen = self.seen();
-        seen.end = Some(seen.tree.cpu_with_newcomers());
-        // The last replies of an open loop are on their way, and their times count.
+        let mut readings = self.readings();
+        readings.end = Some(readings.tree.cpu_with_newcomers());
+        // The last replies of an open loop still arrive, and their times count.
         let yield_policy = if self.case.workload.is_open_loop() {
             YieldPolicy::Yield
         } else {
             YieldPolicy::None
         };
-        seen.last = Some(self.look(&mut seen, yield_policy));
+        readings.last = Some(self.sample(&mut readings, yield_policy));
         if self.case.workload == Workload::Idle {
-            seen.memory_after = seen.tree.memory();
+            readings.memory_after = readings.tree.memory();
         }
     }
 
     fn progress(&self, now: Snapshot) {
-        let mut seen = self.seen();
+        let mut readings = self.readings();
         let all = now.open == self.case.connections as u64;
         let opening = self.case.opening();
-        if seen.begin.is_none() && !all && opening.is_some_and(|limit| now.elapsed > limit) {
-            seen.gave_up = true;
+        if readings.begin.is_none() && !all && opening.is_some_and(|limit| now.elapsed > limit) {
+            readings.gave_up = true;
         }
-        if seen.gave_up || self.interrupted.load(Ordering::Relaxed) {
+        if readings.gave_up || self.interrupted.load(Ordering::Relaxed) {
             self.stop.store(true, Ordering::Relaxed);
         }
-        // A load that has an end has no warm-up. The first look at a crowd comes when the first replies are long there,
-        // and it thinks. In the others who is done leaves, and all may never be there at a time.
-        let with_end = self.case.workload.has_an_end();
-        let settled = all || self.case.workload.is_transfer();
-        let before_window = seen.begin.is_none() || with_end;
-        if settled
+        // A load that ends by itself has no warm-up. In `crowd` the counters are read when the first replies have
+        // arrived long ago and the clients pause. In a transfer, clients leave when they are served, so all of them may
+        // never be connected at the same time.
+        let ends_by_itself = self.case.workload.ends_by_itself();
+        let connected = all || self.case.workload.is_transfer();
+        let before_window = readings.begin.is_none() || ends_by_itself;
+        if connected
             && before_window
-            && seen.settled.is_none()
+            && readings.connected.is_none()
             && self.case.workload != Workload::Idle
         {
-            seen.settled = Some(self.look(&mut seen, YieldPolicy::None));
+            readings.connected = Some(self.sample(&mut readings, YieldPolicy::None));
         }
     }
 }
 
-impl Seen {
-    fn account(&self, account: &mut ServerSide, cpus: usize) {
+impl Readings {
+    /// Computes the measurements of the server from the readings. `cpus` is the number of CPUs in use.
+    fn write_to(&self, server: &mut ServerSide, cpus: usize) {
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
         let elapsed =
             |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
-        account.memory_before_bytes = self.memory_before;
-        account.memory_after_bytes = self.memory_after;
-        account.peak_rss_before_bytes = self.before.server.peak_rss;
+        server.memory_before_bytes = self.memory_before;
+        server.memory_after_bytes = self.memory_after;
+        server.peak_rss_before_bytes = self.before.server.peak_rss;
         if let (Some(begin), Some(end)) = (&self.begin, &self.end) {
-            account.interval_s = Some((end.at - begin.at).as_secs_f64());
-            account.cpu_s = elapsed(begin.used, end.used).map(|time| time.as_secs_f64());
+            server.interval_s = Some((end.at - begin.at).as_secs_f64());
+            server.cpu_s = elapsed(begin.used, end.used).map(|time| time.as_secs_f64());
         }
-        // A load without a warm-up is all in the window.
+        // A load without a warm-up lies completely in the window, so its counters begin before the load.
         let first = self
-            .settled
-            .filter(|settled| self.begin.is_some_and(|begin| settled.server.at < begin.at));
+            .connected
+            .filter(|sample| self.begin.is_some_and(|begin| sample.server.at < begin.at));
         let Sample {
             server: begin,
             host: before,
@@ -462,19 +478,18 @@ impl Seen {
         };
         let user = elapsed(begin.user, end.user);
         let system = elapsed(begin.system, end.system);
-        account.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
-        account.user_s = user.map(|time| time.as_secs_f64());
-        account.system_s = system.map(|time| time.as_secs_f64());
-        account.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
-        account.involuntary_switches =
-            between(begin.involuntary_switches, end.involuntary_switches);
+        server.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
+        server.user_s = user.map(|time| time.as_secs_f64());
+        server.system_s = system.map(|time| time.as_secs_f64());
+        server.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
+        server.involuntary_switches = between(begin.involuntary_switches, end.involuntary_switches);
         let used = user.zip(system).map(|(user, system)| user + system);
-        account.others_cpu = before
+        server.others_cpu = before
             .zip(*after)
             .zip(used)
             .and_then(|((before, after), used)| after.others(&before, used, cpus));
-        account.processes = Some(self.processes);
-        account.threads = self.threads;
-        account.peak_rss_bytes = end.peak_rss;
+        server.processes = Some(self.processes);
+        server.threads = self.threads;
+        server.peak_rss_bytes = end.peak_rss;
     }
 }

@@ -1,10 +1,11 @@
-//! The little statistics that a handful of runs allow.
+//! Median, range and quantiles: the statistics that a small number of runs allows.
 
 use hdrhistogram::Histogram;
 
 use crate::format;
 
-/// The middle value; of an even number, halfway between the middle two.
+/// Returns the median of the values; for an even number of values, the mean of the two in the middle. `None` if there
+/// are no values.
 pub(super) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -17,14 +18,16 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// The smallest and the largest. With three runs no interval can claim more than that.
+/// Returns the smallest and the largest of the values; `None` if there are no values. With three runs, no narrower
+/// interval would be honest.
 pub(super) fn range(values: &[f64]) -> Option<(f64, f64)> {
     let min = values.iter().copied().min_by(f64::total_cmp)?;
     let max = values.iter().copied().max_by(f64::total_cmp)?;
     Some((min, max))
 }
 
-/// As [`format::quantile`]; 1 is the maximum, which needs one sample.
+/// Returns the value at a quantile, as [`format::quantile`] does; for quantile 1 it returns the maximum, which needs
+/// only one sample.
 pub(super) fn quantile(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
     if quantile < 1.0 {
         format::quantile(histogram, quantile)
@@ -38,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians() {
+    fn median_of_an_even_number_of_values_is_halfway_between_the_middle_two() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[7.0]), Some(7.0));
         assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
@@ -46,13 +49,13 @@ mod tests {
     }
 
     #[test]
-    fn ranges() {
+    fn range_is_the_smallest_and_the_largest_value() {
         assert_eq!(range(&[]), None);
         assert_eq!(range(&[3.0, -1.0, 2.0]), Some((-1.0, 3.0)));
     }
 
     #[test]
-    fn the_maximum_needs_one_sample_and_a_percentile_more() {
+    fn maximum_needs_one_sample_and_percentile_needs_more() {
         let mut histogram = client::histogram();
         assert_eq!(quantile(&histogram, 1.0), None);
         histogram.record(5).unwrap();

@@ -1,4 +1,4 @@
-//! All runs of one model on one workload, taken together.
+//! Combines the runs of each case into a summary, and ranks the summaries of one table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,44 +9,44 @@ use super::results::{Note, Results, Run};
 use super::stats;
 use super::workload::Workload;
 
-/// All runs of one model on one workload with one number of connections, taken together.
+/// Summary of all runs of one case: one model on one workload with one number of connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// The workload.
+    /// Workload of the runs.
     pub workload: Workload,
-    /// Connections of the load.
+    /// Number of connections of the load.
     pub connections: usize,
-    /// Runs that were measured.
+    /// Number of runs that were measured.
     pub runs: usize,
-    /// Those of them whose figures may be used, and are.
+    /// Number of runs whose figures may be used; the figures are computed from these runs.
     pub valid: usize,
-    /// Whether the client was the limit in one of them.
+    /// True if the client was the limit in at least one valid run.
     pub client_limited: bool,
-    /// Whether others used the CPUs too in one of them.
+    /// True if other programs used the CPUs too in at least one valid run.
     pub disturbed: bool,
-    /// Whether it takes part in the search for the best: it served everybody.
+    /// True if the model is ranked: it served every client in all valid runs, and there is at least one.
     pub ranked: bool,
-    /// What the tables show; `null`: unknown here, or too few samples.
+    /// Figures that the tables show; `null` if a figure is unknown or has too few samples.
     pub figures: BTreeMap<Metric, Option<Figure>>,
 }
 
-/// One figure over all runs.
+/// One figure over all valid runs of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// The median of the runs; of percentiles, that of all runs' samples together.
+    /// Median of the runs; for a percentile, the percentile of the samples of all runs together.
     pub value: f64,
-    /// The smallest of a single run; `null` if none can tell.
+    /// Smallest value of a single run; `null` if no run has a value.
     pub min: Option<f64>,
-    /// The largest of a single run.
+    /// Largest value of a single run; `null` if no run has a value.
     pub max: Option<f64>,
-    /// Whether the truth may be larger than `value`, because something ended before it was all measured.
+    /// True if the real value may be larger than `value`, because a measurement ended too early.
     pub lower_bound: bool,
 }
 
 impl Figure {
-    /// Whether the runs of one could have been those of the other.
+    /// Returns whether the ranges of the runs overlap. The range of a lower bound has no upper end.
     fn overlaps(&self, other: &Figure) -> bool {
         let range = |figure: &Figure| {
             let top = if figure.lower_bound {
@@ -57,17 +57,17 @@ impl Figure {
             figure.min.zip(top)
         };
         match (range(self), range(other)) {
-            (Some(mine), Some(others)) => mine.0 <= others.1 && others.0 <= mine.1,
+            (Some(a), Some(b)) => a.0 <= b.1 && b.0 <= a.1,
             _ => false,
         }
     }
 }
 
-/// Takes the runs together, in the order of the models and workloads.
+/// Computes the summaries of all runs, in the order of the workloads and models.
 ///
 /// # Errors
 ///
-/// A histogram is damaged.
+/// Returns an error if a histogram is damaged.
 pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
     let mut summaries = Vec::new();
     for &workload in &results.options.workloads {
@@ -79,14 +79,14 @@ pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
                 runs.push(run);
             }
             for (connections, runs) in by_connections {
-                summaries.push(one(&model.name, workload, connections, &runs)?);
+                summaries.push(summary(&model.name, workload, connections, &runs)?);
             }
         }
     }
     Ok(summaries)
 }
 
-fn one(
+fn summary(
     model: &str,
     workload: Workload,
     connections: usize,
@@ -102,16 +102,16 @@ fn one(
         figures.insert(metric, figure(metric, &valid)?);
     }
     let all = |metric, enough: fn(f64) -> bool| {
-        let told = |run: &&Run| {
+        let reached = |run: &&Run| {
             run.figures
                 .get(&metric)
                 .copied()
                 .flatten()
                 .is_some_and(enough)
         };
-        valid.iter().all(told)
+        valid.iter().all(reached)
     };
-    let served_everybody = match workload {
+    let served_every_client = match workload {
         Workload::Crowd | Workload::Http13m | Workload::Bulk => valid
             .iter()
             .all(|run| !run.lower_bounds.contains(&Metric::AllServedS)),
@@ -119,7 +119,7 @@ fn one(
         | Workload::Http13b
         | Workload::Http13k
         | Workload::Wait
-        | Workload::Compute => all(Metric::ConnectionsWithoutReply, |starved| starved == 0.0),
+        | Workload::Compute => all(Metric::ConnectionsWithoutReply, |count| count == 0.0),
         Workload::Steady | Workload::Block | Workload::BlockOffload => {
             all(Metric::Availability, |share| share >= 0.99)
         }
@@ -133,28 +133,28 @@ fn one(
         valid: valid.len(),
         disturbed: valid.iter().any(|run| run.notes.contains(&Note::Disturbed)),
         client_limited: valid.iter().any(|run| run.client_limited),
-        ranked: !valid.is_empty() && served_everybody,
+        ranked: !valid.is_empty() && served_every_client,
         figures,
     })
 }
 
 fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
-    let told: Vec<(f64, bool)> = runs
+    let known: Vec<(f64, bool)> = runs
         .iter()
         .filter_map(|run| {
             let value = run.figures.get(&metric).copied().flatten()?;
             Some((value, run.lower_bounds.contains(&metric)))
         })
         .collect();
-    let values: Vec<f64> = told.iter().map(|told| told.0).collect();
+    let values: Vec<f64> = known.iter().map(|(value, _)| *value).collect();
     let (min, max) = stats::range(&values).unzip();
     let Some(wanted) = metric.distribution() else {
         return Ok(stats::median(&values).map(|value| Figure {
             value,
             min,
             max,
-            // A run above the median may be as much larger as it likes.
-            lower_bound: told.iter().any(|told| told.1 && told.0 <= value),
+            // A lower bound above the median does not change the median, however large the real value is.
+            lower_bound: known.iter().any(|&(one, bound)| bound && one <= value),
         }));
     };
     let mut merged = client::histogram();
@@ -162,7 +162,7 @@ fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
         let part = (wanted.times)(client).decode()?;
         merged
             .add(&part)
-            .map_err(|error| anyhow::anyhow!("a histogram has other bounds: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("a histogram has unexpected bounds: {error}"))?;
     }
     Ok(
         stats::quantile(&merged, wanted.quantile).map(|value| Figure {
@@ -174,24 +174,26 @@ fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
     )
 }
 
-/// How a model stands in one figure.
+/// Rank of a model in one figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
+    /// Best value of the ranked models.
     Best,
-    /// Its runs overlap with those of the best: another run may well batch them round.
+    /// The runs overlap with those of the best model, so another comparison may rank the two the other way round.
     Tied,
-    /// The client itself was late or the limit, or others had the CPUs: who knows.
+    /// The value is not ranked, because the client was late or the limit, or other programs used the CPUs.
     Doubtful,
+    /// None of these.
     None,
 }
 
-/// How each of these stands in one figure.
+/// Returns the rank of each summary in one figure, in the order of the summaries.
 pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
     let Some(better) = metric.better() else {
         return vec![Mark::None; summaries.len()];
     };
-    // A client that is late, or has nothing to spare, makes every reply late, and whoever else has the CPUs makes
-    // everything take longer. What a request or a connection costs the server is counted apart from both.
+    // A client that is late or has no CPU time to spare makes every reply late, and other programs on the CPUs make
+    // everything take longer. Neither affects the cost of a request or a connection, which is counted in the server.
     let doubtful = |summary: &Summary| {
         let late = summary.client_limited && !metric.is_throughput();
         !metric.is_cost() && (late || summary.disturbed)
@@ -203,14 +205,14 @@ pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
             figure.filter(|_| summary.ranked && !doubtful(summary))
         })
         .collect();
-    let told = || figures.iter().flatten();
+    let ranked = || figures.iter().flatten();
     let best = match better {
-        Better::Higher => told().max_by(|a, b| a.value.total_cmp(&b.value)),
-        Better::Lower => told().min_by(|a, b| a.value.total_cmp(&b.value)),
+        Better::Higher => ranked().max_by(|a, b| a.value.total_cmp(&b.value)),
+        Better::Lower => ranked().min_by(|a, b| a.value.total_cmp(&b.value)),
     };
-    // Alone, one is neither good nor bad; and by single runs nobody can tell a better one from a luckier.
+    // A single model cannot be the best of several, and single runs do not distinguish a better model from chance.
     let repeated = summaries.iter().all(|summary| summary.runs > 1);
-    let best = best.filter(|_| repeated && told().count() > 1);
+    let best = best.filter(|_| repeated && ranked().count() > 1);
     let mark = |(summary, figure): (&&Summary, &Option<Figure>)| match (figure, best) {
         _ if doubtful(summary) => Mark::Doubtful,
         (Some(figure), Some(best)) if figure.value == best.value => Mark::Best,
@@ -225,8 +227,8 @@ mod tests {
     use super::*;
     use crate::compare::results::tests::{client_side, run};
 
-    fn together(model: &str, runs: &[&Run]) -> Summary {
-        one(model, Workload::Max, 100, runs).unwrap()
+    fn max_summary(model: &str, runs: &[&Run]) -> Summary {
+        summary(model, Workload::Max, 100, runs).unwrap()
     }
 
     fn throughput(model: &str, values: &[f64]) -> Summary {
@@ -240,28 +242,28 @@ mod tests {
                 run
             })
             .collect();
-        together(model, &runs.iter().collect::<Vec<_>>())
+        max_summary(model, &runs.iter().collect::<Vec<_>>())
     }
 
     #[test]
-    fn ties_are_shown_as_ties_and_the_starved_are_not_ranked() {
+    fn overlapping_model_is_tied_and_model_with_unserved_clients_is_not_ranked() {
         let best = throughput("best", &[100.0, 110.0, 120.0]);
         let tied = throughput("tied", &[90.0, 95.0, 101.0]);
         let worse = throughput("worse", &[70.0, 80.0, 99.0]);
-        let mut starving = throughput("starving", &[500.0, 500.0]);
-        starving.ranked = false;
-        let all = [&best, &tied, &worse, &starving];
+        let mut unranked = throughput("unranked", &[500.0, 500.0]);
+        unranked.ranked = false;
+        let all = [&best, &tied, &worse, &unranked];
         assert_eq!(
             marks(Metric::RequestsPerS, &all),
             [Mark::Best, Mark::Tied, Mark::None, Mark::None]
         );
-        // What explains is not a contest.
+        // A figure that only explains others is not ranked.
         assert_eq!(marks(Metric::Threads, &all), [Mark::None; 4]);
         assert_eq!(marks(Metric::RequestsPerS, &[&best]), [Mark::None]);
     }
 
     #[test]
-    fn a_lower_bound_ties_with_whatever_is_above() {
+    fn lower_bound_is_tied_with_larger_values() {
         let best = throughput("best", &[100.0, 110.0, 120.0]);
         let mut limited = throughput("limited", &[70.0, 80.0, 90.0]);
         if let Some(Some(figure)) = limited.figures.get_mut(&Metric::RequestsPerS) {
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_that_a_late_client_measured_is_doubtful() {
+    fn latency_measured_by_a_late_client_is_doubtful() {
         let steady = |model: &str, value: f64, late: bool| {
             let mut summary = throughput(model, &[1.0, 1.0]);
             summary.workload = Workload::Steady;
@@ -306,9 +308,9 @@ mod tests {
         );
     }
 
-    /// Its throughput is a lower bound, and says so; how long things took may have been its own doing.
+    /// The throughput is marked as a lower bound; the times may be due to the client itself.
     #[test]
-    fn times_that_a_busy_client_measured_are_doubtful_and_what_was_done_is_not() {
+    fn time_measured_by_a_busy_client_is_doubtful_but_throughput_is_not() {
         let bulk = |model: &str, value: f64, busy: bool| {
             let mut summary = throughput(model, &[1.0, 1.0]);
             summary.workload = Workload::Bulk;
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn single_runs_and_disturbed_ones_have_no_best() {
+    fn single_or_disturbed_runs_have_no_best() {
         let (one, other) = (throughput("one", &[1.0]), throughput("other", &[2.0]));
         assert_eq!(
             marks(Metric::RequestsPerS, &[&one, &other]),
@@ -352,15 +354,15 @@ mod tests {
     }
 
     #[test]
-    fn starving_takes_out_of_the_ranking() {
+    fn model_with_connections_without_reply_is_not_ranked() {
         let mut run = run("serial", Workload::Max);
         run.figures
             .insert(Metric::ConnectionsWithoutReply, Some(99.0));
-        assert!(!together("serial", &[&run]).ranked);
+        assert!(!max_summary("serial", &[&run]).ranked);
     }
 
     #[test]
-    fn the_median_is_a_bound_only_if_a_bound_is_at_or_below_it() {
+    fn median_is_a_lower_bound_only_if_a_bound_is_at_or_below_it() {
         let crowd = |values: &[(f64, bool)]| {
             let runs: Vec<Run> = values
                 .iter()
@@ -377,14 +379,14 @@ mod tests {
                 .unwrap()
                 .unwrap()
         };
-        let lucky = crowd(&[(1.0, false), (1.1, false), (6.0, true)]);
-        assert_eq!((lucky.value, lucky.lower_bound), (1.1, false));
-        let unlucky = crowd(&[(1.0, false), (6.0, true), (6.0, true)]);
-        assert_eq!((unlucky.value, unlucky.lower_bound), (6.0, true));
+        let bound_above = crowd(&[(1.0, false), (1.1, false), (6.0, true)]);
+        assert_eq!((bound_above.value, bound_above.lower_bound), (1.1, false));
+        let bound_at = crowd(&[(1.0, false), (6.0, true), (6.0, true)]);
+        assert_eq!((bound_at.value, bound_at.lower_bound), (6.0, true));
     }
 
     #[test]
-    fn invalid_runs_are_counted_and_not_used() {
+    fn invalid_run_is_counted_but_its_figures_are_not_used() {
         let mut good = run("m", Workload::Max);
         good.figures.insert(Metric::RequestsPerS, Some(10.0));
         good.figures
@@ -392,15 +394,15 @@ mod tests {
         let mut bad = good.clone();
         bad.figures.insert(Metric::RequestsPerS, Some(1_000.0));
         bad.problems.push("a wrong reply".into());
-        let summary = together("m", &[&good, &bad]);
+        let summary = max_summary("m", &[&good, &bad]);
         assert_eq!((summary.runs, summary.valid), (2, 1));
         assert_eq!(summary.figures[&Metric::RequestsPerS].unwrap().value, 10.0);
-        let nothing = together("m", &[&bad]);
+        let nothing = max_summary("m", &[&bad]);
         assert!(nothing.figures.is_empty() && !nothing.ranked);
     }
 
     #[test]
-    fn percentiles_come_from_all_samples_and_are_not_averaged() {
+    fn percentile_of_several_runs_comes_from_all_samples() {
         // 900 samples of 1 ms in each of two runs, and in one of them 100 of 100 ms: the 99th percentile of all is
         // 100 ms, and the mean of both percentiles would be half of that.
         let with = |slow: u64| {
@@ -416,7 +418,7 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!((merged.value - 100.0).abs() < 0.1, "{}", merged.value);
-        // 1,900 samples are too few to speak of the 99.9th.
+        // 1,900 samples are too few for the 99.9th percentile.
         assert_eq!(figure(Metric::ResponseP999Ms, &[&one, &two]).unwrap(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The tables, as rows of text: the terminal and the report show the same.
+//! Builds the result tables as rows of text, which the terminal and `report.md` show alike, and the notes beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,29 +14,32 @@ use super::workload::Workload;
 use crate::output::wrap;
 use crate::{format, list};
 
-/// One table.
+/// One table of results.
 #[derive(Debug)]
 pub(super) struct ResultTable {
-    /// The workload's name.
+    /// Name of the workload; in a sweep, with the number of connections.
     pub(super) title: String,
-    /// What was done, and how to read it.
+    /// Sentences above the table: the load, the question, and how to read the figures.
     pub(super) about: String,
+    /// Headings of the columns; a heading may have several lines.
     pub(super) headings: Vec<String>,
+    /// Rows, each with one text per column.
     pub(super) rows: Vec<Vec<String>>,
-    /// For each column: where there is no room, those with the highest number are left out first; 0 stays.
+    /// Rank of each column: if the table is too wide, the columns with the highest rank are left out first. Columns of
+    /// rank 0 are always shown.
     ranks: Vec<u8>,
-    /// Whether who did not serve everybody has a sign of its own; elsewhere another column tells.
-    unserved: bool,
+    /// True if models that did not serve every client are marked with †. In other tables a column shows it.
+    marks_unserved: bool,
 }
 
-/// What a column shows of a model's summary.
+/// Part of a model's summary that a column shows.
 #[derive(Clone, Copy)]
 enum Column {
-    /// The figure, with its mark.
+    /// A figure with its mark.
     Value(Metric),
-    /// The smallest and the largest of a single run.
+    /// Smallest and largest value of a single run.
     Range(Metric),
-    /// From the one figure to the other.
+    /// Range from the first figure to the second.
     Between(Metric, Metric),
     /// A share in percent.
     Percent(Metric),
@@ -44,24 +47,25 @@ enum Column {
 
 use Column::{Between, Percent, Range, Value};
 
-/// What the signs in the tables mean.
+/// Returns the explanation of the signs in the tables.
 pub(super) fn legend(results: &Results) -> String {
-    let mut text = "* best, ≈ tied with it: its runs overlap with those of the best. \
-         ?: the client itself was late, or others had the CPUs. min–max: over the runs. ≥: at least. \
-         –: fewer than 10 samples beyond that percentile. n/a: cannot be told here. \
-         Who did not serve everybody takes no part in the search for the best."
+    let mut text = "*: best. ≈: tied with the best, because their runs overlap. \
+         ?: not ranked, because the client was late or other programs used the CPUs. \
+         min–max of runs: lowest and highest value of a single run. ≥: at least. \
+         –: fewer than 10 samples beyond that percentile. n/a: not available. \
+         Models that did not serve every client are not ranked."
         .to_string();
     let workloads = &results.options.workloads;
     if workloads.iter().any(|one| !Workload::DEFAULT.contains(one)) {
-        text.push_str(" ? also: the client was the limit, and a time may be its own.");
+        text.push_str(" ? also: the client was the limit, so a time may be that of the client.");
     }
     if workloads.iter().any(|one| one.reply_bytes().is_some()) {
-        text.push_str(" MB: 10⁶ bytes, GB: 10⁹ bytes, of content in whole and right replies.");
+        text.push_str(" MB: 10⁶ bytes, GB: 10⁹ bytes, of content in complete and correct replies.");
     }
     if sweeps(results) && workloads.iter().any(|one| one.sweeps_cost()) {
         text.push_str(
-            " †: it did not serve everybody here. Growth: the last figure over the first, without those. \
-             Curve: each figure over the first: ▁ up to as much, ▃ twice, ▅ four times, █ eleven times or more.",
+            " †: not every client was served here. Growth: the last figure divided by the first, without those \
+             with †. Curve: each figure divided by the first: ▁ up to 1, ▃ 2, ▅ 4, █ 11 or more.",
         );
     }
     text
@@ -71,8 +75,8 @@ fn sweeps(results: &Results) -> bool {
     results.options.connections.len() > 1
 }
 
-/// One table per workload that was measured; in a sweep, for those that are about more than a cost, one per number of
-/// connections.
+/// Returns the tables of the measured workloads: one per workload. In a sweep, workloads of which not only the cost is
+/// compared have one table per number of connections.
 pub(super) fn result_tables(results: &Results) -> Vec<ResultTable> {
     let mut result_tables = Vec::new();
     for &workload in &results.options.workloads {
@@ -101,37 +105,51 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
     let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
         Workload::Crowd => (
             format!(
-                "{connections} clients connect at once; each asks {CROWD_MESSAGES} times, with a pause of {} ms after \
-                 each reply. How long until all are served? (At most {} s are waited.)",
+                "{connections} clients connect at once; each sends {CROWD_MESSAGES} requests, with a pause of {} ms \
+                 after each reply. How long until all are served? The client waits for {} s at most. First replies \
+                 count from the connect.",
                 CROWD_THINK.as_millis(),
                 options.patience_s
             ),
             vec![
-                ("all served\nafter s", Value(Metric::AllServedS), 0),
-                ("min–max", Range(Metric::AllServedS), 3),
+                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
+                ("min–max\nof runs", Range(Metric::AllServedS), 3),
                 ("clients\nserved", Value(Metric::ClientsServed), 0),
-                ("first reply\nmedian ms", Value(Metric::FirstReplyP50Ms), 0),
-                ("unluckiest\nms", Value(Metric::FirstReplyMaxMs), 0),
-                ("min–max", Range(Metric::FirstReplyMaxMs), 1),
+                (
+                    "median first\nreply (ms)",
+                    Value(Metric::FirstReplyP50Ms),
+                    0,
+                ),
+                (
+                    "slowest first\nreply (ms)",
+                    Value(Metric::FirstReplyMaxMs),
+                    0,
+                ),
+                ("min–max\nof runs", Range(Metric::FirstReplyMaxMs), 1),
                 ("threads", Value(Metric::Threads), 0),
                 ("processes", Value(Metric::Processes), 2),
             ],
         ),
         Workload::Max => (
             format!(
-                "Closed loop: {connections} connections ask again as soon as they are answered, for {} s. What is the \
-                 most, and what does it cost? (At saturation latency is queueing, and is not shown.)",
+                "Closed loop: each of {connections} connections sends its next request as soon as it has a reply, for \
+                 {} s. How many requests per second at most, at what CPU cost? (Latency is not shown: at saturation it \
+                 is queueing. Fairness is 1 if all connections had equally many replies, by Jain's index.)",
                 options.duration_s
             ),
             vec![
                 ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max", Range(Metric::RequestsPerS), 1),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max", Range(Metric::CpuUsPerRequest), 2),
-                ("switches/\nrequest", Value(Metric::SwitchesPerRequest), 0),
-                ("fairness\n(Jain)", Value(Metric::Fairness), 0),
+                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
+                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
                 (
-                    "replies per\nconnection",
+                    "context\nswitches/\nrequest",
+                    Value(Metric::SwitchesPerRequest),
+                    0,
+                ),
+                ("fairness\n(0–1)", Value(Metric::Fairness), 0),
+                (
+                    "fewest–most\nreplies per\nconnection",
                     Between(
                         Metric::FewestRepliesPerConnection,
                         Metric::MostRepliesPerConnection,
@@ -143,44 +161,50 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Steady => (
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s, whatever the server does. \
-                 How long do replies take? From the planned send time; uncorrected: from the actual one.",
+                 How long do replies take? (Times count from the planned send time, except the service time, which \
+                 counts from the actual one.)",
                 format::digits(options.rate_per_s),
                 options.duration_s
             ),
             vec![
-                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
-                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
-                ("min–max", Range(Metric::ResponseP99Ms), 1),
-                ("p99.9\nms", Value(Metric::ResponseP999Ms), 0),
-                ("max\nms", Value(Metric::ResponseMaxMs), 2),
-                ("uncorr.\np99 ms", Value(Metric::ServiceP99Ms), 4),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("answered\n%", Percent(Metric::Availability), 0),
-                ("starved\nrequests", Value(Metric::UnansweredRequests), 3),
+                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
+                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
+                ("min–max\nof runs", Range(Metric::ResponseP99Ms), 1),
+                ("p99.9\n(ms)", Value(Metric::ResponseP999Ms), 0),
+                ("max\n(ms)", Value(Metric::ResponseMaxMs), 2),
+                ("service\ntime p99\n(ms)", Value(Metric::ServiceP99Ms), 4),
+                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("answered\n(%)", Percent(Metric::Availability), 0),
+                ("unanswered\nrequests", Value(Metric::UnansweredRequests), 3),
             ],
         ),
         Workload::Idle => (
             format!(
-                "{} connections are silent for {} s after one exchange each. What do they cost the server? (Memory of \
-                 its own, each page once; the kernel's, for sockets, threads and page tables, is beside it.{})",
+                "{} connections are idle for {} s after one exchange each. How much memory and CPU time do they cost \
+                 the server? (Memory: its anonymous and shared pages, each counted once; without the kernel's memory \
+                 for sockets, threads and page tables.{})",
                 connections,
                 options.idle_duration_s,
-                company(results)
+                measured_together(results)
             ),
             vec![
-                ("KiB per\nconnection", Value(Metric::KibPerConnection), 0),
-                ("min–max", Range(Metric::KibPerConnection), 1),
-                ("memory\nMiB", Value(Metric::MemoryMib), 0),
-                ("CPU ms/s\nin silence", Value(Metric::IdleCpuMsPerS), 0),
-                ("min–max", Range(Metric::IdleCpuMsPerS), 1),
+                (
+                    "memory per\nconnection\n(KiB)",
+                    Value(Metric::KibPerConnection),
+                    0,
+                ),
+                ("min–max\nof runs", Range(Metric::KibPerConnection), 1),
+                ("total\nmemory\n(MiB)", Value(Metric::MemoryMib), 0),
+                ("CPU ms per s\nwhile idle", Value(Metric::IdleCpuMsPerS), 0),
+                ("min–max\nof runs", Range(Metric::IdleCpuMsPerS), 1),
                 ("threads", Value(Metric::Threads), 0),
                 ("processes", Value(Metric::Processes), 0),
             ],
         ),
         Workload::Http13b | Workload::Http13k => (
             format!(
-                "Closed loop over HTTP/1.1: {connections} connections, which are kept, ask for a file of {} again as \
-                 soon as they have it, for {} s. What is the most, and what does it cost?",
+                "Closed loop over HTTP/1.1: each of {connections} keep-alive connections requests a file of {} again as \
+                 soon as it has received it, for {} s. How many requests per second at most, at what CPU cost?",
                 if workload == Workload::Http13b {
                     "13 bytes"
                 } else {
@@ -190,51 +214,51 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
             ),
             vec![
                 ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max", Range(Metric::RequestsPerS), 1),
+                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
                 ("MB/s", Value(Metric::MbPerS), 0),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max", Range(Metric::CpuUsPerRequest), 2),
-                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
-                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
-                ("answered\n%", Percent(Metric::Availability), 0),
-                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
+                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
+                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
+                ("answered\n(%)", Percent(Metric::Availability), 0),
+                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
             ],
         ),
         Workload::Http13m => (
             format!(
-                "{connections} users come at once, and each asks {} for a file of 13 MiB over HTTP/1.1. How long until \
-                 all have it, and what does it cost? (At most {} s are waited.)",
+                "{connections} users connect at once, and each requests a file of 13 MiB {} over HTTP/1.1. How long \
+                 until all are served, at what CPU cost? The client waits for {} s at most.",
                 if number < MANY { "twice" } else { "once" },
                 options.limit_s
             ),
             vec![
-                ("answered\n%", Percent(Metric::Availability), 0),
+                ("answered\n(%)", Percent(Metric::Availability), 0),
                 ("MB/s", Value(Metric::MbPerS), 0),
-                ("min–max", Range(Metric::MbPerS), 1),
-                ("all served\nafter s", Value(Metric::AllServedS), 0),
-                ("longest\nms", Value(Metric::ResponseMaxMs), 0),
-                ("CPU ms/\nGB", Value(Metric::CpuMsPerGb), 0),
-                ("min–max", Range(Metric::CpuMsPerGb), 2),
-                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+                ("min–max\nof runs", Range(Metric::MbPerS), 1),
+                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
+                ("slowest\nreply (ms)", Value(Metric::ResponseMaxMs), 0),
+                ("CPU ms\nper GB", Value(Metric::CpuMsPerGb), 0),
+                ("min–max\nof runs", Range(Metric::CpuMsPerGb), 2),
+                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
             ],
         ),
         Workload::Bulk => (
             format!(
-                "{connections} peers come at once, and each is sent 3 messages of 3 MiB, and gives a receipt for each. \
-                 How long until all have theirs, and what does it cost? (At most {} s are waited. Memory: the most \
-                 that was resident, and by how much that grew, per connection.)",
+                "{connections} peers connect at once; each receives 3 messages of 3 MiB and confirms each. How long \
+                 until all are served, at what CPU cost? The client waits for {} s at most. (Memory: the peak of the \
+                 resident memory, and its growth under the load per connection.)",
                 options.limit_s
             ),
             vec![
-                ("answered\n%", Percent(Metric::Availability), 0),
+                ("answered\n(%)", Percent(Metric::Availability), 0),
                 ("MB/s", Value(Metric::MbPerS), 0),
-                ("min–max", Range(Metric::MbPerS), 1),
-                ("all served\nafter s", Value(Metric::AllServedS), 0),
-                ("CPU ms/\nGB", Value(Metric::CpuMsPerGb), 0),
-                ("min–max", Range(Metric::CpuMsPerGb), 2),
-                ("peak\nMiB", Value(Metric::PeakMemoryMib), 0),
+                ("min–max\nof runs", Range(Metric::MbPerS), 1),
+                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
+                ("CPU ms\nper GB", Value(Metric::CpuMsPerGb), 0),
+                ("min–max\nof runs", Range(Metric::CpuMsPerGb), 2),
+                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
                 (
-                    "KiB per\nconnection",
+                    "growth per\nconnection\n(KiB)",
                     Value(Metric::PeakKibPerConnection),
                     0,
                 ),
@@ -242,55 +266,56 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         ),
         Workload::Wait => (
             format!(
-                "Closed loop, and each reply waits 5 ms for something slow, which needs no thread: {connections} \
-                 connections, for {} s. (More than {} requests/s there can't be.)",
+                "Closed loop in which each reply waits 5 ms for something slow that needs no thread: {connections} \
+                 connections, for {} s. More than {} requests/s are impossible.",
                 options.duration_s,
                 format::count(number as u64 * 200)
             ),
             vec![
                 ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max", Range(Metric::RequestsPerS), 1),
-                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
-                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
+                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
+                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
+                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
                 ("threads", Value(Metric::Threads), 0),
             ],
         ),
         Workload::Block | Workload::BlockOffload => (
             format!(
-                "Open loop: {} requests/s, evenly over {connections} connections, for {} s; before one reply in ten a \
-                 call keeps its thread for 5 ms{}. How long do the other nine take? From the planned send time.",
+                "Open loop: {} requests/s, evenly over {connections} connections, for {} s. Before one reply in ten, a \
+                 call blocks its thread for 5 ms{}. How long do the other nine (bystanders) take, from the planned send \
+                 time?",
                 format::count(options.block_rate_per_s as u64),
                 options.block_duration_s,
                 if workload.offloads() {
-                    ", on threads that are there for that (--offload)"
+                    "; this call runs on a thread that is reserved for such calls (--offload)"
                 } else {
                     ""
                 }
             ),
             vec![
-                ("others\np50 ms", Value(Metric::BystandersP50Ms), 0),
-                ("others\np99 ms", Value(Metric::BystandersP99Ms), 0),
-                ("min–max", Range(Metric::BystandersP99Ms), 1),
-                ("all\np99 ms", Value(Metric::ResponseP99Ms), 0),
-                ("min–max", Range(Metric::ResponseP99Ms), 2),
-                ("answered\n%", Percent(Metric::Availability), 0),
+                ("bystanders\np50 (ms)", Value(Metric::BystandersP50Ms), 0),
+                ("bystanders\np99 (ms)", Value(Metric::BystandersP99Ms), 0),
+                ("min–max\nof runs", Range(Metric::BystandersP99Ms), 1),
+                ("all\np99 (ms)", Value(Metric::ResponseP99Ms), 0),
+                ("min–max\nof runs", Range(Metric::ResponseP99Ms), 2),
+                ("answered\n(%)", Percent(Metric::Availability), 0),
             ],
         ),
         Workload::Compute => (
             format!(
-                "Closed loop, and each reply takes 200 µs of CPU time: {connections} connections, for {} s. What is \
-                 left of the differences?",
+                "Closed loop in which each reply takes 200 µs of CPU time: {connections} connections, for {} s. How \
+                 far do the models still differ?",
                 options.duration_s
             ),
             vec![
                 ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max", Range(Metric::RequestsPerS), 1),
-                ("p50\nms", Value(Metric::ResponseP50Ms), 0),
-                ("p99\nms", Value(Metric::ResponseP99Ms), 0),
-                ("CPU µs/\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max", Range(Metric::CpuUsPerRequest), 2),
+                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
+                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
+                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
+                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
+                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
             ],
         ),
     };
@@ -311,41 +336,41 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
             .map(|summary| vec![summary.model.clone()])
             .collect(),
         ranks: vec![0],
-        unserved: false,
+        marks_unserved: false,
     };
-    // Of single runs there is no spread.
+    // With single runs there is no spread.
     let repeated = summaries.iter().any(|summary| summary.runs > 1);
     for (heading, column, rank) in columns {
         if repeated || !matches!(column, Range(_)) {
-            let told: Vec<_> = summaries.iter().copied().map(Some).collect();
-            result_table.push(heading, rank, &column, &told);
+            let summaries: Vec<_> = summaries.iter().copied().map(Some).collect();
+            result_table.push(heading, rank, &column, &summaries);
         }
     }
     result_table
 }
 
-/// How many were idle at the same time.
-fn company(results: &Results) -> String {
+/// Returns a sentence with the number of servers that were measured at the same time; empty if it was always one.
+fn measured_together(results: &Results) -> String {
     let together = results.runs.iter().map(|run| run.beside.len());
     match together.max() {
         None | Some(0) => String::new(),
         Some(others) => format!(
-            " Up to {} servers were idle at the same time, each with a CPU clock of its own.",
+            " Up to {} servers were measured at the same time, each by its own CPU clock.",
             others + 1
         ),
     }
 }
 
-/// One figure, by the number of connections.
+/// Returns the table of the CPU time per request, with one column for each number of connections.
 fn sweep(results: &Results, workload: Workload) -> ResultTable {
     const METRIC: Metric = Metric::CpuUsPerRequest;
     let options = &results.options;
     let how = match workload {
         Workload::Steady => format!(
-            "in an open loop with {} requests/s over all of them, so that a few are busy",
+            "Open loop: {} requests/s over all connections, so that a few of them are busy",
             format::digits(options.rate_per_s)
         ),
-        _ => "in a closed loop without pause, so that all are busy".to_string(),
+        _ => "Closed loop without pause, so that all connections are busy".to_string(),
     };
     let of = |model: &str, connections| {
         results.summary.iter().find(|summary| {
@@ -359,23 +384,24 @@ fn sweep(results: &Results, workload: Workload) -> ResultTable {
         .filter(|model| (options.connections.iter()).any(|&number| of(model, number).is_some()))
         .collect();
     let mut result_table = ResultTable {
-        title: format!("{workload} by connections"),
+        title: format!("{workload} by number of connections"),
         about: format!(
-            "What a request costs the server, in µs of CPU time, {how}, for {} s.",
+            "{how}, for {} s. How many µs of CPU time does a request cost the server? One column for each number of \
+             connections.",
             options.duration_s
         ),
         headings: vec!["model".to_string()],
         rows: models.iter().map(|model| vec![model.to_string()]).collect(),
         ranks: vec![0],
-        unserved: true,
+        marks_unserved: true,
     };
     for &connections in &options.connections {
-        let told: Vec<_> = models.iter().map(|model| of(model, connections)).collect();
-        let repeated = told.iter().flatten().any(|summary| summary.runs > 1);
+        let summaries: Vec<_> = models.iter().map(|model| of(model, connections)).collect();
+        let repeated = summaries.iter().flatten().any(|summary| summary.runs > 1);
         let heading = format::count(connections as u64);
-        result_table.push(&heading, 0, &Value(METRIC), &told);
+        result_table.push(&heading, 0, &Value(METRIC), &summaries);
         if repeated {
-            result_table.push("min–max", 1, &Range(METRIC), &told);
+            result_table.push("min–max\nof runs", 1, &Range(METRIC), &summaries);
         }
     }
     result_table
@@ -394,16 +420,16 @@ fn sweep(results: &Results, workload: Workload) -> ResultTable {
     result_table
 }
 
-/// The last beside the first.
+/// Returns the last known cost divided by the first; empty if fewer than two costs are known.
 fn growth(costs: &[Option<f64>]) -> String {
-    let mut told = costs.iter().flatten();
-    match (told.next(), told.next_back()) {
+    let mut known = costs.iter().flatten();
+    match (known.next(), known.next_back()) {
         (Some(first), Some(last)) => format!("×{:.2}", last / first),
         _ => String::new(),
     }
 }
 
-/// Each beside the first; a step is the square root of two.
+/// Draws each cost relative to the first known one. Each step of the bars is a factor of the square root of two.
 fn curve(costs: &[Option<f64>]) -> String {
     const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let first = costs.iter().flatten().next().copied().unwrap_or(1.0);
@@ -414,7 +440,7 @@ fn curve(costs: &[Option<f64>]) -> String {
     costs.iter().map(step).collect()
 }
 
-/// What stands in a cell, without its mark.
+/// Returns the text of a cell, without its mark.
 fn text(summary: &Summary, column: &Column) -> String {
     let get = |metric: &Metric| summary.figures.get(metric).copied().flatten();
     if summary.valid == 0 {
@@ -453,7 +479,7 @@ fn text(summary: &Summary, column: &Column) -> String {
     }
 }
 
-/// The column that says that nothing is to be said.
+/// Returns the figure whose column shows "failed" if all runs of a workload failed.
 fn first(workload: Workload) -> Option<Metric> {
     Some(match workload {
         Workload::Crowd => Metric::AllServedS,
@@ -483,7 +509,7 @@ fn number(metric: Metric, value: f64) -> String {
         | Metric::FewestRepliesPerConnection
         | Metric::MostRepliesPerConnection => format::count(value.round().max(0.0) as u64),
         Metric::Fairness => format!("{value:.3}"),
-        // Nothing at all is another thing than next to nothing.
+        // Zero is shown differently from a very small value.
         Metric::IdleCpuMsPerS if value == 0.0 => "0".to_string(),
         Metric::IdleCpuMsPerS if value < 0.001 => "< 0.001".to_string(),
         _ if value < 1.0 => format!("{value:.3}"),
@@ -491,17 +517,18 @@ fn number(metric: Metric, value: f64) -> String {
     }
 }
 
-/// It says 100 only where nothing is missing.
+/// Formats a share in percent, without the unit; 100.00 appears only if nothing is missing.
 fn percent(share: f64) -> String {
     let percent = format::percent(share);
     percent.trim_end_matches(" %").to_string()
 }
 
-/// What must be said beside the tables, one sentence each: what failed, what was left out, whom the client held up.
+/// Returns the notes beside the tables, one sentence each: what failed, what was left out, and for which models the
+/// client was the limit.
 pub(super) fn notes(results: &Results) -> Vec<String> {
     let mut notes = Vec::new();
     if !results.complete {
-        notes.push("interrupted: not all that was planned was measured".to_string());
+        notes.push("interrupted: not all planned runs were measured".to_string());
     }
     for model in &results.models {
         if let Some(unavailable_reason) = &model.unavailable_reason {
@@ -513,24 +540,24 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
             notes.push(format!("{} is an external server: {command}", model.name));
         }
     }
-    // By number of workers.
-    let mut held: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    // The models by their number of workers.
+    let mut by_workers: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for model in &results.models {
         if model.unavailable_reason.is_none() && model.capacity == list::name_of(Capacity::Workers)
         {
             let workers = model.workers.unwrap_or_default();
-            held.entry(workers).or_default().push(&model.name);
+            by_workers.entry(workers).or_default().push(&model.name);
         }
     }
-    for (workers, models) in held {
+    for (workers, models) in by_workers {
         notes.push(format!(
-            "{} had {workers} workers, each held by one peer at a time",
+            "{} had {workers} workers, each of which serves one peer at a time",
             models.join(" and ")
         ));
     }
     notes.extend(skipped(results));
     for summary in &results.summary {
-        // One example is enough: the rest is in the JSON.
+        // One example is enough; results.json contains all problems.
         let problem = runs(results, summary).find_map(|run| run.problems.first());
         if let Some(problem) = problem {
             notes.push(format!(
@@ -542,12 +569,12 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
             ));
         }
     }
-    notes.extend(concerned(results));
+    notes.extend(run_notes(results));
     notes
 }
 
-/// One sentence for all that was left out of a model for the same reason; and of a workload without a sweep, for all
-/// models that were.
+/// Returns the notes about skipped cases: one sentence for all cases of a model with the same reason; for workloads
+/// that cannot be swept, one sentence for all models with the same reason.
 fn skipped(results: &Results) -> Vec<String> {
     let (sweeps, single): (Vec<&Skipped>, Vec<&Skipped>) =
         (results.skipped.iter()).partition(|one| one.workload.sweeps());
@@ -566,7 +593,10 @@ fn skipped(results: &Results) -> Vec<String> {
         same.or_default().push(&one.model);
     }
     let of_reason = |((workload, reason), models): ((Workload, &String), Vec<&str>)| {
-        format!("{workload}: not measured: {}: {reason}", models.join(", "))
+        format!(
+            "{workload} was not measured for {}: {reason}",
+            models.join(", ")
+        )
     };
     let of_models = by_model.into_iter().map(of_model);
     of_models
@@ -574,31 +604,33 @@ fn skipped(results: &Results) -> Vec<String> {
         .collect()
 }
 
-/// One sentence for all models and workloads that a note concerns.
-fn concerned(results: &Results) -> Vec<String> {
-    // By note and whom it concerns.
-    let mut said: BTreeMap<(Note, String), Vec<String>> = BTreeMap::new();
+/// Returns the notes of the runs: one sentence for all workloads in which a note affects the same models.
+fn run_notes(results: &Results) -> Vec<String> {
+    // The workloads by note and affected models.
+    let mut by_note: BTreeMap<(Note, String), Vec<String>> = BTreeMap::new();
     for &workload in &results.options.workloads {
         let all: BTreeSet<Note> = (results.runs.iter())
             .filter(|run| run.workload == workload && run.valid())
             .flat_map(|run| run.notes.iter().copied())
             .collect();
         for note in all {
-            let whom = whom(results, workload, note);
-            let workloads = said.entry((note, whom)).or_default();
+            let models = affected_models(results, workload, note);
+            let workloads = by_note.entry((note, models)).or_default();
             workloads.push(workload.to_string());
         }
     }
-    let sentence = |((note, whom), workloads): ((Note, String), Vec<String>)| {
-        format!("{}: {}: {whom}", workloads.join(", "), sentence(note))
+    let sentence = |((note, models), workloads): ((Note, String), Vec<String>)| {
+        let workloads = workloads.join(", ");
+        format!("{workloads}: {}. Models: {models}", sentence(note))
     };
-    said.into_iter().map(sentence).collect()
+    by_note.into_iter().map(sentence).collect()
 }
 
-/// The models that a note concerns: in which of their runs, and with which numbers of connections, if not in all.
-fn whom(results: &Results, workload: Workload, note: Note) -> String {
+/// Returns the names of the models that a note affects. If it does not affect all their runs or all numbers of
+/// connections, those that it affects are added.
+fn affected_models(results: &Results, workload: Workload, note: Note) -> String {
     let mut names = Vec::new();
-    let mut everybody = true;
+    let mut all_affected = true;
     for model in &results.models {
         let summaries = results.summary.iter();
         let summaries: Vec<&Summary> = summaries
@@ -616,7 +648,7 @@ fn whom(results: &Results, workload: Workload, note: Note) -> String {
             }
             times += count;
         }
-        everybody &= times == valid;
+        all_affected &= times == valid;
         if times > 0 {
             let mut name = model.name.clone();
             if connections.len() < summaries.len() {
@@ -628,7 +660,7 @@ fn whom(results: &Results, workload: Workload, note: Note) -> String {
             names.push(name);
         }
     }
-    if everybody && names.len() > 1 {
+    if all_affected && names.len() > 1 {
         "all".to_string()
     } else {
         names.join(", ")
@@ -641,7 +673,7 @@ fn numbers(connections: BTreeSet<usize>) -> String {
     numbers.join(" and ")
 }
 
-/// Of a sweep, with the number of connections.
+/// Returns the name of the model; in a sweep, with the number of connections.
 fn name(results: &Results, summary: &Summary) -> String {
     if sweeps(results) {
         let connections = format::count(summary.connections as u64);
@@ -661,56 +693,61 @@ fn runs<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = 
 
 fn sentence(note: Note) -> &'static str {
     match note {
-        Note::ClientBusy => "the client was the limit, at least 90 % busy while the server was not",
+        Note::ClientBusy => {
+            "the client was the limit: it was at least 90 % busy, and the server was not"
+        }
         Note::ClientLate => {
-            "the client itself sent late (at p99 over 1 ms, or over half the response time), and makes the replies seem late"
+            "the client sent requests late (p99 over 1 ms, or over half of the response time), which makes the replies \
+             appear late"
         }
         Note::OtherInFlight => {
-            "requests under way were not as many as connections, by more than 10 % (Little's law)"
+            "the number of requests under way differed from the number of connections by more than 10 % (Little's law)"
         }
         Note::NotAllHeld => {
-            "not all connections were served, at a time or in time, so there is no memory per connection"
+            "not all connections were served at the same time, or in time, so the memory per connection is unknown"
         }
         Note::FewerByDesign => {
-            "fewer connections are held at a time than there are, by design, and the others wait"
+            "by design, fewer connections are served at a time than the load has, and the others wait"
         }
         Note::NotAllOpened => {
-            "there is no room for so many connections, by design, and the kernel's queue was full"
+            "not all connections could be opened: by design there is no room for them, and the kernel's queue was full"
         }
-        Note::NotIdle => "the first exchanges lasted into the silence, so its CPU time is not told",
+        Note::NotIdle => {
+            "the first exchanges lasted into the idle time, so the CPU time is unknown"
+        }
         Note::EdgesMissed => {
-            "this program read the server's CPU clock too late, so its CPU time is not told"
+            "this program read the server's CPU clock too late, so the CPU time is unknown"
         }
         Note::Disturbed => {
-            "others (programs, interrupts, neighbours) had over 10 % of the CPUs in use"
+            "other programs, interrupts or other virtual machines used over 10 % of the CPUs in use"
         }
     }
 }
 
 impl ResultTable {
-    /// Adds a column; `told` has the summaries in the order of the rows.
-    fn push(&mut self, heading: &str, rank: u8, column: &Column, told: &[Option<&Summary>]) {
+    /// Adds a column. `summaries` are in the order of the rows; `None` leaves the cell empty.
+    fn push(&mut self, heading: &str, rank: u8, column: &Column, summaries: &[Option<&Summary>]) {
         self.headings.push(heading.to_string());
         self.ranks.push(rank);
-        let summaries: Vec<&Summary> = told.iter().flatten().copied().collect();
+        let known: Vec<&Summary> = summaries.iter().flatten().copied().collect();
         let mut marks = match column {
-            Value(metric) => marks(*metric, &summaries),
-            _ => vec![Mark::None; summaries.len()],
+            Value(metric) => marks(*metric, &known),
+            _ => vec![Mark::None; known.len()],
         }
         .into_iter();
         let sign = |summary: &Summary, mark| match mark {
             Mark::Best => " *",
             Mark::Tied => " ≈",
             Mark::Doubtful => " ?",
-            Mark::None if self.unserved && !summary.ranked => " †",
-            // A no-break space, which keeps the digits of a column under each other.
+            Mark::None if self.marks_unserved && !summary.ranked => " †",
+            // A no-break space, which keeps the digits of a column aligned.
             Mark::None => " \u{a0}",
         };
         let mut cells: Vec<(String, &str)> = Vec::new();
-        for one in told {
+        for one in summaries {
             cells.push(match one {
-                // Nothing else in this row would say so.
-                Some(summary) if self.unserved && summary.valid == 0 => {
+                // No other column of this row shows that the runs failed.
+                Some(summary) if self.marks_unserved && summary.valid == 0 => {
                     marks.next();
                     let failed = if matches!(column, Value(_)) {
                         "failed"
@@ -732,7 +769,7 @@ impl ResultTable {
         }
     }
 
-    /// For a terminal with so many columns.
+    /// Returns the table as text of at most `width` columns, if the columns of rank 0 fit.
     pub(super) fn to_text(&self, width: usize) -> String {
         let mut most = self.ranks.iter().copied().max().unwrap_or(0);
         let mut lines = self.lines(most);
@@ -744,7 +781,7 @@ impl ResultTable {
         format!("{about}{}\n", lines.join("\n"))
     }
 
-    /// All lines, of the columns up to this rank.
+    /// Returns the lines of the table, with the columns up to this rank.
     fn lines(&self, most: u8) -> Vec<String> {
         let shown = |cells: &[String]| -> Vec<Cell> {
             let ranked = cells.iter().zip(&self.ranks);
@@ -774,7 +811,7 @@ impl ResultTable {
     }
 }
 
-/// All of it, for a terminal with so many columns.
+/// Returns all tables, the legend, the notes and the warnings as text for a terminal of `width` columns.
 pub(super) fn to_text(results: &Results, width: usize) -> String {
     let mut text = String::new();
     let result_tables = result_tables(results);
@@ -801,7 +838,7 @@ mod tests {
     use crate::output::{NARROWEST, WIDEST};
     use crate::registry;
 
-    /// All models, with the widest figures that are to be expected.
+    /// Returns results of all models with the widest figures to be expected.
     fn wide() -> Results {
         let mut results = full();
         results.options.workloads = Workload::ALL.to_vec();
@@ -846,7 +883,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_fits_and_what_matters_most_is_always_there() {
+    fn text_fits_the_width_and_keeps_the_columns_of_rank_0() {
         for width in [NARROWEST, 100, WIDEST] {
             let text = to_text(&wide(), width);
             for line in text.lines() {
@@ -857,10 +894,10 @@ mod tests {
             for heading in [
                 "requests/s",
                 "p99.9",
-                "unluckiest",
+                "slowest first",
                 "processes",
                 "MB/s",
-                "others",
+                "bystanders",
                 "answered",
                 "10⁶ bytes",
             ] {
@@ -871,7 +908,7 @@ mod tests {
         assert!(ranges(NARROWEST) < ranges(100) && ranges(100) <= ranges(WIDEST));
     }
 
-    /// Costs by number of connections.
+    /// Returns the results of a sweep with these costs: model, connections, CPU time per request, and whether ranked.
     fn swept(costs: &[(&str, usize, Option<f64>, bool)]) -> Results {
         let mut results = full();
         results.options.connections = vec![10, 100, 1_000];
@@ -904,7 +941,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_has_a_row_per_model_and_a_column_per_number() {
+    fn sweep_has_a_row_per_model_and_a_column_per_number_of_connections() {
         let results = swept(&[
             ("mio", 10, Some(5.0), true),
             ("mio", 100, Some(5.0), true),
@@ -925,7 +962,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(row(0), ["mio", "5.00", "5.00", "10.0", "×2.00", "▁▁▃"]);
-        // Whom it leaves out has no part in its growth.
+        // A figure of a model that did not serve every client does not count in the growth.
         assert_eq!(row(1), ["poll", "5.00", "20.0", "1,000 †", "×4.00", "▁▅·"]);
         assert_eq!(result_table.rows.len(), 2, "serial was not measured at all");
         let mut broken = results.clone();
@@ -941,7 +978,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_of_a_sweep_is_told_in_one_sentence() {
+    fn skipped_cases_of_a_sweep_are_one_note_per_model() {
         let mut results = swept(&[("mio", 10, None, false), ("mio", 100, Some(5.0), true)]);
         let first = results.skipped[0].clone();
         results.skipped.push(super::super::results::Skipped {
@@ -952,20 +989,20 @@ mod tests {
         full.connections = 10;
         full.notes = vec![Note::NotAllOpened];
         results.runs.push(full);
-        let told = notes(&results).join("\n");
-        assert!(told.contains("serial was not measured"), "{told}");
+        let notes = notes(&results).join("\n");
+        assert!(notes.contains("serial was not measured"), "{notes}");
         assert!(
-            told.contains("with 100 and 1,000 connections: it max_concurrent one"),
-            "{told}"
+            notes.contains("with 100 and 1,000 connections: by design it serves at most 1"),
+            "{notes}"
         );
         assert!(
-            told.contains("no room") && told.contains("mio at 10"),
-            "{told}"
+            notes.contains("no room") && notes.contains("mio at 10"),
+            "{notes}"
         );
     }
 
     #[test]
-    fn a_sweep_of_files_has_a_table_per_number() {
+    fn sweep_of_files_has_a_table_per_number_of_connections() {
         let mut results = swept(&[("mio", 100, Some(5.0), true), ("mio", 1_000, None, true)]);
         results.options.workloads = vec![Workload::Http13m];
         for summary in &mut results.summary {
@@ -979,42 +1016,42 @@ mod tests {
         let text = to_text(&results, 100);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
-            text.contains("100 users come at once, and each asks twice"),
+            text.contains("100 users connect at once, and each requests a file of 13 MiB twice"),
             "{text}"
         );
         assert!(
-            text.contains("1,000 users come at once, and each asks once"),
+            text.contains("1,000 users connect at once, and each requests a file of 13 MiB once"),
             "{text}"
         );
         assert!(!text.contains("Growth"), "{text}");
     }
 
     #[test]
-    fn who_has_nowhere_to_move_work_to_is_told_in_one_sentence() {
+    fn models_skipped_for_the_same_reason_are_one_note() {
         let mut results = full();
         let skipped = |model: &str| Skipped {
             model: model.to_string(),
             workload: Workload::BlockOffload,
             connections: 100,
-            reason: "there is nowhere to move work to".to_string(),
+            reason: "the model cannot offload work".to_string(),
         };
         results.skipped = vec![skipped("mio"), skipped("poll")];
-        let told = notes(&results).join("\n");
-        let wanted = "block-offload: not measured: mio, poll: there is nowhere to move work to";
-        assert!(told.contains(wanted), "{told}");
+        let notes = notes(&results).join("\n");
+        let wanted = "block-offload was not measured for mio, poll: the model cannot offload work";
+        assert!(notes.contains(wanted), "{notes}");
     }
 
     #[test]
-    fn how_many_workers_are_held_is_told() {
+    fn notes_contain_the_number_of_workers_that_serve_one_peer_each() {
         let mut results = full();
         results.models[0].capacity = "workers".to_string();
         results.models[0].workers = Some(200);
-        let told = notes(&results).join("\n");
-        assert!(told.contains("mio had 200 workers"), "{told}");
+        let notes = notes(&results).join("\n");
+        assert!(notes.contains("mio had 200 workers"), "{notes}");
     }
 
     #[test]
-    fn single_runs_have_no_spread() {
+    fn table_of_single_runs_has_no_ranges() {
         let mut results = wide();
         for summary in &mut results.summary {
             summary.runs = 1;
@@ -1023,7 +1060,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_and_unknown_and_too_few_are_told_apart() {
+    fn failed_run_unknown_figure_and_too_few_samples_have_different_texts() {
         let mut results = full();
         for summary in &mut results.summary {
             summary.figures.insert(Metric::CpuUsPerRequest, None);
@@ -1050,30 +1087,30 @@ mod tests {
     }
 
     #[test]
-    fn notes_name_who_failed_and_who_is_concerned() {
+    fn notes_name_failed_runs_and_affected_models() {
         let mut results = full();
         results.runs[0].notes = vec![Note::ClientBusy];
         results.models[0].unavailable_reason = Some("no such system call".to_string());
         results.complete = false;
-        let told = notes(&results).join("\n");
-        assert!(told.contains("interrupted"), "{told}");
+        let text = notes(&results).join("\n");
+        assert!(text.contains("interrupted"), "{text}");
         assert!(
-            told.contains("mio was left out: no such system call"),
-            "{told}"
+            text.contains("mio was left out: no such system call"),
+            "{text}"
         );
         assert!(
-            told.contains("max: the client was the limit") && told.contains(": mio"),
-            "{told}"
+            text.contains("max: the client was the limit") && text.contains("Models: mio"),
+            "{text}"
         );
         results.runs[0].problems.push("it burnt".to_string());
         results.summary[0].valid = 0;
-        let told = notes(&results).join("\n");
-        assert!(told.contains("max mio: 1 of 1 runs failed"), "{told}");
-        assert!(told.contains("it burnt"), "{told}");
+        let text = notes(&results).join("\n");
+        assert!(text.contains("max mio: 1 of 1 runs failed"), "{text}");
+        assert!(text.contains("it burnt"), "{text}");
     }
 
     #[test]
-    fn numbers_keep_three_digits_that_mean_something() {
+    fn number_keeps_three_significant_digits() {
         assert_eq!(number(Metric::ResponseP50Ms, 0.0524), "0.052");
         assert_eq!(number(Metric::ResponseP50Ms, 12.34), "12.3");
         assert_eq!(number(Metric::RequestsPerS, 61_234.5), "61,235");

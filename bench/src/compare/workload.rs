@@ -1,4 +1,4 @@
-//! The questions that are put to every model, and what each does to its servers.
+//! The workloads: the load that each applies to a server, and the server arguments that it needs.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -11,61 +11,63 @@ use protocol::{Bulk, Protocol, WorkPlan};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-/// A question that is put to every model.
+/// Kind of load under which every model is measured. Each workload answers one question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
-    /// Many clients come at once and take their time: how long until all are served?
+    /// Many clients connect at once and pause between requests: how long until all are served?
     Crowd,
-    /// As fast as the server answers: what is the most, and what does it cost?
+    /// Closed loop without pause: how many requests per second at most, and what does each cost?
     Max,
-    /// One rate for all models, below their limits: how long do replies take?
+    /// Open loop at one rate for all models, below their limits: how long do replies take?
     Steady,
-    /// Many connections that are silent: what do they cost?
+    /// Many idle connections: how much memory and CPU time do they cost?
     Idle,
     /// A file of 13 bytes over HTTP, again and again: what does the protocol cost?
     #[serde(rename = "http-13b")]
     Http13b,
-    /// Likewise a file of 13 KiB, which a socket takes at once.
+    /// A file of 13 KiB over HTTP, again and again. A socket takes all of it in one write.
     #[serde(rename = "http-13k")]
     Http13k,
-    /// Each user wants a file of 13 MiB, all at once: are all served, and how fast?
+    /// Each user requests a file of 13 MiB, all at once: are all served, and how fast?
     #[serde(rename = "http-13m")]
     Http13m,
-    /// Each peer wants a few big messages, all at once.
+    /// Each peer requests a few big messages, all at once.
     Bulk,
-    /// Each reply waits for something slow, which needs nobody meanwhile: how many wait at a time?
+    /// Each reply waits for something slow that needs no thread: how many replies can wait at a time?
     Wait,
-    /// One reply in ten keeps its thread for a while: what have the others of it?
+    /// One reply in ten blocks its thread for a while: how long do the other requests take?
     Block,
-    /// The same, and the servers may move it elsewhere.
+    /// As [`Workload::Block`], but the servers may move the blocking call to other threads.
     BlockOffload,
-    /// Each reply takes CPU time: what is left of the differences?
+    /// Each reply takes CPU time: how far do the models still differ?
     Compute,
 }
 
-/// The file that one of the `http` workloads asks for: one of those that servers have without `--root`.
+/// File that one of the `http` workloads requests: one of the built-in files that servers have without `--root`.
 struct BuiltIn {
     path: &'static str,
-    /// How often its line is in it.
+    /// Number of times that the file repeats [`LINE`].
     lines: usize,
 }
 
-/// What the built-in files are made of.
+/// The line that the built-in files repeat.
 const LINE: &[u8] = b"Hello World!\n";
 
-/// Of `block`: requests per second, over all connections. One in ten takes 5 ms, so this keeps one thread busy for 30 %
-/// of the time: nobody is overloaded, and who has the one thread keeps the others waiting all the same.
+/// Requests per second of `block` and `block-offload`, over all connections. One request in ten takes 5 ms, so this
+/// rate keeps one thread busy for 30 % of the time: no server is overloaded, but a server with one thread still keeps
+/// the other requests waiting.
 pub(super) const BLOCK_RATE: f64 = 600.0;
 
-/// Of `block`: at that rate it takes two seconds to have samples enough for a 99th percentile of the others.
+/// Shortest measured window of `block` and `block-offload`. At [`BLOCK_RATE`] it takes two seconds to have enough
+/// samples for a 99th percentile of the bystanders.
 pub(super) const BLOCK_LEAST: Duration = Duration::from_secs(3);
 
-/// How long the loads that end with an amount (`http-13m`, `bulk`) may take.
+/// Longest time that `http-13m` and `bulk` may take; these loads end after an amount of data.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 impl Workload {
-    /// All, in the order of the tables.
+    /// All workloads, in the order of the tables.
     pub(super) const ALL: &[Workload] = &[
         Workload::Crowd,
         Workload::Max,
@@ -81,7 +83,7 @@ impl Workload {
         Workload::Compute,
     ];
 
-    /// Those that are measured if nobody names any.
+    /// Workloads that are measured without `--workloads`.
     pub(super) const DEFAULT: &[Workload] = &[
         Workload::Crowd,
         Workload::Max,
@@ -89,7 +91,7 @@ impl Workload {
         Workload::Idle,
     ];
 
-    /// What the command line and the tables call it.
+    /// Returns the name that the command line and the tables use.
     pub(super) fn name(self) -> &'static str {
         match self {
             Workload::Crowd => "crowd",
@@ -107,8 +109,8 @@ impl Workload {
         }
     }
 
-    /// Whether it can be asked with one number of connections after another. (`crowd` and `idle` are about one number,
-    /// and `block` about the requests, whoever sends them.)
+    /// Returns whether the workload can be measured in a sweep, with one number of connections after the other.
+    /// `crowd` and `idle` are made for one number, and in `block` the number of connections does not matter.
     pub(super) fn sweeps(self) -> bool {
         !matches!(
             self,
@@ -116,23 +118,24 @@ impl Workload {
         )
     }
 
-    /// Whether its sweep is one table of costs. In `max` all connections are busy, in `steady` a few of many: a cost
-    /// that grows with the silent ones shows in the second.
+    /// Returns whether a sweep shows the CPU time per request in one table for all numbers of connections. In `max` all
+    /// connections are busy, in `steady` a few of many: a cost that grows with the number of idle connections shows in
+    /// `steady`.
     pub(super) fn sweeps_cost(self) -> bool {
         matches!(self, Workload::Max | Workload::Steady)
     }
 
-    /// Whether it ends when all is said, and not after a time.
-    pub(super) fn has_an_end(self) -> bool {
+    /// Returns whether the load ends when all requests are answered, and not after a fixed time.
+    pub(super) fn ends_by_itself(self) -> bool {
         self == Workload::Crowd || self.is_transfer()
     }
 
-    /// Whether each client wants so much at once, and leaves with it.
+    /// Returns whether each client requests a fixed amount of data at once and disconnects when it has received it.
     pub(super) fn is_transfer(self) -> bool {
         matches!(self, Workload::Http13m | Workload::Bulk)
     }
 
-    /// Whether it is asked at a rate, whatever the server does.
+    /// Returns whether the load is an open loop: requests are sent at a fixed rate, whatever the server does.
     pub(super) fn is_open_loop(self) -> bool {
         matches!(
             self,
@@ -140,7 +143,8 @@ impl Workload {
         )
     }
 
-    /// The protocol that it is about; `None`: any of those with small messages.
+    /// Returns the name of the protocol that the workload requires; `None` if it works with every protocol of small
+    /// messages.
     pub(super) fn own_protocol(self) -> Option<&'static str> {
         match self {
             Workload::Http13b | Workload::Http13k | Workload::Http13m => Some("http"),
@@ -149,14 +153,14 @@ impl Workload {
         }
     }
 
-    /// What it says, if `small` was asked for.
+    /// Returns the protocol that the workload uses: its own, or else `small`, the protocol of `--protocol`.
     pub(super) fn protocol(self, small: &'static Protocol) -> &'static Protocol {
         self.own_protocol()
             .and_then(Protocol::find)
             .unwrap_or(small)
     }
 
-    /// Whether that is another one than `small`.
+    /// Returns whether the workload requires a protocol other than `small`.
     pub(super) fn protocol_differs(self, small: &Protocol) -> bool {
         self.own_protocol().is_some_and(|own| own != small.name)
     }
@@ -171,7 +175,8 @@ impl Workload {
         Some(BuiltIn { path, lines })
     }
 
-    /// Bytes of content in each reply, where that is what it is about.
+    /// Returns the number of content bytes in each reply of `http-13b`, `http-13k`, `http-13m` and `bulk`; `None` for
+    /// the other workloads.
     pub(super) fn reply_bytes(self) -> Option<u64> {
         let bulk = Bulk::default();
         match self.file() {
@@ -180,8 +185,8 @@ impl Workload {
         }
     }
 
-    /// What the clients of `http` ask for. What must come is known beforehand, so that a server that sends the wrong
-    /// file to all of them is found out.
+    /// Returns the page that the clients of an `http` workload request, with the length and the hash of its content.
+    /// Because the content is known beforehand, a server that sends the same wrong file to all clients is detected.
     pub(super) fn page(self, host: String) -> Arc<Page> {
         let Some(file) = self.file() else {
             return Arc::default();
@@ -198,7 +203,7 @@ impl Workload {
         })
     }
 
-    /// What its servers have to do before their replies, as the command line says it.
+    /// Returns the work that the servers do before their replies, in the syntax of `--work`; `None` if they do none.
     fn work(self) -> Option<&'static str> {
         match self {
             Workload::Wait => Some("wait:5ms"),
@@ -208,23 +213,23 @@ impl Workload {
         }
     }
 
-    /// Whether they have any.
-    pub(super) fn works(self) -> bool {
+    /// Returns whether the servers work before their replies.
+    pub(super) fn has_work(self) -> bool {
         self.work().is_some()
     }
 
-    /// The same for the client, which must draw it as the server does.
+    /// Returns the work before the replies for the client, which must draw the same random numbers as the server.
     pub(super) fn work_plan(self, seed: u64) -> Option<WorkPlan> {
         let plan = self.work().and_then(|work| parse_work(work).ok());
         plan.map(|plan| plan.with_seed(seed))
     }
 
-    /// Whether servers may move their work to where it keeps nobody.
+    /// Returns whether servers move their work to threads where it delays no other peer (`--offload`).
     pub(super) fn offloads(self) -> bool {
         self == Workload::BlockOffload
     }
 
-    /// What its servers are told, beside what all are.
+    /// Returns the arguments of the servers of this workload, in addition to the arguments that all servers get.
     pub(super) fn server_arguments(self, small: &'static Protocol, seed: u64) -> Vec<String> {
         let mut arguments = vec![
             "--protocol".to_string(),
@@ -243,18 +248,19 @@ impl Workload {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `pad`, so that widths work.
+        // `pad` applies the width of the format string.
         f.pad(self.name())
     }
 }
 
-/// Understands one of `--workloads`: a name, or `all`. That clap knows the names is for shells, which complete them.
+/// Returns the parser of one value of `--workloads`: a name, or `all`. The possible values are listed so that shells
+/// can complete them.
 pub(super) fn parser() -> impl TypedValueParser<Value = &'static [Workload]> {
     let names = Workload::ALL.iter().map(|one| one.name());
     PossibleValuesParser::new(names.chain(["all"])).map(|name| {
-        let place = Workload::ALL.iter().position(|one| one.name() == name);
-        // Nothing else is left than "all".
-        place.map_or(Workload::ALL, |place| &Workload::ALL[place..=place])
+        let index = Workload::ALL.iter().position(|one| one.name() == name);
+        // The only possible value without an index is "all".
+        index.map_or(Workload::ALL, |index| &Workload::ALL[index..=index])
     })
 }
 
@@ -267,7 +273,7 @@ mod tests {
     use crate::compare::tests::settings;
 
     #[test]
-    fn a_workload_has_one_name() {
+    fn workload_has_the_same_name_in_json_and_on_the_command_line() {
         for &workload in Workload::ALL {
             let name = serde_json::to_value(workload).unwrap();
             assert_eq!(name, workload.name());
@@ -276,9 +282,9 @@ mod tests {
         }
     }
 
-    /// A server that is told something it does not know fails every run.
+    /// An argument that a server does not know would make every run fail.
     #[test]
-    fn servers_understand_what_they_are_told_and_the_client_agrees() {
+    fn server_arguments_are_parsed_and_agree_with_the_client() {
         #[derive(Debug, Parser)]
         struct Server {
             #[command(flatten)]
@@ -286,8 +292,9 @@ mod tests {
         }
         let small = Protocol::find("pair").unwrap();
         for &workload in Workload::ALL {
-            let told = workload.server_arguments(small, 42);
-            let server = Server::parse_from(["server".to_string()].into_iter().chain(told)).args;
+            let arguments = workload.server_arguments(small, 42);
+            let words = ["server".to_string()].into_iter().chain(arguments);
+            let server = Server::parse_from(words).args;
             assert_eq!(server.protocol.name, workload.protocol(small).name);
             assert_eq!(server.offload, workload.offloads());
             assert_eq!(server.bulk.bulk(), Bulk::default());
@@ -302,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_are_known_beforehand() {
+    fn page_of_http_workload_has_the_length_and_hash_of_its_file() {
         for (workload, length) in [
             (Workload::Http13b, 13),
             (Workload::Http13k, 13 << 10),
