@@ -35,12 +35,23 @@ pub fn width() -> usize {
     }
 }
 
+/// Units that stay on the line of their number.
+const UNITS: [&str; 8] = ["s", "ms", "µs", "%", "B", "KiB", "MiB", "min"];
+
 /// Breaks a text into lines of at most `columns` columns. Lines after the first begin with `indent`, and the last line
-/// ends with a line break.
+/// ends with a line break. A number and its unit stay together.
 pub fn wrap(text: &str, indent: &str, columns: usize) -> String {
     let mut wrapped = String::new();
     let mut width = 0;
-    for word in text.split(' ') {
+    let mut words = text.split(' ').peekable();
+    while let Some(word) = words.next() {
+        let is_number = word.ends_with(|c: char| c.is_ascii_digit());
+        let is_unit =
+            |next: &&str| UNITS.contains(&next.trim_end_matches(['.', ',', ':', ';', ')', '?']));
+        let word = match words.next_if(|next| is_number && is_unit(next)) {
+            Some(unit) => &format!("{word} {unit}"),
+            None => word,
+        };
         let length = word.chars().count();
         if width > 0 && width + 1 + length > columns {
             wrapped.push('\n');
@@ -68,5 +79,15 @@ mod tests {
         assert!(wrapped.lines().skip(1).all(|line| line.starts_with("  ")));
         assert!(wrapped.lines().all(|line| line.chars().count() <= 100));
         assert_eq!(wrapped.split_whitespace().count(), 60);
+    }
+
+    #[test]
+    fn number_and_unit_stay_on_one_line() {
+        assert_eq!(
+            wrap("waits for 0.8 s. Then", "", 13),
+            "waits for\n0.8 s. Then\n"
+        );
+        assert_eq!(wrap("up to 10 % (of 3)", "", 9), "up to\n10 % (of\n3)\n");
+        assert_eq!(wrap("one 2 peers", "", 6), "one 2\npeers\n");
     }
 }
