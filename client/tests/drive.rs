@@ -993,7 +993,6 @@ fn client_leaves_a_server_that_reads_no_receipts() {
     let (over, over_changed) = (Arc::new(Mutex::new(false)), Arc::new(Condvar::new()));
     let (server_over, server_over_changed) = (Arc::clone(&over), Arc::clone(&over_changed));
     let server = Server::new(move |_, mut stream| {
-        SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
         let mut start = [0; 16];
         stream.read_exact(&mut start).unwrap();
         send(&mut stream, &dots(8).repeat(COUNT as usize));
