@@ -123,7 +123,7 @@ pub fn input_before_refusal_is_drained(target: &ModelUnderTest) {
             client.readable_bytes(reply.len()) == reply.len()
         });
         // Bytes that arrive after the server has closed are not part of this check: no server reads them.
-        eventually("the whole line has arrived", || client.all_has_arrived());
+        client.wait_until_arrived();
         let tally = server.stop();
         assert!(
             client.error().is_none(),

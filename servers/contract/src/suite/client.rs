@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::GUARD;
+use super::{GUARD, eventually};
 
 /// Blocking client with time-outs of [`GUARD`].
 #[derive(Debug)]
@@ -187,13 +187,16 @@ impl TestClient {
             .expect("cannot peek at the input")
     }
 
-    /// Returns true if the kernel of the server's side has acknowledged all bytes that were sent, whether or not the
-    /// server has read them.
-    pub(super) fn all_has_arrived(&self) -> bool {
+    /// Waits until the kernel of the server's side has acknowledged all that was sent, FIN included, whether or not the
+    /// server has read it. A write to the loopback device usually has this effect at once, but not on a busy machine.
+    #[track_caller]
+    pub(super) fn wait_until_arrived(&self) {
         let here = self.stream.local_addr().expect("no address");
-        let all = procfs::net::tcp().expect("no /proc");
-        all.iter()
-            .any(|entry| entry.local_address == here && entry.tx_queue == 0)
+        eventually("all that was sent has arrived", || {
+            let all = procfs::net::tcp().expect("no /proc");
+            all.iter()
+                .any(|entry| entry.local_address == here && entry.tx_queue == 0)
+        });
     }
 
     /// Returns the pending error of the socket (SO_ERROR), such as a received RST.

@@ -57,9 +57,9 @@ pub fn requests_received_before_stop_are_answered(target: &ModelUnderTest) {
         let mut oracle = Oracle::new(protocol);
         let first = requests(protocol, 10, 1, None).concat();
         client.ask(&first, &oracle.receive(&first));
-        // On the loopback device, bytes that fit into the first window have arrived when write(2) returns.
         let burst = requests(protocol, 11, 300, Some(100)).concat();
         client.send(&burst);
+        client.wait_until_arrived();
         server.request_stop();
         client.expect(&oracle.receive(&burst));
         client.expect_end();
@@ -69,6 +69,7 @@ pub fn requests_received_before_stop_are_answered(target: &ModelUnderTest) {
     let client = server.connect();
     client.ask(probe::BODY, &probe::body()[..1]);
     client.send(b"x");
+    client.wait_until_arrived();
     server.request_stop();
     client.expect(&probe::body()[1..]);
     client.expect(b"x");
@@ -84,6 +85,7 @@ pub fn request_completed_by_fin_before_stop_is_answered(target: &ModelUnderTest)
     client.ask(probe::BODY, &probe::body()[..1]);
     client.send(probe::HALF);
     client.finish_sending();
+    client.wait_until_arrived();
     server.request_stop();
     client.expect(&probe::body()[1..]);
     client.expect(probe::HALF);
@@ -124,6 +126,7 @@ pub fn half_sent_request_is_cut(target: &ModelUnderTest) {
     let client = server.connect();
     client.ask(b"one\n", b"one\n");
     client.send(b"tw");
+    client.wait_until_arrived();
     server.request_stop();
     client.expect_end();
     let cut = Tally {
