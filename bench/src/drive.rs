@@ -32,30 +32,36 @@ use crate::{child, format, interrupt, misbehave, output};
 /// Options of `drive`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("timed").multiple(true))]
-#[command(mut_arg("work", |arg| arg.help("Same as --work of the server. With work before a share of the replies (wait:5ms@10%), the latency of bystanders (requests without work) is reported separately")))]
-#[command(mut_arg("work_seed", |arg| arg.help("Same as --work-seed of the server: selects the requests that belong to the share")))]
+#[command(mut_arg("work", |arg| arg.help("The server's --work, so that the client can report requests without work (bystanders) separately; it causes no work by itself")))]
+#[command(mut_arg("work_seed", |arg| arg.help("The server's --work-seed, which decides which requests get the work")))]
 #[command(after_help = "Examples:
   samewire drive 127.0.0.1:7000                          100 clients, 10 messages each
-  samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the load of the original article
-  samewire drive 127.0.0.1:7000 --duration 10s           closed loop: as fast as the server answers
-  samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: at this rate, however slow the server is
+  samewire drive 127.0.0.1:7000 --think 1s --rounds 100  the load of the article that samewire
+                                                         began with (docs: originals)
+  samewire drive 127.0.0.1:7000 --duration 10s           closed loop: each client waits for its
+                                                         reply before the next request
+  samewire drive 127.0.0.1:7000 --rate 5000 --poisson    open loop: 5,000 requests per second,
+                                                         however slow the server is
   samewire drive 127.0.0.1:8686 --protocol hello --connections 20 --messages 1 --connect-first
+                                                         port and load of an original (001)
   samewire drive 127.0.0.1:7000 --protocol bulk          3 clients, 3 messages of 3 MiB each
   samewire drive 127.0.0.1:7000 --protocol bulk --bulk-size 64K --bulk-count 100 --messages 10
   samewire drive 127.0.0.1:7000 --protocol http --path /files/13k --connections 50 --duration 10s
   samewire drive 127.0.0.1:7000 --misbehave slowloris --duration 30s
-  samewire drive 127.0.0.1:7000 --work wait:50ms@10%     same --work as the server: reports bystanders separately
-  samewire drive --with 'mine=python3 server.py {port}'  starts an external server, and stops it afterwards
+  samewire drive 127.0.0.1:7000 --work wait:50ms@10%     for a server with the same --work: reports
+                                                         bystanders separately
+  samewire drive --with 'mine=python3 server.py {port}'  starts the server, and stops it afterwards
 
-Exit status 0 if every request was answered correctly, 1 if not, 2 for wrong usage.")]
+Exit status: 0 if every request was answered correctly (with --misbehave: if the server did all
+that it owes to clients of that kind), 1 if not, 2 for wrong usage, 130 after Ctrl-C.")]
 pub struct DriveArgs {
     /// Address of the server, such as 127.0.0.1:7000
     #[arg(value_name = "ADDR", value_parser = parse_address, required_unless_present = "with")]
     address: Option<SocketAddr>,
 
-    /// Start this external server, drive it and stop it. {port} stands for the port to listen on; optional: {idle-timeout}
-    /// and {drain} (in seconds), and {max-connections}
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse, conflicts_with = "address")]
+    /// Instead of ADDR: start this external server, drive it and stop it. COMMAND must contain {port}, which is replaced by
+    /// the port on which the server must listen; optional: {idle-timeout} and {drain} (in seconds), and {max-connections}
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = ExternalServer::parse, conflicts_with = "address")]
     with: Option<ExternalServer>,
 
     /// Protocol of the server (see `samewire list`)
@@ -66,11 +72,11 @@ pub struct DriveArgs {
     #[arg(long, value_name = "N", value_parser = parse_connections)]
     pub(crate) connections: Option<NonZero<usize>>,
 
-    /// Requests per client and round [default: 10; bulk: 1]
+    /// Requests that each client sends in each round [default: 10; bulk: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["duration", "rate"])]
     messages: Option<NonZero<u64>>,
 
-    /// Number of rounds: how often the whole load is repeated
+    /// How often the whole load is sent
     #[arg(long, value_name = "N", default_value = "1", conflicts_with_all = ["duration", "rate"])]
     rounds: NonZero<u64>,
 
@@ -78,7 +84,8 @@ pub struct DriveArgs {
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time, conflicts_with = "rate")]
     think: Duration,
 
-    /// Send requests for this time, instead of a number of messages [default with --rate: 10s]
+    /// Send requests for this time, instead of a number of messages. Without --rate this is a closed loop: each client waits
+    /// for its reply before the next request [default with --rate: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time, group = "timed")]
     pub(crate) duration: Option<Duration>,
 
@@ -86,7 +93,8 @@ pub struct DriveArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "timed")]
     warmup: Option<Duration>,
 
-    /// Open loop: requests per second over all connections; latency counts from the planned send time
+    /// Open loop: send this number of requests per second over all connections, whether replies arrive or not; latency
+    /// counts from the planned send time
     #[arg(long, value_name = "N", value_parser = parse_rate, group = "timed")]
     rate: Option<f64>,
 
@@ -106,7 +114,8 @@ pub struct DriveArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
     pub(crate) timeout: Duration,
 
-    /// Bytes per request, including the line end, from 32 to 16777216 [default: short lines, Hello World!:0 and so on]
+    /// Bytes per request, including the line end, from 32 to 16777216; the server's --max-line must allow it [default: short
+    /// lines, Hello World!:0 and so on]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     size: Option<usize>,
 
@@ -131,12 +140,13 @@ pub struct DriveArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_threads)]
     threads: NonZero<usize>,
 
-    /// Instead of load, let clients misbehave, such as slowloris or storm (see `samewire list`). Their number is the
-    /// usual one of that kind, or --connections. Each does it once, or repeatedly for --duration
+    /// Let clients misbehave instead of sending a load (kinds: see `samewire list`). --connections sets their number
+    /// [default: per kind]. Each acts once; with --duration, again and again for that time
     #[arg(long, value_name = "KIND", value_parser = Misbehaviour::find, conflicts_with_all = ["messages", "rounds", "think", "warmup", "rate", "connect_first", "ramp", "size", "path", "work", "threads"])]
     pub(crate) misbehave: Option<&'static Misbehaviour>,
 
-    /// With --misbehave: print what one client sent and received, byte by byte, also if nothing failed
+    /// With --misbehave: print what one of the clients sent and received, if that is long only its beginning and its end;
+    /// without this option only after a failure
     #[arg(long, requires = "misbehave", conflicts_with = "json")]
     pub(crate) transcript: bool,
 

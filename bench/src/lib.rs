@@ -22,11 +22,11 @@ use contract::cli::{ServeArgs, one_line};
 use contract::{CpuList, Model, pin};
 use rustix::process::Signal;
 
-/// One protocol, one client, many concurrency models, side by side
+/// The same protocols, one client, many concurrency models, side by side
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "One protocol, one client, many concurrency models, side by side",
+    about = "The same protocols, one client, many concurrency models, side by side",
     max_term_width = 100,
     after_help = "Examples:
   samewire compare                        all models on all workloads, within four minutes
@@ -48,7 +48,7 @@ enum Command {
     #[command(after_help = "Examples:
   samewire serve threads
   samewire serve tokio --workers 4 --protocol echo --listen 127.0.0.1:0
-  samewire serve mio --cpus 1 --idle-timeout 5s --max-connections 10000
+  samewire serve mio --cpus 1 --idle-timeout 5s --max-connections 500
 
 Ctrl-C stops the server gracefully; a second Ctrl-C ends it at once.")]
     Serve(Serve),

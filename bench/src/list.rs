@@ -79,11 +79,14 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     }
 
     let width = output::width();
-    let mut text = String::from("Models (samewire serve MODEL):\n");
+    let mut text = String::from(
+        "Models (samewire serve MODEL). \"by design\" marks a guarantee that the model does not keep, with the\n\
+         reason (the guarantees: docs/src/architecture.md):\n",
+    );
     for model in registry::models() {
         let _ = writeln!(text, "  {:<12} {}", model.name, model.summary);
         let mut entry = |head: &str, content: &str| {
-            let mut begin = format!("{:15}{head}: ", "");
+            let mut begin = format!("{:15}{head}", "");
             for line in output::wrap(content, "", width - 28).lines() {
                 let _ = writeln!(text, "{begin:<28}{line}");
                 begin.clear();
@@ -95,20 +98,20 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         entry("offload", &offload(model));
         for deviation in model.deviations {
             let name = deviation.guarantee.name();
-            entry("by design", &format!("{name}: {}", deviation.reason));
+            entry(
+                "by design",
+                &format!("does not keep `{name}`: {}", deviation.reason),
+            );
         }
         if let Err(why) = (model.available)() {
             entry("unavailable", &format!("cannot run here: {why}"));
         }
     }
-    text.push_str(
-        "\n\"by design\" names a guarantee that the model does not keep (see docs/src/architecture.md).\n",
-    );
     text.push_str("\nProtocols (--protocol NAME; the first is the default):\n");
     for protocol in PROTOCOLS {
         let _ = writeln!(text, "  {:<12} {}", protocol.name, protocol.summary);
     }
-    text.push_str("\nMisbehaving clients (samewire drive ADDR --misbehave KIND):\n");
+    text.push_str("\nMisbehaving clients (samewire drive ADDR --misbehave KIND; \"harmless\" is allowed behaviour):\n");
     for kind in MISBEHAVIOURS {
         let _ = writeln!(text, "  {:<15} {}", kind.name, kind.summary);
     }
@@ -149,9 +152,9 @@ fn capacity(model: &Model) -> String {
 /// Returns as text what `--offload` does in a model.
 fn offload(model: &Model) -> String {
     match model.offload {
-        Offload::To(there) => format!("--offload moves blocking calls and computations to {there}"),
-        Offload::Needless(why) => format!("--offload is not needed and has no effect: {why}"),
-        Offload::Nowhere(why) => format!("--offload is refused: {why}"),
+        Offload::To(there) => format!("moves blocking calls and computations to {there}"),
+        Offload::Needless(why) => format!("not needed, has no effect: {why}"),
+        Offload::Nowhere(why) => format!("not supported: {why}"),
     }
 }
 
@@ -161,11 +164,11 @@ mod tests {
 
     /// `serve --offload` refuses exactly these models.
     #[test]
-    fn model_without_offload_is_listed_as_refusing_it() {
+    fn model_that_refuses_offload_is_listed_as_not_supporting_it() {
         for model in registry::models() {
             let refuses = matches!(model.offload, Offload::Nowhere(_));
             let text = offload(model);
-            assert_eq!(text.contains("is refused"), refuses, "{text}");
+            assert_eq!(text.contains("not supported"), refuses, "{text}");
         }
     }
 }

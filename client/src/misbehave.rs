@@ -354,7 +354,7 @@ const PIECE_PAUSE: Duration = Duration::from_micros(200);
 pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     Misbehaviour {
         name: "byte-by-byte",
-        summary: "sends one byte at a time",
+        summary: "sends one byte at a time (harmless)",
         clients: 10,
         peer_script: |spec, client| {
             spec.may_cut().then(|| {
@@ -369,7 +369,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "cut-everywhere",
-        summary: "sends its requests in two pieces, each client cut at another position",
+        summary: "sends its requests in two pieces, each client cut at another position (harmless)",
         clients: 64,
         peer_script: |spec, client| {
             spec.may_cut().then(|| {
@@ -384,7 +384,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "pipelined",
-        summary: "sends all requests at once, before it reads the first reply",
+        summary: "sends all requests at once, before it reads the first reply (harmless)",
         clients: 10,
         peer_script: |spec, client| {
             let most = match spec.protocol.name {
@@ -404,7 +404,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "half-close",
-        summary: "half-closes (FIN) right after its requests, then reads the replies",
+        summary: "half-closes (FIN) right after its requests, then reads the replies (harmless)",
         clients: 10,
         peer_script: |spec, client| {
             let most = if spec.protocol.name == "bulk" { 3 } else { 100 };
@@ -593,7 +593,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
     },
     Misbehaviour {
         name: "idle-crowd",
-        summary: "100 clients are idle beside one that is busy",
+        summary: "100 clients stay idle beside one that is busy (harmless)",
         clients: 101,
         peer_script: |spec, client| {
             Some(if client == 0 {

@@ -10,7 +10,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "bulk",
-    summary: "`start` in; big messages out (3 of 3 MiB), a receipt back for each",
+    summary: "the client sends `start`, the server 3 messages of 3 MiB, and the client confirms each",
     open: |options| Box::new(BulkSession::new(options)),
     ask: |options| Box::new(BulkScript::new(options)),
     requests_per_connection: None,

@@ -6,7 +6,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "echo",
-    summary: "a line in; the same line out",
+    summary: "the client sends a line, and the server answers with the same line",
     open: |options| Box::new(Lines::new(Echo, options)),
     ask: |options| Box::new(EchoScript::new(options)),
     requests_per_connection: None,

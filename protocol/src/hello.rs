@@ -7,7 +7,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "hello",
-    summary: "any first bytes in; a greeting out, and the server closes",
+    summary: "the client sends any bytes, and the server sends a greeting and closes",
     open: |options| Box::new(Hello::new(options)),
     ask: |options| Box::new(HelloScript::new(options)),
     requests_per_connection: Some(1),

@@ -7,7 +7,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "pair",
-    summary: "a line in; the previous line and this one out",
+    summary: "the client sends a line, and the server answers with the previous line and this one",
     open: |options| Box::new(Lines::new(Pair::default(), options)),
     ask: |options| Box::new(PairScript::new(options)),
     requests_per_connection: None,

@@ -8,7 +8,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "upper",
-    summary: "bytes in; the same bytes out, ASCII letters in upper case",
+    summary: "the client sends bytes, and the server returns them with ASCII letters in upper case",
     open: |options| Box::new(Upper::new(options)),
     ask: |options| Box::new(UpperScript::new(options)),
     requests_per_connection: None,

@@ -34,21 +34,21 @@ use progress::CheckProgress;
 /// Options of `check`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  samewire check                                  all models, all guarantees
-  samewire check --quick                          the same, in less time and less thoroughly
+  samewire check                                    all models, all guarantees
+  samewire check --quick                            the same, in less time and less thoroughly
   samewire check mio tokio --guarantees stop,leaks  two models, two guarantees
-  samewire check --protocol http --markdown       as a table for a decision record
+  samewire check --protocol http --markdown         as a table for a decision record
   samewire check --with 'mine=python3 server.py {port}'
-  samewire check --at 127.0.0.1:7000              a server that runs already
+  samewire check --at 127.0.0.1:7000                a server that runs already
 
-Exit status 0 if every guarantee is kept, or broken by design as the model declares; 1 if not; 2 for wrong usage; 130 after
-Ctrl-C, with the results up to then.")]
+Exit status: 0 if every guarantee is kept, or a declared deviation was seen (by design); 1 if not;
+2 for wrong usage; 130 after Ctrl-C, with the results up to then.")]
 pub struct CheckArgs {
     /// Models to check [default: all that can run here; with --with or --at: none]
     #[arg(value_name = "MODEL", value_parser = registry::find)]
     models: Vec<&'static Model>,
 
-    /// Guarantees to check, by the names of their columns [default: all]
+    /// Guarantees to check, by the heads of the matrix's columns (exact, half-close, idle, …) [default: all]
     #[arg(long, alias = "promises", value_name = "NAMES", value_delimiter = ',', value_parser = parse_check)]
     guarantees: Vec<&'static Check>,
 
@@ -56,10 +56,10 @@ pub struct CheckArgs {
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 
-    /// External server to check, and the command that starts it; may be repeated. Placeholders in the command: {port}
-    /// (required) is the port on which it must listen; {idle-timeout}, {drain} (both in seconds), {max-connections} and
-    /// {panic} are optional settings
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
+    /// External server to check, and the command that starts it; may be repeated. COMMAND must contain {port}, which is
+    /// replaced by the port on which the server must listen. Optional: {idle-timeout} and {drain} (in seconds),
+    /// {max-connections}, and {panic}, which is replaced by the line that must make a session panic
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = ExternalServer::parse)]
     with: Vec<ExternalServer>,
 
     /// Address of a server to check that runs already; may be repeated
@@ -70,11 +70,11 @@ pub struct CheckArgs {
     #[arg(long, requires = "at")]
     not_only_loopback: bool,
 
-    /// Check less: fewer connections and fewer kinds of misbehaving clients, in about 40 seconds
+    /// Check less: fewer connections and fewer kinds of misbehaving clients, in under a minute
     #[arg(long)]
     quick: bool,
 
-    /// Number of servers that are checked at the same time, in checks that time nothing
+    /// Number of servers that are checked at the same time; the check of isolation measures latency and runs alone
     #[arg(long, value_name = "N", default_value = "8", value_parser = parse_threads)]
     jobs: NonZero<usize>,
 
@@ -90,7 +90,7 @@ pub struct CheckArgs {
     #[arg(long, conflicts_with = "markdown")]
     json: bool,
 
-    /// Print the matrix as Markdown
+    /// Print the matrix as a Markdown table
     #[arg(long)]
     markdown: bool,
 }
@@ -261,7 +261,7 @@ fn conditions(
         more => format!("{more} {one}s"),
     };
     let mut text = format!(
-        "{} × {}, over {}; samewire {} ({} build)",
+        "{} × {}, protocol {}; samewire {} ({} build)",
         count(targets.len(), "server"),
         count(checks.len(), "guarantee"),
         args.protocol.name,

@@ -55,7 +55,7 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
     let mut warnings = Vec::new();
     if environment.debug_build {
         warnings.push(
-            "this is a debug build and its figures are worthless; measure with cargo run --release"
+            "this is a debug build, so its figures must not be used; measure with cargo run --release"
                 .to_string(),
         );
     }
@@ -72,7 +72,7 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
     if environment.virtual_machine == Some(true) {
         warnings.push(
             "this is a virtual machine: other virtual machines on the same host may have taken CPU time, \
-             which cannot be seen from here"
+             and the counters of this machine may not show it"
                 .to_string(),
         );
     }
@@ -83,17 +83,17 @@ fn warnings(environment: &Environment, settings: &Settings, placement: &Placemen
     {
         warnings.push(format!(
             "the CPU frequency governor is \"{governor}\": the clock frequency may have changed between runs; \
-             for steady figures set it to \"performance\""
+             for stable figures set it to \"performance\""
         ));
     }
     warnings.push(
         "client and servers ran on one machine, over loopback: no network card, no packet loss, no distance; use \
-         the figures to compare servers, not to predict the speed of a single one"
+         the figures to compare servers, not to predict the speed of one server"
             .to_string(),
     );
     if settings.runs < 3 {
         warnings.push(format!(
-            "{} per model and workload cannot show a spread; use --runs 3 or more",
+            "{} per model and workload cannot show how much the figures vary; use --runs 3 or more",
             if settings.runs == 1 {
                 "one run"
             } else {

@@ -10,7 +10,8 @@ use crate::placement::Placement;
 /// Share of its CPU time from which on a side counts as busy, with no CPU time to spare.
 const BUSY: f64 = 0.9;
 
-/// Largest 99th percentile of the client's lag, in nanoseconds. A client with a larger lag measures itself.
+/// Largest 99th percentile of the client's lag, in nanoseconds. With a larger lag, the times are those of the client and
+/// not of the server.
 const MOST_LAG_NS: u64 = 1_000_000;
 
 /// Largest share of the response time that the client's lag may make up (99th percentile of both).

@@ -56,7 +56,10 @@ pub(super) fn to_markdown(results: &Results) -> String {
     for table in result_tables(results) {
         text.push_str(&table_to_markdown(&table));
     }
-    let _ = writeln!(text, "{}\n", escape(&legend(results)));
+    for line in legend(results) {
+        let _ = writeln!(text, "- {}", escape(&line));
+    }
+    text.push('\n');
     text.push_str(&validity(results));
     text.push_str(
         "## Models\n\n\
@@ -123,9 +126,10 @@ fn table_to_markdown(table: &ResultTable) -> String {
 /// Returns the section that shows whether the server was measured and not the client.
 fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
-        Medians over the runs. For the server to be the limit, the client must have CPU time to spare. The client must \
-        send on time (lag). Other programs should not use the CPUs. In `max` and the other closed loops, as many \
-        requests must be under way as there are connections (Little's law).\n\n\
+        Each figure is the median of the runs; the client lag is the percentile over all runs together. For the server to \
+        be the limit, the client must have CPU time to spare. The client must send on time (lag). Other programs should \
+        not use the CPUs. In `max` and the other closed loops, as many requests must be under way as there are \
+        connections (Little's law).\n\n\
         | model | workload | connections | runs used | client busy (%) | server busy (%) | other programs (%) | client lag p99 (ms) | mean requests under way | peak memory (MiB) |\n\
         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_string();

@@ -56,21 +56,24 @@ use workload::{BLOCK_RATE, LIMIT, Workload};
 
 Workloads that run only if --workloads names them (or names all):
   http-13b, http-13k  a small file over HTTP/1.1, in a closed loop
-  http-13m            a 13 MiB file for each user at once: are all served, how fast, at what cost?
-  bulk                the same with 3 messages of 3 MiB for each peer (--protocol bulk)
-  wait                each reply waits 5 ms for something slow: how many can wait at a time?
+  http-13m            all users download a 13 MiB file at the same time: are all served, how fast,
+                      at what cost?
+  bulk                like http-13m, with 3 messages of 3 MiB each over the protocol bulk
+  wait                each reply waits 5 ms for something slow: how many slow replies can a server
+                      handle at the same time?
   block               one reply in ten blocks its thread for 5 ms: how long do the other nine take?
-  block-offload       the same on other threads (--offload), for the models that support it
-  compute             each reply takes 200 µs of CPU time: how far do the models still differ?
+  block-offload       like block, but the call runs on other threads (--offload), in the models that
+                      support it
+  compute             each reply takes 200 µs of CPU time: do the models still differ?
 
-Several values of --connections run a sweep: the CPU time per request by number of connections, in
-max (all connections are busy) and in steady (a few of many are busy). The sweep leaves out the
-numbers of connections that a model cannot serve at a time by design (serial, and models with a
-fixed number of workers). All models with four values take ten minutes. For http-*, bulk, wait and
-compute the sweep prints one table per value.
+Several values of --connections run a sweep. It shows the CPU time per request by number of
+connections, in max (all connections are busy) and in steady (a few of many are busy). A model is
+skipped where it cannot serve that number of connections at a time: serial, prefork and pool, and
+select above about 1,000. All models with four values take ten minutes. http-*, bulk, wait and
+compute can be swept, too: they print one table per value.
 
---quick compares one model of each idea: serial, threads, pool, mio, coroutines, tokio, smol,
-uring.
+--quick measures eight models, one or two of each family: serial, threads, pool, mio, coroutines,
+tokio, smol, uring.
 
 Examples:
   samewire compare                                           all models, within four minutes
@@ -83,23 +86,24 @@ Examples:
   samewire compare --models threads,mio --with 'mine=python3 server.py {port}'
   samewire compare --json > results.json
 
-A server of --with must speak the protocol of --protocol. It runs on the workloads that need
-nothing else from the server.
+An external server (--with) must speak the protocol of --protocol. It runs only on the workloads
+that need nothing but the chosen protocol.
 
 Exit status: 0 if everything was measured, 1 if a run failed, 2 for wrong usage, 130 if
 interrupted. After an interrupt, the runs that were measured until then are kept.")]
 pub struct CompareArgs {
-    /// Models to compare [default: all that can run here]; none: only the servers of --with
+    /// Models to compare [default: all that can run here]; the word none: only the servers of --with
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_selection)]
     models: Vec<ModelSelection>,
 
-    /// External server to compare, and the command that starts it; may be repeated. {port} stands for the port on
-    /// which it must listen; {idle-timeout}, {drain} (both in seconds) and {max-connections} are optional placeholders
-    /// for these settings
-    #[arg(long, value_name = "NAME=COMMAND {port}", value_parser = ExternalServer::parse)]
+    /// External server to compare, and the command that starts it; may be repeated. COMMAND must contain {port}, which is
+    /// replaced by the port on which the server must listen; optional: {idle-timeout} and {drain} (in seconds), and
+    /// {max-connections}
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = ExternalServer::parse)]
     with: Vec<ExternalServer>,
 
-    /// Workloads to run [default: crowd,max,steady,idle; max,steady with several values of --connections]
+    /// Workloads to run; the word all: all of them [default: crowd,max,steady,idle; in a sweep (several values of
+    /// --connections): max,steady]
     #[arg(
         long,
         value_name = "NAMES",
@@ -109,17 +113,17 @@ pub struct CompareArgs {
     )]
     workloads: Vec<&'static [Workload]>,
 
-    /// Compare fewer models with shorter windows; --models, --duration and the like override that
+    /// Fewer models and shorter runs; --models, --duration and the like override that
     #[arg(long)]
     quick: bool,
 
-    /// Runs per model and workload, each with a fresh server process; a spread needs at least 3 [default: 3; 1 in
-    /// idle]
+    /// Runs per model and workload, each with a fresh server process; min–max is shown from 2 runs on, and
+    /// with fewer than 3 the report warns that they cannot show how much the figures vary [default: 3; 1 in idle]
     #[arg(long, alias = "launches", value_name = "N", value_parser = parse_runs)]
     runs: Option<u32>,
 
-    /// Measured time per run of the workloads that run for a time, except idle; at least 3s in block and block-offload
-    /// [default: 800ms; 500ms with --quick]
+    /// Measured time per run of max, steady, http-13b, http-13k, wait, block, block-offload and compute; at least 3s in
+    /// block and block-offload [default: 800ms; 500ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     duration: Option<Duration>,
 
@@ -127,7 +131,8 @@ pub struct CompareArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_some_time)]
     idle_duration: Duration,
 
-    /// Number of connections, in all workloads except idle; several values run a sweep
+    /// Number of connections, in all workloads except idle; several values, such as 10,100,1000, run a sweep, which
+    /// measures each workload with one number after the other
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "100", value_parser = parse_connections)]
     connections: Vec<NonZero<usize>>,
 
@@ -139,7 +144,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     patience: Option<Duration>,
 
-    /// Protocol of the workloads that do not require a certain one (see `samewire list`)
+    /// Protocol of the workloads that work with any protocol of small messages (see `samewire list`)
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     protocol: &'static Protocol,
 

@@ -47,28 +47,53 @@ enum Column {
 
 use Column::{Between, Percent, Range, Value};
 
-/// Returns the explanation of the signs in the tables.
-pub(super) fn legend(results: &Results) -> String {
-    let mut text = "*: best. ≈: tied with the best, because their runs overlap. \
-         ?: not ranked, because the client was late or other programs used the CPUs. \
-         min–max of runs: lowest and highest value of a single run. ≥: at least. \
-         –: fewer than 10 samples beyond that percentile. n/a: not available. \
-         Models that did not serve every client are not ranked."
-        .to_string();
+/// Returns the explanation of the figures and marks in the tables, one sentence or mark per line.
+pub(super) fn legend(results: &Results) -> Vec<String> {
     let workloads = &results.options.workloads;
-    if workloads.iter().any(|one| !Workload::DEFAULT.contains(one)) {
-        text.push_str(" ? also: the client was the limit, so a time may be that of the client.");
+    let has_curves = sweeps(results) && workloads.iter().any(|one| one.sweeps_cost());
+    let mut lines = vec![
+        "Each figure is the median of the runs. A percentile is over the samples of all runs together, and \
+         \"max\" and \"slowest\" are the largest sample of all runs."
+            .to_string(),
+        "min–max of runs: lowest and highest value of a single run; it belongs to the column before it."
+            .to_string(),
+        "*: best of the ranked models. Models that did not serve every client are not ranked."
+            .to_string(),
+        "≈: tied with the best, because the ranges of their runs overlap.".to_string(),
+    ];
+    let late = if workloads.iter().all(|one| Workload::DEFAULT.contains(one)) {
+        "the client was late"
+    } else {
+        "the client was late or was the limit"
+    };
+    lines.push(format!(
+        "?: doubtful, and not ranked: {late}, or other programs used the CPUs. A mark belongs to its own column."
+    ));
+    if has_curves {
+        lines.push("†: not every client was served with this number of connections.".to_string());
     }
+    lines.push(
+        "≥: at least: the run ended before the true value was known, or the client was the limit."
+            .to_string(),
+    );
+    lines.push("–: fewer than 10 samples beyond that percentile.".to_string());
+    lines.push("n/a: unknown here.".to_string());
     if workloads.iter().any(|one| one.reply_bytes().is_some()) {
-        text.push_str(" MB: 10⁶ bytes, GB: 10⁹ bytes, of content in complete and correct replies.");
-    }
-    if sweeps(results) && workloads.iter().any(|one| one.sweeps_cost()) {
-        text.push_str(
-            " †: not every client was served here. Growth: the last figure divided by the first, without those \
-             with †. Curve: each figure divided by the first: ▁ up to 1, ▃ 2, ▅ 4, █ 11 or more.",
+        lines.push(
+            "MB: 10⁶ bytes, GB: 10⁹ bytes, of content in complete and correct replies.".to_string(),
         );
     }
-    text
+    if has_curves {
+        lines.push(
+            "Growth: the last figure divided by the first. Figures with † do not count."
+                .to_string(),
+        );
+        lines.push(
+            "Curve: each figure divided by the first: ▁ up to 1, ▃ 2, ▅ 4, █ 11 or more, · no valid figure."
+                .to_string(),
+        );
+    }
+    lines
 }
 
 fn sweeps(results: &Results) -> bool {
@@ -105,9 +130,9 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
     let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
         Workload::Crowd => (
             format!(
-                "{connections} clients connect at once; each sends {CROWD_MESSAGES} requests, with a pause of {} ms \
-                 after each reply. How long until all are served? The client waits for {} s at most. First replies \
-                 count from the connect.",
+                "{connections} clients connect at once. Each sends {CROWD_MESSAGES} requests, with a pause of {} ms \
+                 after each reply. How long until all are served? The client waits for {} s at most. The time to the \
+                 first reply starts at the connect.",
                 CROWD_THINK.as_millis(),
                 options.patience_s
             ),
@@ -133,8 +158,9 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Max => (
             format!(
                 "Closed loop: each of {connections} connections sends its next request as soon as it has a reply, for \
-                 {} s. How many requests per second at most, at what CPU cost? (Latency is not shown: at saturation it \
-                 is queueing. Fairness is 1 if all connections had equally many replies, by Jain's index.)",
+                 {} s. How many requests per second at most, and at what CPU cost? Latency is not shown: under full \
+                 load it is mostly time in a queue. Fairness: 1 if all connections had equally many replies (Jain's \
+                 index).",
                 options.duration_s
             ),
             vec![
@@ -161,8 +187,8 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Steady => (
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s, whatever the server does. \
-                 How long do replies take? (Times count from the planned send time, except the service time, which \
-                 counts from the actual one.)",
+                 How long do replies take? Times count from the planned send time; in the column \"service time\", if \
+                 it is shown, from the actual one.",
                 format::digits(options.rate_per_s),
                 options.duration_s
             ),
@@ -181,8 +207,8 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Idle => (
             format!(
                 "{} connections are idle for {} s after one exchange each. How much memory and CPU time do they cost \
-                 the server? (Memory: its anonymous and shared pages, each counted once; without the kernel's memory \
-                 for sockets, threads and page tables.{})",
+                 the server? Memory is the server's own: anonymous and shared pages, each counted once, without the \
+                 kernel's memory for sockets, threads and page tables.{}",
                 connections,
                 options.idle_duration_s,
                 measured_together(results)
@@ -204,7 +230,7 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Http13b | Workload::Http13k => (
             format!(
                 "Closed loop over HTTP/1.1: each of {connections} keep-alive connections requests a file of {} again as \
-                 soon as it has received it, for {} s. How many requests per second at most, at what CPU cost?",
+                 soon as it has received it, for {} s. How many requests per second at most, and at what CPU cost?",
                 if workload == Workload::Http13b {
                     "13 bytes"
                 } else {
@@ -227,7 +253,7 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Http13m => (
             format!(
                 "{connections} users connect at once, and each requests a file of 13 MiB {} over HTTP/1.1. How long \
-                 until all are served, at what CPU cost? The client waits for {} s at most.",
+                 until all are served, and at what CPU cost? The client waits for {} s at most.",
                 if number < MANY { "twice" } else { "once" },
                 options.limit_s
             ),
@@ -244,9 +270,9 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         ),
         Workload::Bulk => (
             format!(
-                "{connections} peers connect at once; each receives 3 messages of 3 MiB and confirms each. How long \
-                 until all are served, at what CPU cost? The client waits for {} s at most. (Memory: the peak of the \
-                 resident memory, and its growth under the load per connection.)",
+                "{connections} peers connect at once. Each receives 3 messages of 3 MiB and confirms each. How long \
+                 until all are served, and at what CPU cost? The client waits for {} s at most. Peak memory: the \
+                 largest resident memory. Growth: its increase under the load, per connection.",
                 options.limit_s
             ),
             vec![
@@ -284,12 +310,12 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         Workload::Block | Workload::BlockOffload => (
             format!(
                 "Open loop: {} requests/s, evenly over {connections} connections, for {} s. Before one reply in ten, a \
-                 call blocks its thread for 5 ms{}. How long do the other nine (bystanders) take, from the planned send \
-                 time?",
+                 call blocks its thread for 5 ms.{} The other nine are the bystanders. How long do they take, from the \
+                 planned send time?",
                 format::count(options.block_rate_per_s as u64),
                 options.block_duration_s,
                 if workload.offloads() {
-                    "; this call runs on a thread that is reserved for such calls (--offload)"
+                    " This call runs on a thread that is reserved for such calls (--offload)."
                 } else {
                     ""
                 }
@@ -355,7 +381,7 @@ fn measured_together(results: &Results) -> String {
     match together.max() {
         None | Some(0) => String::new(),
         Some(others) => format!(
-            " Up to {} servers were measured at the same time, each by its own CPU clock.",
+            " The CPU time of each server is measured separately; up to {} servers were measured at the same time.",
             others + 1
         ),
     }
@@ -367,10 +393,14 @@ fn sweep(results: &Results, workload: Workload) -> ResultTable {
     let options = &results.options;
     let how = match workload {
         Workload::Steady => format!(
-            "Open loop: {} requests/s over all connections, so that a few of them are busy",
+            "Open loop for {} s: {} requests/s over all connections, so that a few of them are busy at a time.",
+            options.duration_s,
             format::digits(options.rate_per_s)
         ),
-        _ => "Closed loop without pause, so that all connections are busy".to_string(),
+        _ => format!(
+            "Closed loop without pause for {} s: all connections are busy.",
+            options.duration_s
+        ),
     };
     let of = |model: &str, connections| {
         results.summary.iter().find(|summary| {
@@ -386,9 +416,7 @@ fn sweep(results: &Results, workload: Workload) -> ResultTable {
     let mut result_table = ResultTable {
         title: format!("{workload} by number of connections"),
         about: format!(
-            "{how}, for {} s. How many µs of CPU time does a request cost the server? One column for each number of \
-             connections.",
-            options.duration_s
+            "{how} How many µs of CPU time does a request cost the server? One column for each number of connections."
         ),
         headings: vec!["model".to_string()],
         rows: models.iter().map(|model| vec![model.to_string()]).collect(),
@@ -550,10 +578,15 @@ pub(super) fn notes(results: &Results) -> Vec<String> {
         }
     }
     for (workers, models) in by_workers {
-        notes.push(format!(
-            "{} had {workers} workers, each of which serves one peer at a time",
+        let mut note = format!(
+            "{} had {workers} workers, each of which serves one peer at a time; other peers wait",
             models.join(" and ")
-        ));
+        );
+        let options = &results.options;
+        if options.workloads.contains(&Workload::Idle) && options.idle_connections > workers {
+            note += ". In idle, the memory per connection is therefore unknown (n/a)";
+        }
+        notes.push(note);
     }
     notes.extend(skipped(results));
     for summary in &results.summary {
@@ -626,10 +659,10 @@ fn run_notes(results: &Results) -> Vec<String> {
     by_note.into_iter().map(sentence).collect()
 }
 
-/// Returns the names of the models that a note affects. If it does not affect all their runs or all numbers of
-/// connections, those that it affects are added.
+/// Returns the names of the models that a note affects, with the numbers of connections if it does not affect all of
+/// them. If it does not affect all runs of each of these models, the number of affected runs follows each name.
 fn affected_models(results: &Results, workload: Workload, note: Note) -> String {
-    let mut names = Vec::new();
+    let mut affected = Vec::new();
     let mut all_affected = true;
     for model in &results.models {
         let summaries = results.summary.iter();
@@ -654,17 +687,21 @@ fn affected_models(results: &Results, workload: Workload, note: Note) -> String 
             if connections.len() < summaries.len() {
                 name += &format!(" at {}", numbers(connections));
             }
-            if times < valid {
-                name += &format!(" ({times} of {valid} runs)");
-            }
-            names.push(name);
+            affected.push((name, times, valid));
         }
     }
-    if all_affected && names.len() > 1 {
-        "all".to_string()
-    } else {
-        names.join(", ")
+    if all_affected && affected.len() > 1 {
+        return "all".to_string();
     }
+    let counted = affected.iter().any(|(_, times, valid)| times < valid);
+    let names = affected.into_iter().map(|(name, times, valid)| {
+        if counted {
+            format!("{name} ({times} of {valid} runs)")
+        } else {
+            name
+        }
+    });
+    names.collect::<Vec<_>>().join(", ")
 }
 
 fn numbers(connections: BTreeSet<usize>) -> String {
@@ -694,23 +731,25 @@ fn runs<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = 
 fn sentence(note: Note) -> &'static str {
     match note {
         Note::ClientBusy => {
-            "the client was the limit: it was at least 90 % busy, and the server was not"
+            "the client was the limit: it was at least 90 % busy, and the server was not, so the server may be capable of \
+             more (≥)"
         }
         Note::ClientLate => {
-            "the client sent requests late (p99 over 1 ms, or over half of the response time), which makes the replies \
-             appear late"
+            "the client sent requests late (p99 of its own delay over 1 ms, or over half of the p99 of the response time), \
+             or it was at least 90 % busy and stayed below 98 % of the rate; this makes the replies appear late"
         }
         Note::OtherInFlight => {
             "the number of requests under way differed from the number of connections by more than 10 % (Little's law)"
         }
         Note::NotAllHeld => {
-            "not all connections were served at the same time, or in time, so the memory per connection is unknown"
+            "not all connections were served in time, or at the same time, so the memory per connection is unknown (n/a)"
         }
         Note::FewerByDesign => {
-            "by design, fewer connections are served at a time than the load has, and the others wait"
+            "by design, these models serve fewer connections at a time than the load has; the other connections wait"
         }
         Note::NotAllOpened => {
-            "not all connections could be opened: by design there is no room for them, and the kernel's queue was full"
+            "not all connections could be opened: by design the server had no room for them, and the kernel's queue was \
+             full"
         }
         Note::NotIdle => {
             "the first exchanges lasted into the idle time, so the CPU time is unknown"
@@ -719,7 +758,8 @@ fn sentence(note: Note) -> &'static str {
             "this program read the server's CPU clock too late, so the CPU time is unknown"
         }
         Note::Disturbed => {
-            "other programs, interrupts or other virtual machines used over 10 % of the CPUs in use"
+            "other programs, interrupts or other virtual machines took at least 10 % of the time of the CPUs that client \
+             and server use"
         }
     }
 }
@@ -820,7 +860,9 @@ pub(super) fn to_text(results: &Results, width: usize) -> String {
         text.push('\n');
     }
     if !result_tables.is_empty() {
-        text.push_str(&wrap(&legend(results), "", width));
+        for line in legend(results) {
+            text.push_str(&wrap(&line, "   ", width));
+        }
     }
     for note in notes(results) {
         text.push_str(&wrap(&format!("note: {note}"), "  ", width));
@@ -970,8 +1012,8 @@ mod tests {
         broken.summary[0].ranked = false;
         let cells = &super::result_tables(&broken)[0].rows[0];
         assert_eq!(cells[1].trim(), "failed");
-        assert!(legend(&results).contains("Growth"));
-        assert!(!legend(&full()).contains("Growth"));
+        assert!(legend(&results).join(" ").contains("Growth"));
+        assert!(!legend(&full()).join(" ").contains("Growth"));
         for line in result_table.to_text(NARROWEST).lines() {
             assert!(line.chars().count() <= NARROWEST, "{line}");
         }
@@ -1048,6 +1090,14 @@ mod tests {
         results.models[0].workers = Some(200);
         let notes = notes(&results).join("\n");
         assert!(notes.contains("mio had 200 workers"), "{notes}");
+        assert!(!notes.contains("In idle"), "{notes}");
+        results.options.workloads = Workload::DEFAULT.to_vec();
+        results.options.idle_connections = 1_000;
+        let notes = super::notes(&results).join("\n");
+        assert!(
+            notes.contains("mio had 200 workers") && notes.contains("In idle"),
+            "{notes}"
+        );
     }
 
     #[test]

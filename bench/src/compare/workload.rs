@@ -29,18 +29,19 @@ pub enum Workload {
     /// A file of 13 KiB over HTTP, again and again. A socket takes all of it in one write.
     #[serde(rename = "http-13k")]
     Http13k,
-    /// Each user requests a file of 13 MiB, all at once: are all served, and how fast?
+    /// All users download a file of 13 MiB at the same time: are all served, and how fast?
     #[serde(rename = "http-13m")]
     Http13m,
-    /// Each peer requests a few big messages, all at once.
+    /// Like [`Workload::Http13m`], with 3 messages of 3 MiB for each peer over the protocol `bulk`.
     Bulk,
-    /// Each reply waits for something slow that needs no thread: how many replies can wait at a time?
+    /// Each reply waits for something slow that needs no thread: how many slow replies can a server handle at the
+    /// same time?
     Wait,
     /// One reply in ten blocks its thread for a while: how long do the other requests take?
     Block,
-    /// As [`Workload::Block`], but the servers may move the blocking call to other threads.
+    /// Like [`Workload::Block`], but the call runs on other threads (`--offload`).
     BlockOffload,
-    /// Each reply takes CPU time: how far do the models still differ?
+    /// Each reply takes CPU time: do the models still differ?
     Compute,
 }
 

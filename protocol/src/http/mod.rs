@@ -17,7 +17,7 @@ use crate::{DefaultLoad, Protocol};
 
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "http",
-    summary: "HTTP/1.1: `/` lists files, `/files/NAME` is a file (without --root: 13b, 13k and 13m)",
+    summary: "HTTP/1.1: `/` lists the files, `/files/NAME` returns one (without --root: 13b, 13k, 13m)",
     open: |options| Box::new(session::HttpSession::new(options)),
     ask: |options| Box::new(script::HttpScript::new(options)),
     requests_per_connection: None,

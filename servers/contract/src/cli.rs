@@ -27,7 +27,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = parse_protocol)]
     pub protocol: &'static Protocol,
 
-    /// Close a connection that has made no progress for this time
+    /// Close a connection after this time without progress; each byte received or sent is progress
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_some_time)]
     pub idle_timeout: Duration,
 
@@ -35,20 +35,21 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = NonZero::new(Limits::default().max_connections).unwrap_or(NonZero::<usize>::MIN))]
     pub max_connections: NonZero<usize>,
 
-    /// After a stop, time that replies under way have to finish
+    /// After a stop, how long replies in progress may take before they are cut
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
     pub drain: Duration,
 
     /// Threads or processes that serve, in models with a variable number of them [default: one per CPU that the server may
-    /// use; 200 if each serves one connection until it ends]
+    /// use; 200 in pool and prefork, where a worker serves one connection from start to end]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<NonZero<usize>>,
 
-    /// Connections that the kernel completes ahead of accept(2); the kernel's own limit is net.core.somaxconn
+    /// Connections that may wait to be accepted (completed by the kernel ahead of accept(2)); net.core.somaxconn limits it
     #[arg(long, value_name = "N", default_value_t = Limits::default().backlog)]
     pub backlog: u32,
 
-    /// Stack size of each thread or coroutine that serves a connection, in models that have one, such as 128K or 2M
+    /// Stack of each thread or coroutine that serves a connection, such as 128K or 2M; only in models with a stack per
+    /// connection [default: 2M in threads and pool, 128K in coroutines]
     #[arg(long, value_name = "SIZE", value_parser = parse_stack)]
     pub stack: Option<usize>,
 
@@ -56,8 +57,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BYTES", default_value_t = SessionOptions::default().max_line)]
     pub max_line: usize,
 
-    /// For http: serve only the files under this directory, without hidden ones [default: three built-in files, 13b, 13k
-    /// and 13m]
+    /// For http: serve only the files under this directory, without hidden ones [default: three built-in
+    /// files: 13b (13 bytes), 13k (13 KiB), 13m (13 MiB)]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
 
@@ -69,7 +70,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub work: WorkArgs,
 
-    /// Move work that occupies a thread (block, compute) to other threads, in models that have threads for it
+    /// Move work that occupies a thread (block, compute) to other threads, in the models that support it (see `samewire
+    /// list`; models that do not need it ignore it, the others refuse it)
     #[arg(long, requires = "work")]
     pub offload: bool,
 
@@ -81,7 +83,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
 
-    /// Print the final tally as JSON
+    /// Print the tally (counts of accepted, served, cut … connections) at the end as JSON
     #[arg(long)]
     pub json: bool,
 
@@ -93,7 +95,7 @@ pub struct ServeArgs {
 /// Options of `bulk`, the same for server and client.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct BulkArgs {
-    /// For bulk: bytes per message, such as 3M, 64K or 100
+    /// For bulk: bytes per message, such as 3M, 64K or 100 (M is MiB, K is KiB)
     #[arg(long, value_name = "SIZE", default_value = "3M", value_parser = parse_bulk_size)]
     pub bulk_size: u64,
 
@@ -116,7 +118,9 @@ impl BulkArgs {
 /// other requests separately.
 #[derive(Debug, Clone, Args)]
 pub struct WorkArgs {
-    /// Work before each reply: wait:5ms, wait:0ms..2s (uniformly random), block:5ms@10% (one request in ten), compute:200us
+    /// Work before each reply, such as wait:5ms, wait:0ms..2s, block:5ms@10% or compute:200us. KIND is wait (something
+    /// else is slow), block (a call that blocks its thread) or compute (uses the CPU). TIME is fixed (5ms) or evenly drawn
+    /// (0ms..2s). @10% means one request in ten
     #[arg(long, value_name = "KIND:TIME", value_parser = parse_work)]
     pub work: Option<WorkPlan>,
 
@@ -333,7 +337,7 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
         && let Offload::Nowhere(why) = model.offload
     {
         return Err(format!(
-            "{} has no threads to move work to: {why}; leave out --offload",
+            "{} does not support --offload: {why}; leave out --offload",
             model.name
         ));
     }

@@ -31,7 +31,7 @@ use socket2::SockRef;
 pub const MODELS: &[Model] = &[Model {
     name: "fork",
     summary: "a process per connection",
-    lineage: "Stevens, UNIX Network Programming, server 1; inetd, sshd, PostgreSQL",
+    lineage: "Stevens, UNIX Network Programming, server 1 (a fork per client); inetd, sshd, PostgreSQL",
     source: "servers/fork/src/lib.rs",
     serve,
     available: always_available,

@@ -26,7 +26,7 @@ use crossbeam_channel::bounded;
 pub const MODELS: &[Model] = &[Model {
     name: "pool",
     summary: "--workers threads, each with one connection at a time",
-    lineage: "Stevens, UNIX Network Programming, servers 7 and 8; Apache's worker, Java's Executors, the Rust Book",
+    lineage: "Stevens, UNIX Network Programming, servers 7 and 8 (prethreaded); Apache's worker, Java's Executors, the Rust Book",
     source: "servers/pool/src/lib.rs",
     serve,
     available: always_available,

@@ -34,7 +34,7 @@ use nix::sys::signal::Signal;
 pub const MODELS: &[Model] = &[Model {
     name: "prefork",
     summary: "--workers processes that share a listener, each with one connection at a time",
-    lineage: "Stevens, UNIX Network Programming, server 2; Apache's prefork, gunicorn",
+    lineage: "Stevens, UNIX Network Programming, server 2 (preforked); Apache's prefork, gunicorn",
     source: "servers/prefork/src/lib.rs",
     serve,
     available: always_available,

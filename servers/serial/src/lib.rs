@@ -22,7 +22,7 @@ use contract::{
 pub const MODELS: &[Model] = &[Model {
     name: "serial",
     summary: "one thread, one connection at a time",
-    lineage: "Stevens, UNIX Network Programming, server 0; the first server of every socket tutorial",
+    lineage: "Stevens, UNIX Network Programming, server 0 (iterative); the first server of every socket tutorial",
     source: "servers/serial/src/lib.rs",
     serve,
     available: always_available,

@@ -21,7 +21,7 @@ use contract::{Capacity, Limits, Model, Needs, Offload, Service, Stop, Tally, al
 pub const MODELS: &[Model] = &[Model {
     name: "threads",
     summary: "a thread per connection",
-    lineage: "Stevens, UNIX Network Programming, server 6; Tomcat's classic connector, MySQL",
+    lineage: "Stevens, UNIX Network Programming, server 6 (a thread per client); Tomcat's classic connector, MySQL",
     source: "servers/threads/src/lib.rs",
     serve,
     available: always_available,

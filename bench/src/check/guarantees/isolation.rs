@@ -7,7 +7,7 @@
 //!
 //! The server and the clients share this machine, and both kinds of clients share a CPU. So the misbehaving clients
 //! have a thread that yields to the other one, and all of them together start again at most 2,000 times a second. If
-//! the well-behaved clients themselves were late, the ratio is marked with a question mark.
+//! the well-behaved clients themselves were late, the ratio is marked with a tilde.
 //!
 //! Another program on the machine makes a p99 ten times as long, but only now and then. Misbehaving clients make it so
 //! every time. So outliers are measured again, and the lowest p99 counts. The same applies to the undisturbed load.
@@ -173,7 +173,7 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     Ok(Passed {
         figure: worst.map(|(_, worst)| {
             let late = worst.late || undisturbed.late;
-            format!("{}{}", multiple(ratio(worst)), if late { "?" } else { "" })
+            format!("{}{}", if late { "~" } else { "" }, multiple(ratio(worst)))
         }),
         details,
         by_design: (!seen.is_empty()).then(|| seen.join("; ")),
@@ -191,7 +191,7 @@ fn multiple(ratio: f64) -> String {
 /// Returns a remark if the clients themselves were late.
 fn late(latencies: &Latencies) -> &'static str {
     if latencies.late {
-        " (? the clients themselves were late)"
+        " (~ in the figure: the clients themselves were late)"
     } else {
         ""
     }
@@ -352,8 +352,8 @@ fn unanswered(
     let words = |report: &Report| match report.never_served {
         0 => None,
         unserved => Some(format!(
-            "{unserved} of {clients} clients get no reply in {:.1?}",
-            report.elapsed
+            "{unserved} of {clients} clients get no reply in {}",
+            format::time(u64::try_from(report.elapsed.as_nanos()).unwrap_or(u64::MAX))
         )),
     };
     if holds_slots {

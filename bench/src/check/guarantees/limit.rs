@@ -8,6 +8,7 @@ use super::super::case::{
 };
 use super::parked_clients::parked_clients;
 use super::quiescence::{must_sleep, window};
+use crate::format;
 use crate::target::{Need, TargetSettings};
 
 /// Connection limit of the server.
@@ -39,10 +40,22 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     match capacity {
         Some(Capacity::Descriptors(highest)) => descriptors(case, highest),
         _ if slots < LIMIT => Ok(by_design(format!(
-            "{slots} of {} were served at a time, though {LIMIT} are allowed; all others waited, and were served later",
-            2 * LIMIT
+            "with {}, {slots} of {} peers {} served at a time; the other {} waited, and were served later",
+            options(&settings),
+            2 * LIMIT,
+            if slots == 1 { "was" } else { "were" },
+            2 * LIMIT - slots
         ))),
         _ => Passed::plain(),
+    }
+}
+
+/// Returns the settings of the check as options of `serve`, in words.
+fn options(settings: &TargetSettings) -> String {
+    let limit = format!("--max-connections {LIMIT}");
+    match settings.workers {
+        Some(workers) => format!("{limit} and {workers} workers"),
+        None => limit,
     }
 }
 
@@ -216,7 +229,9 @@ fn descriptors(case: &CheckCase<'_>, highest: usize) -> Verdict {
     case.stop(running)?;
     if served < highest {
         return Ok(by_design(format!(
-            "{served} of {peers} were served at a time, though 10,000 are allowed; the others waited, and were served later"
+            "with --max-connections 10000 (the default), {} of {} peers were served at a time; the others waited, and were served later",
+            format::count(served as u64),
+            format::count(peers as u64)
         )));
     }
     Passed::plain()
@@ -242,8 +257,13 @@ fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
         if served < LIMIT {
             must_sleep(case, &tree, "while a peer waits for a loop that is full")?;
             if group.seen().waiting == served {
+                let remaining = match LIMIT - served {
+                    1 => "one".to_string(),
+                    more => more.to_string(),
+                };
                 seen = Some(format!(
-                    "{served} of {LIMIT} were served at a time, though {LIMIT} are allowed: the kernel had given the others to a loop that was full"
+                    "with {}, {served} of {LIMIT} peers were served at a time: the kernel had given the remaining {remaining} to a loop that was full",
+                    options(settings)
                 ));
             }
         }

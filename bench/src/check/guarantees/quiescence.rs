@@ -16,7 +16,7 @@ pub(super) fn window(case: &CheckCase<'_>) -> Duration {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Activity {
     pub(super) ran: f64,
-    wanted: f64,
+    pub(super) wanted: f64,
     /// Number of times per second that one of its threads went to sleep: each time it had been woken before.
     wakes: f64,
 }
