@@ -114,7 +114,7 @@ pub(crate) struct ServerExit {
 impl ServerExit {
     /// Returns whether SIGTERM itself ended the server. A program without a handler dies of the signal, and some
     /// programs report that in the exit status as a shell does.
-    pub(crate) fn by_the_signal(&self) -> bool {
+    pub(crate) fn ended_by_sigterm(&self) -> bool {
         let signal = Signal::SIGTERM as i32;
         self.status.is_some_and(|status| {
             status.signal() == Some(signal) || status.code() == Some(128 + signal)
@@ -334,7 +334,7 @@ impl ChildServer {
                 problems.push(format!("the server's tally does not add up: {tally:?}"));
             }
             (_, Some(tally)) if tally.failed > 0 => {
-                problems.push(format!("sessions panicked in the server: {}", tally.failed));
+                problems.push(format!("connections failed in the server (a panic, a dead process or a truncated file): {}", tally.failed));
             }
             _ => {}
         }

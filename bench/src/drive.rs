@@ -337,7 +337,7 @@ fn run_with(args: &DriveArgs, external: &ExternalServer) -> anyhow::Result<ExitC
     let driven = run_at(args, server.address);
     let end = server.stop();
     // If the signal ended a server that has no graceful stop, this is no fault: the drive does not check stops.
-    let problems = if end.by_the_signal() {
+    let problems = if end.ended_by_sigterm() {
         Vec::new()
     } else {
         end.problems

@@ -88,7 +88,7 @@ impl Totals {
                 }
                 FaultKind::Local => &mut self.local,
                 FaultKind::WrongBytes => &mut self.wrong,
-                FaultKind::Silence => &mut self.unanswered,
+                FaultKind::NoReply => &mut self.unanswered,
                 FaultKind::End | FaultKind::Reset if stay && obligation == Obligation::Nothing => {
                     &mut self.closed
                 }
@@ -262,11 +262,11 @@ pub(crate) fn run(
             &bar,
             kind,
             began.elapsed(),
-            groups.each_ref().map(|(_, group)| group.seen()),
+            groups.each_ref().map(|(_, group)| group.progress()),
         );
     }
     for (_, group) in &groups {
-        if group.seen().waiting > 0 {
+        if group.progress().waiting > 0 {
             group.signal_all();
             group.wait(LAST_READING, |progress| progress.ended == progress.peers);
         }
@@ -274,7 +274,7 @@ pub(crate) fn run(
     bar.finish_and_clear();
     let (mut totals, mut outcomes) = (Totals::default(), Vec::new());
     for (stay, group) in groups {
-        let progress = group.seen();
+        let progress = group.progress();
         let of_group = group.leave();
         totals.add(
             kind.obligation,
@@ -324,7 +324,7 @@ pub(crate) fn run(
             "misbehave": kind.name,
             "owed": match kind.obligation {
                 Obligation::Replies => "replies",
-                Obligation::AnEnd => "an end",
+                Obligation::End => "an end",
                 Obligation::Nothing => "nothing",
             },
             "owed_came": met,
@@ -370,7 +370,7 @@ fn to_text(
     let mut text = String::new();
     let owed = match kind.obligation {
         Obligation::Replies => "the server owes them all replies",
-        Obligation::AnEnd => "the server owes them an end: an error reply or a close",
+        Obligation::End => "the server owes them an end: an error reply or a close",
         Obligation::Nothing => "the server owes them nothing",
     };
     let _ = writeln!(

@@ -34,7 +34,7 @@ pub enum Obligation {
     Replies,
     /// The server must let all of their actions complete, as they are written: with an error in the protocol's own
     /// form, or with a close.
-    AnEnd,
+    End,
     /// The server owes nothing: these clients stay until they are told to leave, or the server closes them.
     Nothing,
 }
@@ -177,7 +177,7 @@ impl RequestSpec {
 
     /// Returns a factory of scripts for the replies of [`pipeline`](Self::pipeline) alone, for a client that has
     /// already sent the requests: the scripts send nothing.
-    pub fn pipeline_heard(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
+    pub fn pipeline_replies(&self, client: usize, size: Option<usize>, most: u64) -> ScriptFactory {
         self.joined_script(client, size, most, false)
     }
 
@@ -413,7 +413,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
                 Action::send(requests),
                 Action::HalfClose,
                 Action::Converse {
-                    script: spec.pipeline_heard(client, None, most),
+                    script: spec.pipeline_replies(client, None, most),
                     requests: 1,
                     cut: Cut::Whole,
                 },
@@ -434,7 +434,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
                 Action::Reset,
             ]))
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "rst-mid-reply",
@@ -451,7 +451,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
                 ])
             })
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "fin-mid-line",
@@ -470,7 +470,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
             }
             Some(PeerScript::new(actions))
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "silent",
@@ -551,7 +551,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
             };
             Some(PeerScript::new(vec![leave]))
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "long-line",
@@ -570,7 +570,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
             actions.push(Action::ReadToEnd);
             Some(PeerScript::new(actions))
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "garbage",
@@ -589,7 +589,7 @@ pub static MISBEHAVIOURS: &[Misbehaviour] = &[
             actions.push(Action::ReadToEnd);
             Some(PeerScript::new(actions))
         },
-        obligation: Obligation::AnEnd,
+        obligation: Obligation::End,
     },
     Misbehaviour {
         name: "idle-crowd",

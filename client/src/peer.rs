@@ -53,11 +53,11 @@ pub struct PeerOutcome {
     pub done_at: Vec<Option<Duration>>,
     /// Bytes that [`Action::ReadToEnd`], [`Action::ExpectReset`] and [`Action::ReadBytes`] received, as far as they are
     /// kept (4 KiB).
-    pub heard: Vec<u8>,
+    pub received: Vec<u8>,
     /// Number of bytes that the kernel accepted for the server.
     pub bytes_sent: u64,
     /// Number of bytes received from the server.
-    pub bytes_heard: u64,
+    pub bytes_received: u64,
     /// Transcript of the sent and received bytes.
     pub transcript: Transcript,
 }
@@ -93,7 +93,7 @@ pub enum FaultKind {
     /// The connection was reset.
     Reset,
     /// The expected bytes did not arrive in time.
-    Silence,
+    NoReply,
 }
 
 /// Transcript of the sent and received bytes, in order. The middle of a long transcript is left out.
@@ -333,9 +333,9 @@ impl Peer {
             fault: self.fault,
             done: self.done,
             done_at: self.done_at,
-            heard: self.kept,
+            received: self.kept,
             bytes_sent: self.sent,
-            bytes_heard: self.received,
+            bytes_received: self.received,
             transcript: self.transcript,
         }
     }
@@ -456,7 +456,7 @@ impl Peer {
             None => "nothing".to_string(),
         };
         PeerFault {
-            kind: FaultKind::Silence,
+            kind: FaultKind::NoReply,
             expected,
             seen: format!("nothing for {:?}", Duration::from_nanos(patience)),
         }

@@ -104,7 +104,7 @@ pub struct GroupProgress {
     /// Number of times that a peer completed its actions.
     pub completed_runs: u64,
     /// Number of bytes received from the server.
-    pub heard: u64,
+    pub received: u64,
     /// Number of bytes that the kernel accepted for the server.
     pub sent: u64,
 }
@@ -192,7 +192,7 @@ impl PeerGroup {
     }
 
     /// Returns the progress of the group.
-    pub fn seen(&self) -> GroupProgress {
+    pub fn progress(&self) -> GroupProgress {
         self.shared.state().progress
     }
 
@@ -222,10 +222,10 @@ impl PeerGroup {
     /// outcome of each peer, in the order of their scripts.
     pub fn finish(self, limit: Duration) -> Vec<PeerOutcome> {
         let end = Instant::now() + 6 * limit;
-        let mut before = self.seen();
+        let mut before = self.progress();
         while Instant::now() < end {
             if self.wait(limit, |seen| seen.ended == seen.peers || *seen != before) {
-                let seen = self.seen();
+                let seen = self.progress();
                 if seen.ended == seen.peers {
                     break;
                 }
@@ -416,7 +416,7 @@ impl DriverLoop {
         );
         let mut state = shared.state();
         state.progress.sent += peer.sent() - sent;
-        state.progress.heard += peer.received() - received;
+        state.progress.received += peer.received() - received;
         state.progress.connects += peer.connects() - connects;
         match progress {
             PeerProgress::WaitsForSocket(until) => {

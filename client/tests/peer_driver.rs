@@ -206,7 +206,7 @@ fn sent_bytes_arrive_completely_for_every_cut() {
             ],
         );
         assert_done(&outcome);
-        assert_eq!((outcome.bytes_sent, outcome.bytes_heard), (10, 0));
+        assert_eq!((outcome.bytes_sent, outcome.bytes_received), (10, 0));
         assert_eq!(
             received.recv_timeout(GUARD).unwrap().unwrap(),
             b"some bytes"
@@ -380,7 +380,7 @@ fn idle_server_is_reported_after_the_patience() {
         .map(|(actions, _)| PeerScript::new(actions.clone()));
     let outcomes = driver.enter(peer_scripts.collect()).finish(GUARD);
     for (outcome, (_, expected)) in outcomes.iter().zip(cases) {
-        let expected_fault = (FaultKind::Silence, expected, "nothing for 1s");
+        let expected_fault = (FaultKind::NoReply, expected, "nothing for 1s");
         assert_eq!(fault(outcome), expected_fault);
     }
 }
@@ -391,7 +391,7 @@ fn server_that_does_not_read_is_reported_after_the_patience() {
     let driver = driver_with_patience(address, ms(20));
     let outcome = run_actions(&driver, vec![Action::send(vec![b'x'; 100 << 20])]);
     let (kind, expected, _) = fault(&outcome);
-    assert_eq!(kind, FaultKind::Silence);
+    assert_eq!(kind, FaultKind::NoReply);
     assert!(
         expected.starts_with("the server to read on ("),
         "{expected}"
@@ -514,7 +514,7 @@ fn overfill_with_finish_half_closes_once() {
         };
         let outcome = run_actions(&driver(echo()), vec![overfill, Action::ExpectFin]);
         assert_done(&outcome);
-        assert_eq!(outcome.bytes_heard, requests * 1000);
+        assert_eq!(outcome.bytes_received, requests * 1000);
     }
 }
 
@@ -533,7 +533,7 @@ fn overfill_reads_late_and_receives_all_replies() {
     );
     assert_done(&outcome);
     assert_eq!(
-        (outcome.bytes_sent, outcome.bytes_heard),
+        (outcome.bytes_sent, outcome.bytes_received),
         (20_000_000, 20_000_000)
     );
     // The peer read nothing for 20 ms before it received the first byte.
@@ -553,7 +553,7 @@ fn slow_reads_are_single_bytes_and_end_with_the_connection() {
     let address = server(|mut stream| stream.write_all(b"abc").unwrap());
     let outcome = run_actions(&driver(address), vec![Action::ReadSlowly(ms(2))]);
     assert_done(&outcome);
-    assert_eq!(outcome.bytes_heard, 3);
+    assert_eq!(outcome.bytes_received, 3);
     let transcript = outcome.transcript.to_string();
     assert_eq!(transcript.matches("(1 bytes)").count(), 3, "{transcript}");
 }
@@ -565,10 +565,13 @@ fn read_bytes_are_kept_up_to_a_bound() {
     });
     let driver = driver(address);
     let outcome = run_actions(&driver, vec![Action::ReadBytes(5)]);
-    assert_eq!(outcome.heard, b"xxxxx");
-    assert_eq!(outcome.bytes_heard, 5);
+    assert_eq!(outcome.received, b"xxxxx");
+    assert_eq!(outcome.bytes_received, 5);
     let outcome = run_actions(&driver, vec![Action::ReadToEnd]);
-    assert_eq!((outcome.heard.len(), outcome.bytes_heard), (4096, 1 << 20));
+    assert_eq!(
+        (outcome.received.len(), outcome.bytes_received),
+        (4096, 1 << 20)
+    );
 }
 
 #[test]
@@ -609,15 +612,15 @@ fn signals_go_to_waiting_peers_in_order_of_arrival() {
         (0..3).map(|_| PeerScript::new(vec![Action::WaitForSignal, Action::ask(*b"a", *b"a")]));
     let group = driver.enter(peer_scripts.collect());
     assert!(group.wait(GUARD, |seen| seen.waiting == 3));
-    assert_eq!(group.seen().heard, 0);
+    assert_eq!(group.progress().received, 0);
     group.signal(1);
     assert!(group.wait(GUARD, |seen| seen.ended == 1));
-    assert_eq!(group.seen().waiting, 2);
+    assert_eq!(group.progress().waiting, 2);
     group.signal_all();
     assert!(group.wait(GUARD, |seen| seen.ended == 3));
-    let seen = group.seen();
+    let seen = group.progress();
     assert_eq!((seen.waiting, seen.failed, seen.completed_runs), (0, 0, 3));
-    assert_eq!((seen.sent, seen.heard, seen.connects), (3, 3, 3));
+    assert_eq!((seen.sent, seen.received, seen.connects), (3, 3, 3));
     for outcome in group.finish(GUARD) {
         assert_done(&outcome);
     }
@@ -631,8 +634,8 @@ fn repeating_peer_reconnects_until_it_leaves() {
         ..PeerScript::new(vec![Action::ask(*b"a", *b"a"), Action::Close])
     }]);
     assert!(group.wait(GUARD, |seen| seen.completed_runs >= 5));
-    assert!(group.seen().connects >= 5);
-    assert_eq!(group.seen().ended, 0);
+    assert!(group.progress().connects >= 5);
+    assert_eq!(group.progress().ended, 0);
     let outcomes = group.leave();
     assert_eq!(outcomes[0].fault, None);
     assert!(outcomes[0].done);
@@ -705,13 +708,13 @@ fn server_that_sends_without_end_blocks_neither_peers_nor_driver() {
         PeerScript::new(vec![Action::ReadToEnd]),
         PeerScript::new(vec![Action::ReadToEnd]),
     ]);
-    assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
+    assert!(group.wait(GUARD, |seen| seen.received > 10 << 20));
     let short = run_actions(&driver, vec![Action::ReadBytes(1000)]);
     assert_done(&short);
     let outcomes = group.leave();
     assert!(outcomes.iter().all(|outcome| outcome.fault.is_none()));
     let group = driver.enter(vec![PeerScript::new(vec![Action::ReadToEnd])]);
-    assert!(group.wait(GUARD, |seen| seen.heard > 10 << 20));
+    assert!(group.wait(GUARD, |seen| seen.received > 10 << 20));
     // The driver ends all the same.
     drop(driver);
     assert_eq!(group.leave().len(), 1);

@@ -264,7 +264,7 @@ fn fill(
     let exit = exit?;
     // An external server that does not handle SIGTERM is ended by the signal, which is not a problem of the
     // measurement.
-    if case.target.model().is_some() || !exit.by_the_signal() {
+    if case.target.model().is_some() || !exit.ended_by_sigterm() {
         run.problems.extend(exit.problems);
     }
     let (load, server) = load

@@ -87,7 +87,7 @@ fn attempt(case: &CheckCase<'_>, spare: usize) -> Result<Option<Passed>, CheckFa
             "it has ended",
         );
     }
-    let waiting_before = waiting.seen().waiting;
+    let waiting_before = waiting.progress().waiting;
     if spare > 0 {
         // The served peers leave, and the waiting peers get their slots. (Perhaps fewer of them: a thread that sleeps
         // in accept(2) already has a descriptor, which may be one that is over the limit.)
@@ -228,8 +228,8 @@ fn shortage(
     for client in 0..spare {
         let one = driver.enter(parked_clients(case, client..client + 1)?);
         reaches(case, &one, |seen| seen.waiting == 1 || seen.failed > 0)?;
-        if one.seen().waiting == 0 {
-            if case.target.model().is_none() && one.seen().failed == 0 {
+        if one.progress().waiting == 0 {
+            if case.target.model().is_none() && one.progress().failed == 0 {
                 // The server has fewer slots. So there is a shortage of something already.
                 break;
             }
@@ -244,12 +244,12 @@ fn shortage(
     reaches(case, &waiting, |seen| {
         seen.connects == count as u64 || seen.failed > 0
     })?;
-    let mut so_far = waiting.seen();
+    let mut so_far = waiting.progress();
     loop {
         // While anything still changes, the shortage is not reached yet.
         let changed = waiting.wait(Duration::from_millis(200), |seen| *seen != so_far);
         case.check_interrupted()?;
-        so_far = waiting.seen();
+        so_far = waiting.progress();
         if so_far.failed > 0 {
             case.all_done(
                 &waiting.leave(),

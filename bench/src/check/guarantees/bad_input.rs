@@ -62,7 +62,7 @@ fn long_lines(case: &CheckCase<'_>, driver: &PeerDriver) -> Result<(), CheckFail
             None => Ok(()),
             Some(outcome) => broken_by(
                 "a head that is too long is refused with a status of 4xx",
-                format!("\"{}\"", outcome.heard.escape_ascii()),
+                format!("\"{}\"", outcome.received.escape_ascii()),
                 outcome,
             ),
         };
@@ -92,7 +92,7 @@ fn long_lines(case: &CheckCase<'_>, driver: &PeerDriver) -> Result<(), CheckFail
 /// Returns whether the reply to a long line is a refusal. Deterministic replies have been compared already, by the
 /// peers.
 fn is_refused_with_status(case: &CheckCase<'_>, outcome: &PeerOutcome) -> bool {
-    case.spec.deterministic() || outcome.heard.starts_with(b"HTTP/1.1 4")
+    case.spec.deterministic() || outcome.received.starts_with(b"HTTP/1.1 4")
 }
 
 /// Checks that the server has ended the connection, with FIN or RST.

@@ -93,11 +93,11 @@ fn undisturbed(
     bystanders: PeerGroup,
     lasting: bool,
 ) -> Result<(), CheckFailure> {
-    let before = bystanders.seen();
+    let before = bystanders.progress();
     let served = reaches(case, &bystanders, |seen| {
         seen.failed > 0
             || if lasting {
-                seen.heard > before.heard
+                seen.received > before.received
             } else {
                 seen.completed_runs > before.completed_runs
             }
@@ -168,7 +168,7 @@ fn long_ones(case: &CheckCase<'_>) -> Vec<PeerScript> {
             // Whole requests only: the form of an error for a cut-off request is not known.
             let one = spec.request(client).len();
             let most = (size / one) as u64;
-            let script = spec.pipeline_heard(client, None, most);
+            let script = spec.pipeline_replies(client, None, most);
             return PeerScript::new(vec![
                 Action::send(spec.all_at_once(client, None, most).0),
                 Action::HalfClose,

@@ -223,7 +223,7 @@ fn come_and_go(
         if group.wait(step, |seen| seen.completed_runs >= count || seen.failed > 0) {
             break;
         }
-        let now = group.seen().completed_runs;
+        let now = group.progress().completed_runs;
         if now > done {
             (done, since) = (now, Instant::now());
         }
@@ -231,7 +231,7 @@ fn come_and_go(
             break;
         }
     }
-    let seen = group.seen();
+    let seen = group.progress();
     let outcomes = group.leave();
     if let Some(bad) = outcomes.iter().find(|outcome| outcome.fault.is_some()) {
         return case.all_done(

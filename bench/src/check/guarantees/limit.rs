@@ -90,13 +90,13 @@ fn at_the_limit(case: &CheckCase<'_>, settings: &TargetSettings) -> Result<(), C
         })?;
         // Checks that no more peers have a reply than there was room for.
         let must_wait = |waiting: PeerGroup, room: usize| -> Result<PeerGroup, CheckFailure> {
-            if waiting.seen().waiting <= room {
+            if waiting.progress().waiting <= room {
                 return Ok(waiting);
             }
             let outcomes = waiting.leave();
             let answered: Vec<_> = outcomes
                 .iter()
-                .filter(|outcome| outcome.bytes_heard > 0)
+                .filter(|outcome| outcome.bytes_received > 0)
                 .collect();
             let Some(over) = answered.last() else {
                 return Err(
@@ -131,7 +131,7 @@ fn at_the_limit(case: &CheckCase<'_>, settings: &TargetSettings) -> Result<(), C
             );
         }
         let mut waiting = must_wait(waiting, 0)?;
-        if waiting.seen().failed > 0 {
+        if waiting.progress().failed > 0 {
             return case.all_done(&waiting.leave(), "a peer that waits for a slot");
         }
         // Each peer that leaves frees a slot for the next one.
@@ -140,7 +140,7 @@ fn at_the_limit(case: &CheckCase<'_>, settings: &TargetSettings) -> Result<(), C
             let moved_up = reaches(case, &waiting, |seen| {
                 seen.waiting >= freed.min(count) || seen.failed > 0
             })?;
-            if !moved_up || waiting.seen().failed > 0 {
+            if !moved_up || waiting.progress().failed > 0 {
                 let what = format!("a peer that waits for a slot, when {freed} had left");
                 return case.all_done(&waiting.leave(), &what);
             }
@@ -164,7 +164,7 @@ fn served(
     let all = reaches(case, &group, |seen| {
         seen.waiting == count || seen.failed > 0
     })?;
-    if !all || group.seen().failed > 0 {
+    if !all || group.progress().failed > 0 {
         return case.all_done(&group.leave(), &format!("one of the first {count} peers"));
     }
     rest(&group)?;
@@ -183,12 +183,12 @@ pub(super) fn finish_by_turns(
     loop {
         // A peer counts as waiting until the driver has carried out the signal. So the loop waits for any progress and
         // not for the number of waiting peers, which would lead to signals over and over.
-        let before = group.seen();
+        let before = group.progress();
         group.signal_all();
         let further = reaches(case, &group, |seen| {
             *seen != before || seen.ended == seen.peers
         })?;
-        let seen = group.seen();
+        let seen = group.progress();
         if !further || seen.ended == seen.peers {
             return case.all_done(&group.leave(), label);
         }
@@ -205,7 +205,7 @@ fn descriptors(case: &CheckCase<'_>, highest: usize) -> Verdict {
     // The server itself uses some of the numbers.
     let least = highest - 50;
     let progressed = |seen: &client::GroupProgress| seen.waiting >= least || seen.failed > 0;
-    if !reaches(case, &group, progressed)? || group.seen().failed > 0 {
+    if !reaches(case, &group, progressed)? || group.progress().failed > 0 {
         return match case.all_done(&group.leave(), &format!("one of {peers} peers")) {
             Ok(()) => broken(
                 format!("at least {least} peers are served"),
@@ -218,7 +218,7 @@ fn descriptors(case: &CheckCase<'_>, highest: usize) -> Verdict {
     let mut served = 0;
     case.eventually(|| {
         std::thread::sleep(window(case) / 2);
-        let before = std::mem::replace(&mut served, group.seen().waiting);
+        let before = std::mem::replace(&mut served, group.progress().waiting);
         served == before
     })?;
     finish_by_turns(
@@ -253,10 +253,10 @@ fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
         let half = |seen: &client::GroupProgress| seen.waiting >= LIMIT / 2 || seen.failed > 0;
         reaches(case, &group, half)?;
         group.wait(window(case), |seen| seen.waiting == LIMIT);
-        let served = group.seen().waiting;
+        let served = group.progress().waiting;
         if served < LIMIT {
             must_sleep(case, &tree, "while a peer waits for a loop that is full")?;
-            if group.seen().waiting == served {
+            if group.progress().waiting == served {
                 let remaining = match LIMIT - served {
                     1 => "one".to_string(),
                     more => more.to_string(),
@@ -278,7 +278,7 @@ fn shares(case: &CheckCase<'_>, settings: &TargetSettings) -> Verdict {
         seen.waiting >= LIMIT || seen.failed > 0
     })?;
     must_sleep(case, &tree, "at the limit, while peers wait")?;
-    let served = group.seen().waiting;
+    let served = group.progress().waiting;
     if served != LIMIT {
         group.leave();
         return broken(

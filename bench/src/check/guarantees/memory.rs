@@ -108,8 +108,8 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         }
         Some(holders) => {
             let others = driver.enter(parked_clients(case, 100..103)?);
-            others.wait(window(case), |seen| seen.heard > 0 || seen.failed > 0);
-            let waited = others.seen().heard == 0;
+            others.wait(window(case), |seen| seen.received > 0 || seen.failed > 0);
+            let waited = others.progress().received == 0;
             for flood in floods.drain(..) {
                 flood.leave();
             }
@@ -179,14 +179,14 @@ fn flood(
         if group.wait(OBSERVATION, |seen| seen.waiting == count || seen.failed > 0) {
             break;
         }
-        let now = group.seen().sent;
+        let now = group.progress().sent;
         tree.look();
         let after = demand(tree)?;
         let stuck = now < sent + TRICKLE && had_cpu_time(before, after);
         idle = if stuck { idle + 1 } else { 0 };
         (sent, before) = (now, after);
     }
-    if group.seen().failed > 0 {
+    if group.progress().failed > 0 {
         let label = "a peer that sends and never reads, and must be left waiting";
         case.all_done(&group.leave(), label)?;
         return Err(anyhow::anyhow!("a peer failed to send, for an unknown reason").into());

@@ -40,15 +40,15 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
     reaches(case, &bystander_group, |seen| {
         seen.completed_runs >= bystanders as u64 || seen.failed > 0
     })?;
-    let before = bystander_group.seen().completed_runs;
+    let before = bystander_group.progress().completed_runs;
 
     let faulty = (0..panics).map(|client| faulty(case, 100 + client));
     let outcomes = driver.enter(faulty.collect()).finish(2 * PATIENCE);
     case.all_done(&outcomes, "a peer whose session panics")?;
-    if let Some(outcome) = outcomes.iter().find(|outcome| !outcome.heard.is_empty()) {
+    if let Some(outcome) = outcomes.iter().find(|outcome| !outcome.received.is_empty()) {
         return broken_by(
             "a session that panics sends nothing more",
-            format!("\"{}\"", outcome.heard.escape_ascii()),
+            format!("\"{}\"", outcome.received.escape_ascii()),
             outcome,
         );
     }

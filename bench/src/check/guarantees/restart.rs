@@ -51,7 +51,7 @@ pub(super) fn check(case: &CheckCase<'_>) -> Verdict {
         let here = reaches(case, &peers, |seen| {
             seen.waiting >= served || seen.failed > 0
         })?;
-        if !here || peers.seen().failed > 0 {
+        if !here || peers.progress().failed > 0 {
             case.all_done(
                 &peers.leave(),
                 "a peer that was connected when the server was stopped",

@@ -183,7 +183,7 @@ fn work_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
             }
         }
         for group in &groups {
-            let before = group.seen().sent;
+            let before = group.progress().sent;
             group.signal_all();
             reaches(case, group, |seen| seen.sent > before || seen.ended == 1)?;
         }
@@ -254,7 +254,7 @@ fn reply_under_way(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     }]);
     reaches(case, &group, |seen| seen.waiting + seen.ended == 1)?;
     let server = if matches!(spec.protocol.name, "upper" | "http") {
-        let before = group.seen().sent;
+        let before = group.progress().sent;
         group.signal_all();
         reaches(case, &group, |seen| seen.sent > before || seen.ended == 1)?;
         send_sigterm(running)?.0
@@ -344,7 +344,7 @@ fn slow_peers(
     }
     if [&idle, &held]
         .iter()
-        .any(|group| group.seen().waiting < group.seen().peers)
+        .any(|group| group.progress().waiting < group.progress().peers)
     {
         let mut outcomes = held.leave();
         outcomes.extend(idle.leave());
@@ -458,7 +458,7 @@ fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
     let outcomes = group.finish(2 * PATIENCE);
     case.check_interrupted()?;
     let bad = outcomes.iter().find(|outcome| match &outcome.fault {
-        Some(fault) => matches!(fault.kind, FaultKind::WrongBytes | FaultKind::Silence),
+        Some(fault) => matches!(fault.kind, FaultKind::WrongBytes | FaultKind::NoReply),
         None => !outcome.done,
     });
     if let Some(outcome) = bad {

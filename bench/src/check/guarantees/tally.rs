@@ -186,12 +186,12 @@ fn begins_and_never_ends(
         Action::StayIdle,
     ])]);
     reaches(case, &group, |seen| seen.waiting + seen.ended > 0)?;
-    let before = group.seen().sent;
+    let before = group.progress().sent;
     group.signal_all();
     let begun = reaches(case, &group, |seen| {
         seen.ended > 0 || seen.sent >= before + DRIPS
     })?;
-    if begun && group.seen().ended == 0 {
+    if begun && group.progress().ended == 0 {
         return Ok(group);
     }
     match group.leave().first() {
