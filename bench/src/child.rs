@@ -70,7 +70,7 @@ pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") {
         Ok("/proc/self/exe".into())
     } else {
-        std::env::current_exe().context("cannot tell where this program is")
+        std::env::current_exe().context("cannot find the path of this program")
     }
 }
 
@@ -300,7 +300,7 @@ impl ChildServer {
         let status = self.wait(Duration::ZERO);
         if left_behind > 0 {
             problems.push(format!(
-                "{left_behind} of the server's processes were still there when it had ended"
+                "after the server had ended, some of its processes were still running ({left_behind}); they were killed"
             ));
         }
         if status.is_none() {

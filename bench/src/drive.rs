@@ -533,7 +533,7 @@ fn to_text(plan: &Plan, report: &Report, interrupted: bool) -> String {
         if let Some(content) = plan.page.content.get() {
             let _ = writeln!(
                 text,
-                "  content      {content}, as in the first complete reply; every other reply had to have the same"
+                "  content      {content}, as in the first complete reply; every other reply had to have the same content"
             );
         }
     }

@@ -58,7 +58,7 @@ Ctrl-C stops the server gracefully; a second Ctrl-C ends it at once.")]
     Check(check::CheckArgs),
     /// Measure the models under the same workloads, and compare them (the main command)
     Compare(compare::CompareArgs),
-    /// Print the report of an earlier comparison again
+    /// Print the report of an earlier comparison again, and write its report.md again
     Report(compare::ReportArgs),
     /// Replace this process by another program, which ends when the parent process ends
     #[command(hide = true)]

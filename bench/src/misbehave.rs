@@ -290,7 +290,7 @@ pub(crate) fn run(
 
     if totals.connected == 0 && totals.unconnected > 0 {
         bail!(
-            "no server listens on {}, or it does not answer ({}); start one, for example: samewire serve mio --listen {}",
+            "no server answers on {}: {}; start one, for example: samewire serve mio --listen {}",
             address,
             outcomes
                 .iter()
@@ -370,7 +370,9 @@ fn to_text(
     let mut text = String::new();
     let owed = match kind.obligation {
         Obligation::Replies => "the server owes them all replies",
-        Obligation::End => "the server owes them an end: an error reply or a close",
+        Obligation::End => {
+            "the server must close these connections, with or without an error reply"
+        }
         Obligation::Nothing => "the server owes them nothing",
     };
     let _ = writeln!(
@@ -388,7 +390,7 @@ fn to_text(
         (totals.connected, "connected", true),
         (totals.done, "completed", true),
         (totals.closed, "closed by the server", true),
-        (totals.stayed, "stayed until the end", true),
+        (totals.stayed, "still connected at the end", true),
         (totals.unconnected, "could not connect", false),
         (totals.wrong, "received a wrong reply", false),
         (totals.closed_early, "closed too early", false),

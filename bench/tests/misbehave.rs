@@ -244,6 +244,6 @@ fn invalid_options_and_missing_servers_are_refused_in_one_line() {
     assert_refused(
         &[&unused, "--misbehave", "silent"],
         1,
-        &["no server listens"],
+        &["no server answers"],
     );
 }

@@ -169,7 +169,7 @@ impl fmt::Display for Transcript {
             writeln!(f, "{line}")?;
         }
         if self.left_out > 0 {
-            writeln!(f, "          … {} more …", self.left_out)?;
+            writeln!(f, "          … {} more lines …", self.left_out)?;
         }
         for line in &self.last {
             writeln!(f, "{line}")?;

@@ -801,7 +801,7 @@ fn long_transcript_omits_its_middle() {
     let text = outcome.transcript.to_string();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 24 + 1 + 24);
-    assert_eq!(lines[24], "          … 55 more …");
+    assert_eq!(lines[24], "          … 55 more lines …");
     let long = format!("> \"{}\"… (100 bytes)", "y".repeat(64));
     assert_eq!(&lines[47][10..], long);
     assert_eq!(&lines[48][10..], "> RST");

@@ -243,7 +243,7 @@ impl CheckCase<'_> {
         };
         match &outcome.fault {
             Some(fault) if fault.kind == FaultKind::Local => {
-                return Err(anyhow!("{label}: the client could not do its part: {fault}").into());
+                return Err(anyhow!("{label}: the client failed: {fault}").into());
             }
             _ => {}
         }
@@ -258,7 +258,7 @@ impl CheckCase<'_> {
                     "{label}: client {} comes to the end of its actions",
                     outcome.number
                 ),
-                "it did not, in the time that it had",
+                "the client did not finish in time",
                 outcome,
             ),
         }

@@ -370,8 +370,8 @@ const SECTIONS: [(&str, Describe); 3] = [
 const LEGEND: &str = "keeps, or a figure: the guarantee is kept; the figure is what was measured. idle: how late the \
 time-out came. memory: growth of the server's memory per peer that never reads. isolation: 30× means that the p99 of \
 well-behaved clients beside the worst kind of misbehaving clients is 30 times that without misbehaving clients; a ~ before \
-the figure means that the clients themselves were late. leaks: growth of the server's memory. design: not kept, by \
-design; the model declares this, and the check saw exactly the declared behaviour. BROKEN: the guarantee \
+the figure means that the clients themselves were late. leaks: growth of the server's memory. design, by design: not \
+kept; the model declares this, and the check saw exactly the declared behaviour. BROKEN: the guarantee \
 is not kept. n/a: the guarantee can't be checked here. ?: the check itself failed.";
 
 /// Describes a BROKEN cell: the expected and the observed behaviour, the command that repeats the check, and the

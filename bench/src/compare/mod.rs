@@ -90,7 +90,8 @@ An external server (--with) must speak the protocol of --protocol. It runs only 
 that need nothing but the chosen protocol.
 
 Exit status: 0 if everything was measured, 1 if a run failed, 2 for wrong usage, 130 if
-interrupted. After an interrupt, the runs that were measured until then are kept.")]
+interrupted. After an interrupt, the runs that were measured until then are kept. A second Ctrl-C
+ends the comparison at once, without a report.")]
 pub struct CompareArgs {
     /// Models to compare [default: all that can run here]; the word none: only the servers of --with
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_selection)]
@@ -195,7 +196,7 @@ fn runs_here(model: &'static Model) -> Result<&'static Model, String> {
 
 fn parse_runs(text: &str) -> Result<u32, String> {
     let runs = text.parse().ok().filter(|runs| (1..=10_000).contains(runs));
-    runs.ok_or_else(|| "must be a number from 1 to 10000".to_string())
+    runs.ok_or_else(|| "write a number from 1 to 10000".to_string())
 }
 
 /// Options of `report`.

@@ -46,7 +46,9 @@ pub fn on_error(error: io::Error, tally: &mut Tally) -> io::Result<Option<Durati
         // pause delays one peer for a moment; to continue at once might burn a CPU for good.
         Some(Errno::PERM | Errno::OPNOTSUPP)
         | Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-            tracing::warn!("{FAILED}: {error}; new peers wait in the backlog for {PAUSE:?}");
+            tracing::warn!(
+                "{FAILED}: {error}; new peers wait in the backlog until resources are free"
+            );
             Ok(Some(PAUSE))
         }
         _ => Err(error),

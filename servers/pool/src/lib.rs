@@ -69,7 +69,9 @@ fn serve(listener: TcpListener, service: Service, limits: Limits, stop: Stop) ->
             match started {
                 Ok(_) => {}
                 Err(error) if number > 0 => {
-                    tracing::warn!("only {number} of {workers} workers could be started: {error}");
+                    tracing::warn!(
+                        "only {number} of {workers} workers could be started: {error}; use fewer --workers"
+                    );
                     break;
                 }
                 Err(error) => {

@@ -43,7 +43,7 @@ pub const MODELS: &[Model] = &[Model {
     offload: Offload::Nowhere("each event loop is one thread that does everything"),
     deviations: &[Deviation {
         guarantee: Guarantee::Limit,
-        reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel has chosen for it, even if another loop has a free slot, or no peers at all",
+        reason: "--max-connections is divided among the event loops, and a peer waits for the loop that the kernel has chosen for it, even if another loop has free slots or serves no peer",
     }],
 }];
 

@@ -84,7 +84,7 @@ fn attempt(case: &CheckCase<'_>, spare: usize) -> Result<Option<Passed>, CheckFa
     {
         return broken(
             "the server stays up when descriptors are lacking",
-            "it has ended",
+            "the server has ended",
         );
     }
     let waiting_before = waiting.progress().waiting;

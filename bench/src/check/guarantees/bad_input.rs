@@ -101,7 +101,7 @@ fn is_closed(outcome: &PeerOutcome, expected: &str) -> Result<(), CheckFailure> 
         None if outcome.done => Ok(()),
         Some(fault) if matches!(fault.kind, FaultKind::Reset | FaultKind::End) => Ok(()),
         Some(fault) => broken_by(expected, fault.seen.clone(), outcome),
-        None => broken_by(expected, "it is not closed", outcome),
+        None => broken_by(expected, "the connection stays open", outcome),
     }
 }
 

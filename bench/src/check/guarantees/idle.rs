@@ -174,7 +174,7 @@ fn attempt(case: &CheckCase<'_>) -> Result<Option<Passed>, CheckFailure> {
             return match outcomes.first() {
                 Some(outcome) => broken_by(
                     format!("a peer that stops reading is closed after {TIMEOUT:?}"),
-                    format!("it is still open after {PATIENCE:?}"),
+                    format!("the connection is still open after {PATIENCE:?}"),
                     outcome,
                 ),
                 None => Err(anyhow::anyhow!("no peer was connected").into()),

@@ -352,7 +352,7 @@ fn unanswered(
     let words = |report: &Report| match report.never_served {
         0 => None,
         unserved => Some(format!(
-            "{unserved} of {clients} clients get no reply in {}",
+            "{unserved} of {clients} clients get no correct reply in {}",
             format::time(u64::try_from(report.elapsed.as_nanos()).unwrap_or(u64::MAX))
         )),
     };

@@ -137,7 +137,7 @@ impl ResourceUsage {
         tree.look();
         let counters = tree.counters(YieldPolicy::None);
         let Some(threads) = counters.threads.filter(|_| tree.is_alive()) else {
-            return broken("the server stays up", "it is gone");
+            return broken("the server stays up", "the server has ended");
         };
         let unknown = || anyhow::anyhow!("the server's open descriptors can't be read");
         let descriptors = tree.descriptors().ok_or_else(unknown)?;

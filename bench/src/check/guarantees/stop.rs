@@ -465,7 +465,9 @@ fn connect_storm(case: &CheckCase<'_>) -> Result<(), CheckFailure> {
         let seen = outcome.fault.as_ref();
         return broken_by(
             "a peer that connects during a connect storm and a stop gets a reply, or the end of the connection",
-            seen.map_or("it got neither".to_string(), |fault| fault.seen.clone()),
+            seen.map_or("the client received neither".to_string(), |fault| {
+                fault.seen.clone()
+            }),
             outcome,
         );
     }
