@@ -50,8 +50,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Registry {
     connections: Slab<RegisteredConnection>,
+    /// True while the acceptor may hold a peer that it has accepted and not yet registered. The drain waits for that
+    /// peer too: it was accepted before the stop, so its requests are owed a reply.
+    accepting: bool,
     tally: Tally,
     phase: Phase,
+}
+
+impl Registry {
+    /// Returns true if no peer is being served or about to be.
+    fn is_empty(&self) -> bool {
+        self.connections.is_empty() && !self.accepting
+    }
 }
 
 /// The registry's entry of a connection.
@@ -134,6 +144,10 @@ impl Acceptor {
     /// The listener is broken.
     pub fn accept(&mut self) -> io::Result<Option<Connection>> {
         let connection = self.wait_for_peer();
+        if !matches!(connection, Ok(Some(_))) {
+            self.shared.registry().accepting = false;
+            self.shared.changed.notify_all();
+        }
         if connection.is_err() {
             // The model may now wait for the connections that are still being served. Without a stop they would never
             // be asked to end; closing this makes the watcher stop them.
@@ -182,10 +196,11 @@ impl Acceptor {
         self.stop.wait(Some(accept::PAUSE)).map(drop)
     }
 
-    /// Waits until a slot of the connection limit is free. Returns false after the stop.
+    /// Waits until a slot of the connection limit is free. Returns false after the stop. After true the acceptor counts
+    /// as accepting until it registers a peer or [`accept`](Self::accept) returns.
     fn wait_for_slot(&self) -> bool {
         let registry = self.shared.registry();
-        let registry = self
+        let mut registry = self
             .shared
             .changed
             .wait_while(registry, |registry| {
@@ -193,7 +208,8 @@ impl Acceptor {
                     && registry.connections.len() >= self.limits.max_connections
             })
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        registry.phase == Phase::Open
+        registry.accepting = registry.phase == Phase::Open;
+        registry.accepting
     }
 
     /// Registers an accepted connection.
@@ -205,6 +221,7 @@ impl Acceptor {
         };
         let mut registry = self.shared.registry();
         registry.tally.accepted += 1;
+        registry.accepting = false;
         if registry.phase != Phase::Open {
             // The watcher has already ended the input of all registered connections, and would miss this one.
             entry.end_input();
@@ -268,7 +285,7 @@ fn watch(
     shared.changed.notify_all();
     let (mut registry, _) = shared
         .changed
-        .wait_timeout_while(registry, drain, |registry| !registry.connections.is_empty())
+        .wait_timeout_while(registry, drain, |registry| !registry.is_empty())
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     registry.phase = Phase::Cutting;
     for (_, entry) in &registry.connections {
@@ -540,5 +557,63 @@ fn linger(transport: &impl Transport, buffer: &mut [u8]) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session that answers each byte with itself.
+    #[derive(Debug, Default)]
+    struct Echo(Vec<u8>);
+
+    impl Session for Echo {
+        fn step(&mut self) -> Step<'_> {
+            match self.0.is_empty() {
+                true => Step::Read,
+                false => Step::Write(&self.0),
+            }
+        }
+
+        fn receive(&mut self, input: &[u8]) {
+            self.0.extend_from_slice(input);
+        }
+
+        fn end_of_input(&mut self) {}
+
+        fn sent(&mut self, count: usize) {
+            self.0.drain(..count);
+        }
+
+        fn mid_request(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn peer_accepted_just_before_the_stop_and_registered_after_it_is_answered() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stopper, stop) = Stop::channel().unwrap();
+        let service = Service::new(|| Box::<Echo>::default());
+        let acceptor = Acceptor::new(listener, service, Limits::default(), stop).unwrap();
+
+        assert!(acceptor.wait_for_slot());
+        let mut peer = TcpStream::connect(address).unwrap();
+        peer.write_all(b"x").unwrap();
+        let (stream, _) = acceptor.listener.accept().unwrap();
+        stream.peek(&mut [0]).unwrap();
+        drop(stopper);
+        // The watcher keeps the lock while it goes from the first phase to the next, unless it waits for this peer.
+        while acceptor.shared.registry().phase == Phase::Open {
+            thread::yield_now();
+        }
+
+        assert_eq!(acceptor.admit(stream).converse(), Ending::Served);
+        let mut reply = Vec::new();
+        peer.read_to_end(&mut reply).unwrap();
+        assert_eq!(reply, b"x");
+        assert_eq!(acceptor.finish().served, 1);
     }
 }
