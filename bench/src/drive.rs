@@ -24,8 +24,8 @@ use protocol::http::Page;
 use protocol::{PROTOCOLS, Protocol};
 use serde_json::json;
 
-use crate::compare::results::{ClientSide, Times};
 use crate::placement::Placement;
+use crate::results::{ClientSide, Times};
 use crate::target::{ExternalServer, TargetSettings};
 use crate::{child, format, interrupt, misbehave, output};
 

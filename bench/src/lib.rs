@@ -2,17 +2,22 @@
 
 pub mod check;
 mod child;
-pub mod compare;
+pub mod commands;
 pub mod drive;
 pub mod format;
 pub mod interrupt;
 pub mod list;
+mod measure;
 mod misbehave;
 pub mod output;
 mod placement;
 pub mod registry;
+mod report;
 mod resources;
+pub mod results;
+mod statistics;
 pub mod target;
+pub mod workloads;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -57,9 +62,9 @@ Ctrl-C stops the server gracefully; a second Ctrl-C ends it at once.")]
     /// Check every guarantee of every model, and print the results as a matrix
     Check(check::CheckArgs),
     /// Measure the models under the same workloads, and compare them (the main command)
-    Compare(compare::CompareArgs),
+    Compare(commands::compare::CompareArgs),
     /// Print the report of an earlier comparison again, and write its report.md again
-    Report(compare::ReportArgs),
+    Report(commands::report::ReportArgs),
     /// Replace this process by another program, which ends when the parent process ends
     #[command(hide = true)]
     Exec(Exec),
@@ -119,9 +124,9 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Drive(args) => drive::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Compare(args) => compare::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
         Command::Exec(args) => exec(&args),
-        Command::Report(args) => compare::report(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "samewire", &mut script);

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use contract::Capacity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use samewire::compare::metric::Metric;
-use samewire::compare::results::{Note, Results, Run};
-use samewire::compare::workload::Workload;
+use samewire::results::metric::Metric;
+use samewire::results::{Note, Results, Run};
+use samewire::workloads::Workload;
 
 /// Longest time that a test waits for something. It is longer than anything takes on the slowest machine, so only a
 /// hang reaches it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use samewire::compare::results::Results;
+use samewire::results::Results;
 use serde_json::Value;
 
 const SAMEWIRE: &str = env!("CARGO_BIN_EXE_samewire");

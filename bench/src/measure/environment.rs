@@ -5,14 +5,14 @@ use std::time::SystemTime;
 
 use procfs::{CpuInfo, Current, LoadAverage};
 
-use super::plan::Settings;
-use super::results::Environment;
-use super::runner::server_arguments;
+use crate::measure::plan::Settings;
+use crate::measure::run::server_arguments;
 use crate::placement::Placement;
+use crate::results::Environment;
 
 /// Reads the properties of this machine and this build. Must be called before the first load: afterwards the load
 /// average contains the load of this program.
-pub(super) fn read_environment(settings: &Settings, placement: &Placement) -> Environment {
+pub(crate) fn read_environment(settings: &Settings, placement: &Placement) -> Environment {
     let read = |path: &str| Some(fs::read_to_string(path).ok()?.trim().to_string());
     let info = CpuInfo::current().ok();
     let flags = info.as_ref().and_then(|info| info.flags(0));

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::metric::Metric;
-use super::plan::Batch;
-use super::results::Run;
-use super::workload::Workload;
+use crate::measure::plan::Batch;
+use crate::results::Run;
+use crate::results::metric::Metric;
+use crate::workloads::Workload;
 use crate::{format, output};
 
 /// Progress of a comparison.
-pub(super) struct CompareProgress {
+pub(crate) struct CompareProgress {
     bar: ProgressBar,
     /// Number of planned runs.
     runs: usize,
@@ -26,7 +26,7 @@ pub(super) struct CompareProgress {
 
 impl CompareProgress {
     /// Shows the bar of a comparison with these batches.
-    pub(super) fn start(batches: &[Batch]) -> CompareProgress {
+    pub(crate) fn start(batches: &[Batch]) -> CompareProgress {
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
         let runs = batches.iter().map(|batch| batch.cases.len()).sum();
         let cases = batches.iter().flat_map(|batch| &batch.cases);
@@ -42,7 +42,7 @@ impl CompareProgress {
     }
 
     /// Shows that a batch begins.
-    pub(super) fn begin(&self, batch: &Batch) {
+    pub(crate) fn begin(&self, batch: &Batch) {
         let what = match &batch.cases[..] {
             [case] => format!("{} {}", case.target.name(), case.workload),
             [case, ..] => format!("{} of {} models", case.workload, batch.cases.len()),
@@ -56,7 +56,7 @@ impl CompareProgress {
     }
 
     /// Shows the outcome of a finished run.
-    pub(super) fn measured(&self, run: &Run) {
+    pub(crate) fn measured(&self, run: &Run) {
         let line = format!(
             "[{:>width$}/{}] {:<12} {:<longest$}  {}",
             run.order,
@@ -76,19 +76,19 @@ impl CompareProgress {
     }
 
     /// Reduces the remaining time by that of a finished batch.
-    pub(super) fn end(&mut self, batch: &Batch) {
+    pub(crate) fn end(&mut self, batch: &Batch) {
         self.left = self.left.saturating_sub(batch.estimate);
     }
 
     /// Removes the runs of a batch that is skipped.
-    pub(super) fn skip(&mut self, batch: &Batch) {
+    pub(crate) fn skip(&mut self, batch: &Batch) {
         self.runs -= batch.cases.len();
         self.bar.set_length(self.runs as u64);
         self.end(batch);
     }
 
     /// Removes the bar.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

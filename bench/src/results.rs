@@ -3,6 +3,10 @@
 //! docs/src/results.md explains every field to readers that use other tools; a test compares the page with the fields.
 //! Counters that could not be read are `null` and never 0, because a zero is a statement.
 
+pub mod metric;
+pub mod summary;
+pub mod workload;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,12 +21,11 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
-use super::metric::Metric;
-use super::plan::Case;
-use super::summary::Summary;
-use super::workload::Workload;
 use crate::format;
 use crate::target::ExternalServer;
+use metric::Metric;
+use summary::Summary;
+use workload::Workload;
 
 /// Version of the format that is written, and the only version that is read. It grows by one when a field changes its
 /// meaning or is removed; a new field does not change it.
@@ -166,7 +169,7 @@ pub struct ModelInfo {
 
 impl ModelInfo {
     /// Returns the description of an external server, of which only the name and the command are known.
-    pub(super) fn external(external: &ExternalServer) -> ModelInfo {
+    pub(crate) fn external(external: &ExternalServer) -> ModelInfo {
         ModelInfo {
             name: external.name.clone(),
             command: Some(external.command().to_string()),
@@ -192,36 +195,6 @@ pub struct Skipped {
     pub connections: usize,
     /// Reason, as a clause that can follow "was not measured:".
     pub reason: String,
-}
-
-impl Skipped {
-    /// Returns the entry of a case with more connections than the model serves at a time by design.
-    pub(super) fn by_design(case: &Case) -> Skipped {
-        let most = case.max_concurrent.unwrap_or_default();
-        let most = format::count(most as u64);
-        Skipped::because(
-            case,
-            format!("by design it serves at most {most} at a time"),
-        )
-    }
-
-    /// Returns the entry of a case whose connections could not all be opened in an earlier run.
-    pub(super) fn full(case: &Case) -> Skipped {
-        Skipped::because(
-            case,
-            "an earlier run could not open all connections".to_string(),
-        )
-    }
-
-    /// Returns the entry of a case that is skipped for this reason.
-    pub(super) fn because(case: &Case, reason: String) -> Skipped {
-        Skipped {
-            model: case.target.name(),
-            workload: case.workload,
-            connections: case.connections,
-            reason,
-        }
-    }
 }
 
 /// One run: a fresh server process under one load.
@@ -509,7 +482,7 @@ impl Results {
             );
         }
         let mut results: Results = serde_json::from_str(&text).with_context(damaged)?;
-        results.summary = super::summary::summarise(&results).with_context(damaged)?;
+        results.summary = crate::results::summary::summarise(&results).with_context(damaged)?;
         Ok(results)
     }
 
@@ -549,16 +522,16 @@ pub fn write_atomically(dir: &Path, name: &str, text: &str) -> anyhow::Result<()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::Value;
 
     use super::*;
-    use crate::compare::summary::summarise;
+    use crate::results::summary::summarise;
 
     /// Returns a valid run without figures.
-    pub(in crate::compare) fn run(model: &str, workload: Workload) -> Run {
+    pub(crate) fn run(model: &str, workload: Workload) -> Run {
         Run {
             order: 1,
             block: 1,
@@ -582,7 +555,7 @@ pub(super) mod tests {
     }
 
     /// Returns the measurements of a client in which all histograms except `lag` are this one.
-    pub(in crate::compare) fn client_side(histogram: &Histogram<u64>) -> ClientSide {
+    pub(crate) fn client_side(histogram: &Histogram<u64>) -> ClientSide {
         let times = Times::of(histogram).unwrap();
         let mut lag = client::histogram();
         lag.record_n(1_000, times.count).unwrap();
@@ -613,7 +586,7 @@ pub(super) mod tests {
     }
 
     /// Returns results in which every optional part of the file is present.
-    pub(in crate::compare) fn full() -> Results {
+    pub(crate) fn full() -> Results {
         let mut histogram = client::histogram();
         for value in 1..=20_000 {
             histogram.record(value * 1_000).unwrap();
@@ -730,7 +703,7 @@ pub(super) mod tests {
 
     #[test]
     fn results_page_explains_every_field_and_no_other() {
-        let page = include_str!("../../../docs/src/results.md");
+        let page = include_str!("../../docs/src/results.md");
         let documented: BTreeSet<String> = page
             .lines()
             .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))

@@ -1,24 +1,4 @@
-//! Implements `samewire compare`, which runs models on workloads and compares them, and `samewire report`, which
-//! prints the tables and writes the report of an earlier comparison again.
-//!
-//! The modules in the order in which a comparison uses them: `workload` defines the loads, `plan` the amount and order
-//! of the runs, `environment` describes the machine, `runner` measures one batch of runs, and `evaluate` computes the
-//! figures of a run and checks whether they may be used. `results` is the file format, `metric` lists the figures,
-//! `summary` combines the runs of one model, and `table` and `markdown` show the result. The server process and its
-//! resources are in the modules `child` and `resources` of this crate.
-
-mod environment;
-mod evaluate;
-mod markdown;
-pub mod metric;
-pub mod plan;
-mod progress;
-pub mod results;
-mod runner;
-mod stats;
-pub mod summary;
-mod table;
-pub mod workload;
+//! `samewire compare`: runs models on workloads and compares them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,14 +17,18 @@ use contract::{Descriptors, Model, raise_descriptor_limit};
 use protocol::{PROTOCOLS, Protocol};
 
 use crate::drive::{parse_rate, parse_size};
+use crate::measure::environment;
+use crate::measure::plan::{self, Batch, Case, IDLE_CONNECTIONS, QUICK_MODELS, Settings};
+use crate::measure::progress::CompareProgress;
+use crate::measure::run::Runner;
 use crate::placement::Placement;
+use crate::report::{markdown, table};
+use crate::results::{
+    self, ModelInfo, Note, Options, Results, SCHEMA, Skipped, summary, write_atomically,
+};
 use crate::target::{ExternalServer, Target, quoted};
+use crate::workloads::{self, BLOCK_RATE, LIMIT, Workload};
 use crate::{interrupt, list, output, registry, target};
-use plan::{Batch, Case, IDLE_CONNECTIONS, QUICK_MODELS, Settings};
-use progress::CompareProgress;
-use results::{ModelInfo, Note, Options, Results, SCHEMA, Skipped, write_atomically};
-use runner::Runner;
-use workload::{BLOCK_RATE, LIMIT, Workload};
 
 /// Options of `compare`.
 #[derive(Debug, Args)]
@@ -109,7 +93,7 @@ pub struct CompareArgs {
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        value_parser = workload::parser(),
+        value_parser = workloads::parser(),
         hide_possible_values = true
     )]
     workloads: Vec<&'static [Workload]>,
@@ -166,6 +150,94 @@ pub struct CompareArgs {
     json: bool,
 }
 
+/// Default amount of measuring. Three runs show a spread; together all runs take no longer than the help states, and a
+/// window has enough requests for its percentiles.
+#[derive(Debug, Clone, Copy)]
+struct Defaults {
+    runs: u32,
+    /// Runs of `idle`. One is enough because its figures hardly vary, and each takes long.
+    idle_runs: u32,
+    duration: Duration,
+    patience: Duration,
+}
+
+/// Defaults with which all models take less than four minutes.
+const FULL: Defaults = Defaults {
+    runs: 3,
+    idle_runs: 1,
+    duration: Duration::from_millis(800),
+    patience: Duration::from_secs(3),
+};
+
+/// Defaults of `--quick`, with which the models of [`QUICK_MODELS`] take less than a minute and a half.
+const QUICK: Defaults = Defaults {
+    duration: Duration::from_millis(500),
+    ..FULL
+};
+
+impl Settings {
+    /// Completes the options with the defaults.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message for the user if the options do not fit together.
+    pub(crate) fn of(args: &CompareArgs) -> Result<Settings, String> {
+        ExternalServer::distinct(&args.with)?;
+        if args.with.is_empty()
+            && args
+                .models
+                .iter()
+                .any(|one| matches!(one, ModelSelection::ExternalOnly))
+        {
+            return Err("--models none requires --with: there is no server to compare".to_string());
+        }
+        let defaults = if args.quick { QUICK } else { FULL };
+        let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
+        connections.sort_unstable();
+        connections.dedup();
+        let named = args.workloads.concat();
+        let sweep = connections.len() > 1;
+        if let Some(other) = named.iter().find(|one| sweep && !one.sweeps()) {
+            return Err(format!(
+                "{other} cannot be part of a sweep; give --connections one value, or choose from --workloads {}",
+                names(|one| one.sweeps())
+            ));
+        }
+        let wanted = |one: &Workload| match named.is_empty() {
+            true => Workload::DEFAULT.contains(one) && (one.sweeps() || !sweep),
+            false => named.contains(one),
+        };
+        let workloads: Vec<Workload> = Workload::ALL.iter().copied().filter(wanted).collect();
+        // The rate and the request size of the other workloads are made for small messages.
+        let protocol = args.protocol.name;
+        let own = names(|one| one.own_protocol() == Some(protocol));
+        let other = workloads.iter().find(|one| one.own_protocol().is_none());
+        if let Some(other) = other.filter(|_| !own.is_empty()) {
+            return Err(format!(
+                "{other} needs a protocol with small messages; for {protocol} use --workloads {own}"
+            ));
+        }
+        Ok(Settings {
+            workloads,
+            runs: args.runs.unwrap_or(defaults.runs),
+            idle_runs: args.runs.unwrap_or(defaults.idle_runs),
+            duration: args.duration.unwrap_or(defaults.duration),
+            idle_duration: args.idle_duration,
+            connections,
+            rate: args.rate,
+            patience: args.patience.unwrap_or(defaults.patience),
+            protocol: args.protocol,
+            size: args.size,
+        })
+    }
+}
+
+/// Returns the names of the workloads that match, separated by commas as on the command line.
+fn names(wanted: impl Fn(&Workload) -> bool) -> String {
+    let wanted = Workload::ALL.iter().copied().filter(wanted);
+    wanted.map(Workload::name).collect::<Vec<_>>().join(",")
+}
+
 /// One value of `--models`.
 #[derive(Debug, Clone, Copy)]
 enum ModelSelection {
@@ -197,40 +269,6 @@ fn runs_here(model: &'static Model) -> Result<&'static Model, String> {
 fn parse_runs(text: &str) -> Result<u32, String> {
     let runs = text.parse().ok().filter(|runs| (1..=10_000).contains(runs));
     runs.ok_or_else(|| "write a number from 1 to 10000".to_string())
-}
-
-/// Options of `report`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  samewire report results/2026-01-31T120000Z")]
-pub struct ReportArgs {
-    /// Directory that `samewire compare` wrote
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
-}
-
-/// Prints the tables of an earlier comparison and writes its `report.md` again.
-///
-/// # Errors
-///
-/// Returns an error if the directory has no results of this schema, if nothing was measured in them, or if the output
-/// cannot be written.
-pub fn report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
-    let results = Results::read(&args.dir)?;
-    if results.runs.is_empty() {
-        bail!(
-            "{} contains no measured runs: {}",
-            args.dir.display(),
-            if results.complete {
-                "the chosen models support none of the chosen workloads"
-            } else {
-                "the comparison was interrupted before its first run ended"
-            }
-        );
-    }
-    output::print(&table::to_text(&results, output::width()))?;
-    write_atomically(&args.dir, markdown::NAME, &markdown::to_markdown(&results))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a comparison, prints its tables or its JSON, and writes `results.json` and `report.md`.
@@ -535,7 +573,7 @@ fn finish(args: &CompareArgs, out: &Path, results: &Results) -> anyhow::Result<E
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
@@ -547,12 +585,12 @@ mod tests {
     }
 
     /// Parses options as they are written on the command line.
-    pub(super) fn args(words: &[&str]) -> CompareArgs {
+    pub(crate) fn args(words: &[&str]) -> CompareArgs {
         Command::parse_from(["compare"].iter().chain(words)).args
     }
 
     /// Parses options and fills in the default of every option that is not given.
-    pub(super) fn settings(words: &[&str]) -> Settings {
+    pub(crate) fn settings(words: &[&str]) -> Settings {
         Settings::of(&args(words)).unwrap()
     }
 

@@ -6,40 +6,15 @@ use client::{Arrivals, Load};
 use contract::{Capacity, Descriptors, Deviation, Guarantee, Model, Offload};
 use protocol::Protocol;
 
-use super::results::Skipped;
-use super::workload::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
-use super::{CompareArgs, ModelSelection};
-use crate::target::{ExternalServer, Target};
-
-/// Default amount of measuring. Three runs show a spread; together all runs take no longer than the help states, and a
-/// window has enough requests for its percentiles.
-#[derive(Debug, Clone, Copy)]
-struct Defaults {
-    runs: u32,
-    /// Runs of `idle`. One is enough because its figures hardly vary, and each takes long.
-    idle_runs: u32,
-    duration: Duration,
-    patience: Duration,
-}
-
-/// Defaults with which all models take less than four minutes.
-const FULL: Defaults = Defaults {
-    runs: 3,
-    idle_runs: 1,
-    duration: Duration::from_millis(800),
-    patience: Duration::from_secs(3),
-};
-
-/// Defaults of `--quick`, with which the models of [`QUICK_MODELS`] take less than a minute and a half.
-const QUICK: Defaults = Defaults {
-    duration: Duration::from_millis(500),
-    ..FULL
-};
+use crate::format;
+use crate::results::Skipped;
+use crate::target::Target;
+use crate::workloads::{BLOCK_LEAST, BLOCK_RATE, LIMIT, Workload};
 
 /// Models that `--quick` compares, one of each idea: one connection at a time, a thread per connection, a fixed number
 /// of threads, readiness, a stack per connection, tasks that move between threads, tasks that need no runtime, and
 /// completions.
-pub(super) const QUICK_MODELS: [&str; 8] = [
+pub(crate) const QUICK_MODELS: [&str; 8] = [
     "serial",
     "threads",
     "pool",
@@ -52,13 +27,13 @@ pub(super) const QUICK_MODELS: [&str; 8] = [
 
 /// Requests per client of `crowd`. Together with [`CROWD_THINK`] it is the load of the published original, in less
 /// time.
-pub(super) const CROWD_MESSAGES: u32 = 10;
+pub(crate) const CROWD_MESSAGES: u32 = 10;
 
 /// Pause of each client of `crowd` after each reply.
-pub(super) const CROWD_THINK: Duration = Duration::from_millis(50);
+pub(crate) const CROWD_THINK: Duration = Duration::from_millis(50);
 
 /// Number of connections from which on each user of `http-13m` sends one request instead of two.
-pub(super) const MANY: usize = 1_000;
+pub(crate) const MANY: usize = 1_000;
 
 /// Bytes per second that a server sends and a client checks, roughly; used only for the estimate.
 const BYTES_PER_S: f64 = 1e9;
@@ -83,7 +58,7 @@ const OPENING_PER_CONNECTION: Duration = Duration::from_micros(500);
 const GRACE: Duration = Duration::from_millis(250);
 
 /// Connections of `idle`. With this number, the memory per connection is larger than the rounding of the allocator.
-pub(super) const IDLE_CONNECTIONS: usize = 1_000;
+pub(crate) const IDLE_CONNECTIONS: usize = 1_000;
 
 /// In `idle`, the time within which all first exchanges must be over, for each server of the batch.
 const IDLE_WARM_UP: Duration = Duration::from_millis(250);
@@ -97,92 +72,37 @@ const OVERHEAD: Duration = Duration::from_millis(70);
 
 /// Options of the user, completed with the defaults.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Workloads in the order of the tables, each once.
-    pub(super) workloads: Vec<Workload>,
+    pub(crate) workloads: Vec<Workload>,
     /// Runs per model of all workloads except `idle`.
-    pub(super) runs: u32,
+    pub(crate) runs: u32,
     /// Runs per model of `idle`.
-    pub(super) idle_runs: u32,
+    pub(crate) idle_runs: u32,
     /// Measured window of the loads that run for a time, except `idle`; see [`Settings::duration`].
-    pub(super) duration: Duration,
+    pub(crate) duration: Duration,
     /// Measured window of `idle`.
-    pub(super) idle_duration: Duration,
+    pub(crate) idle_duration: Duration,
     /// Numbers of connections of all workloads except `idle`, ascending. More than one is a sweep.
-    pub(super) connections: Vec<usize>,
+    pub(crate) connections: Vec<usize>,
     /// Requests per second of `steady`, over all connections.
-    pub(super) rate: f64,
+    pub(crate) rate: f64,
     /// How long `crowd` waits at most for all clients to be served.
-    pub(super) patience: Duration,
+    pub(crate) patience: Duration,
     /// Protocol of the workloads that do not require a certain one.
-    pub(super) protocol: &'static Protocol,
+    pub(crate) protocol: &'static Protocol,
     /// Bytes per request, including the end of the line.
-    pub(super) size: usize,
+    pub(crate) size: usize,
 }
 
 impl Settings {
-    /// Completes the options with the defaults.
-    ///
-    /// # Errors
-    ///
-    /// Returns a message for the user if the options do not fit together.
-    pub(super) fn of(args: &CompareArgs) -> Result<Settings, String> {
-        ExternalServer::distinct(&args.with)?;
-        if args.with.is_empty()
-            && args
-                .models
-                .iter()
-                .any(|one| matches!(one, ModelSelection::ExternalOnly))
-        {
-            return Err("--models none requires --with: there is no server to compare".to_string());
-        }
-        let defaults = if args.quick { QUICK } else { FULL };
-        let mut connections: Vec<usize> = args.connections.iter().map(|n| n.get()).collect();
-        connections.sort_unstable();
-        connections.dedup();
-        let named = args.workloads.concat();
-        let sweep = connections.len() > 1;
-        if let Some(other) = named.iter().find(|one| sweep && !one.sweeps()) {
-            return Err(format!(
-                "{other} cannot be part of a sweep; give --connections one value, or choose from --workloads {}",
-                names(|one| one.sweeps())
-            ));
-        }
-        let wanted = |one: &Workload| match named.is_empty() {
-            true => Workload::DEFAULT.contains(one) && (one.sweeps() || !sweep),
-            false => named.contains(one),
-        };
-        let workloads: Vec<Workload> = Workload::ALL.iter().copied().filter(wanted).collect();
-        // The rate and the request size of the other workloads are made for small messages.
-        let protocol = args.protocol.name;
-        let own = names(|one| one.own_protocol() == Some(protocol));
-        let other = workloads.iter().find(|one| one.own_protocol().is_none());
-        if let Some(other) = other.filter(|_| !own.is_empty()) {
-            return Err(format!(
-                "{other} needs a protocol with small messages; for {protocol} use --workloads {own}"
-            ));
-        }
-        Ok(Settings {
-            workloads,
-            runs: args.runs.unwrap_or(defaults.runs),
-            idle_runs: args.runs.unwrap_or(defaults.idle_runs),
-            duration: args.duration.unwrap_or(defaults.duration),
-            idle_duration: args.idle_duration,
-            connections,
-            rate: args.rate,
-            patience: args.patience.unwrap_or(defaults.patience),
-            protocol: args.protocol,
-            size: args.size,
-        })
-    }
-
     /// Returns whether this is a sweep: more than one number of connections.
-    pub(super) fn sweep(&self) -> bool {
+    pub(crate) fn sweep(&self) -> bool {
         self.connections.len() > 1
     }
 
     /// Returns the numbers of connections with which a workload is measured.
-    pub(super) fn connections(&self, workload: Workload) -> &[usize] {
+    pub(crate) fn connections(&self, workload: Workload) -> &[usize] {
         match workload {
             Workload::Idle => &[IDLE_CONNECTIONS],
             _ => &self.connections,
@@ -190,7 +110,7 @@ impl Settings {
     }
 
     /// Returns the largest number of connections of all workloads; 0 without workloads.
-    pub(super) fn most_connections(&self) -> usize {
+    pub(crate) fn most_connections(&self) -> usize {
         let all = self.workloads.iter();
         all.flat_map(|&workload| self.connections(workload))
             .copied()
@@ -199,7 +119,7 @@ impl Settings {
     }
 
     /// Returns the measured window of a load that runs for a time.
-    pub(super) fn duration(&self, workload: Workload) -> Duration {
+    pub(crate) fn duration(&self, workload: Workload) -> Duration {
         match workload {
             Workload::Idle => self.idle_duration,
             Workload::Block | Workload::BlockOffload => self.duration.max(BLOCK_LEAST),
@@ -208,7 +128,7 @@ impl Settings {
     }
 
     /// Returns the requests per second of an open loop, over all connections.
-    pub(super) fn rate(&self, workload: Workload) -> f64 {
+    pub(crate) fn rate(&self, workload: Workload) -> f64 {
         match workload {
             Workload::Block | Workload::BlockOffload => BLOCK_RATE,
             _ => self.rate,
@@ -216,7 +136,7 @@ impl Settings {
     }
 
     /// Returns how long a load that ends by itself may take at most.
-    pub(super) fn limit(&self, workload: Workload) -> Duration {
+    pub(crate) fn limit(&self, workload: Workload) -> Duration {
         match workload {
             Workload::Crowd => self.patience,
             _ => LIMIT,
@@ -224,7 +144,7 @@ impl Settings {
     }
 
     /// Returns the number of runs per model of a workload.
-    pub(super) fn runs(&self, workload: Workload) -> u32 {
+    pub(crate) fn runs(&self, workload: Workload) -> u32 {
         match workload {
             Workload::Idle => self.idle_runs,
             _ => self.runs,
@@ -232,15 +152,9 @@ impl Settings {
     }
 }
 
-/// Returns the names of the workloads that match, separated by commas as on the command line.
-fn names(wanted: impl Fn(&Workload) -> bool) -> String {
-    let wanted = Workload::ALL.iter().copied().filter(wanted);
-    wanted.map(Workload::name).collect::<Vec<_>>().join(",")
-}
-
 /// Returns the number of peers that a model serves at a time by design, if it is started with this number of workers;
 /// `None` if `--max-connections` is the only limit.
-pub(super) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
+pub(crate) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
     match model.capacity {
         Capacity::One => Some(1),
         Capacity::Workers => Some(workers),
@@ -252,23 +166,23 @@ pub(super) fn max_concurrent(model: &Model, workers: usize) -> Option<usize> {
 
 /// One planned run: a fresh server process of one model under one load.
 #[derive(Debug, Clone)]
-pub(super) struct Case {
+pub(crate) struct Case {
     /// Server to measure: a model or an external server.
-    pub(super) target: Target,
+    pub(crate) target: Target,
     /// Workload of the run.
-    pub(super) workload: Workload,
+    pub(crate) workload: Workload,
     /// Number of connections of the load.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// Seed of the client's requests.
-    pub(super) seed: u64,
+    pub(crate) seed: u64,
     /// Number of peers that the server serves at a time by design; `None` if the connection limit is the only limit,
     /// and for an external server. See [`max_concurrent`].
-    pub(super) max_concurrent: Option<usize>,
+    pub(crate) max_concurrent: Option<usize>,
 }
 
 impl Case {
     /// Returns whether, by design, some connections must wait until other connections end.
-    pub(super) fn exceeds_max_concurrent(&self) -> bool {
+    pub(crate) fn exceeds_max_concurrent(&self) -> bool {
         self.max_concurrent
             .is_some_and(|most| most < self.connections)
     }
@@ -305,13 +219,13 @@ impl Case {
     }
 
     /// Returns the total number of requests of a load that ends by itself; `None` for a load that runs for a time.
-    pub(super) fn requests(&self) -> Option<u64> {
+    pub(crate) fn requests(&self) -> Option<u64> {
         let requests = || self.connections as u64 * self.messages();
         self.workload.ends_by_itself().then(requests)
     }
 
     /// Returns the load that the client applies. `together` is the number of servers in the batch.
-    pub(super) fn load(&self, settings: &Settings, together: usize) -> Load {
+    pub(crate) fn load(&self, settings: &Settings, together: usize) -> Load {
         let warmup = self.warm_up(together);
         let duration = settings.duration(self.workload);
         match self.workload {
@@ -358,7 +272,7 @@ impl Case {
     }
 
     /// Returns the time over which the connects are spread.
-    pub(super) fn ramp(&self) -> Duration {
+    pub(crate) fn ramp(&self) -> Duration {
         // In `crowd` all clients connect at once: that is the purpose of this workload.
         if self.connections > AT_ONCE && self.workload != Workload::Crowd {
             RAMP_PER_CONNECTION * self.connections as u32
@@ -368,7 +282,7 @@ impl Case {
     }
 
     /// Returns how long it may take until all connections are open; `None` for loads that measure this time.
-    pub(super) fn opening(&self) -> Option<Duration> {
+    pub(crate) fn opening(&self) -> Option<Duration> {
         let opening = || self.ramp() + OPENING + OPENING_PER_CONNECTION * self.connections as u32;
         (!self.workload.ends_by_itself()).then(opening)
     }
@@ -397,13 +311,13 @@ impl Case {
 
 /// Cases that are measured at the same time: several in `idle`, one in every other workload.
 #[derive(Debug, Clone)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     /// Number of the block that the batch belongs to, from 1.
-    pub(super) block: u32,
+    pub(crate) block: u32,
     /// Cases of the batch: at least one, all of the same workload.
-    pub(super) cases: Vec<Case>,
+    pub(crate) cases: Vec<Case>,
     /// Estimated time that the batch takes.
-    pub(super) estimate: Duration,
+    pub(crate) estimate: Duration,
 }
 
 impl Batch {
@@ -418,6 +332,36 @@ impl Batch {
     }
 }
 
+impl Skipped {
+    /// Returns the entry of a case with more connections than the model serves at a time by design.
+    pub(crate) fn by_design(case: &Case) -> Skipped {
+        let most = case.max_concurrent.unwrap_or_default();
+        let most = format::count(most as u64);
+        Skipped::because(
+            case,
+            format!("by design it serves at most {most} at a time"),
+        )
+    }
+
+    /// Returns the entry of a case whose connections could not all be opened in an earlier run.
+    pub(crate) fn full(case: &Case) -> Skipped {
+        Skipped::because(
+            case,
+            "an earlier run could not open all connections".to_string(),
+        )
+    }
+
+    /// Returns the entry of a case that is skipped for this reason.
+    pub(crate) fn because(case: &Case, reason: String) -> Skipped {
+        Skipped {
+            model: case.target.name(),
+            workload: case.workload,
+            connections: case.connections,
+            reason,
+        }
+    }
+}
+
 /// Plans all runs and returns them together with the cases that are skipped.
 ///
 /// The runs form blocks. Each block contains every case once, in random order: a change of the machine during the
@@ -426,7 +370,7 @@ impl Batch {
 ///
 /// In a sweep, a model is not measured with more connections than it serves at a time by design, because the cost of
 /// connections that wait is not the cost of more connections. These cases are returned as skipped.
-pub(super) fn batches(
+pub(crate) fn batches(
     targets: &[Target],
     workers: impl Fn(&Model) -> usize,
     settings: &Settings,
@@ -515,8 +459,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::compare::tests::{args, settings};
+    use crate::commands::compare::tests::{args, settings};
     use crate::registry;
+    use crate::target::ExternalServer;
 
     const UNLIMITED: Descriptors = Descriptors {
         now: None,
@@ -588,7 +533,8 @@ mod tests {
         assert_eq!(limited(4_096), 4);
         assert_eq!(limited(1 << 20), IDLE_TOGETHER);
         // In every other workload a batch has one case.
-        let settings = super::super::tests::settings(&["--workloads", "crowd,max,steady"]);
+        let settings =
+            crate::commands::compare::tests::settings(&["--workloads", "crowd,max,steady"]);
         assert!(all(&settings, 7).iter().all(|batch| batch.cases.len() == 1));
     }
 

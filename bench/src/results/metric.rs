@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::results::{ClientSide, Times};
+use crate::results::{ClientSide, Times};
 
 /// Kind of figure of a run. The unit is part of the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ pub enum Metric {
 
 /// Direction in which a figure is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Better {
+pub(crate) enum Better {
     /// A larger value is better.
     Higher,
     /// A smaller value is better.
@@ -94,7 +94,7 @@ pub(super) enum Better {
 impl Metric {
     /// All figures.
     #[cfg(test)]
-    pub(super) const ALL: [Metric; 34] = [
+    pub(crate) const ALL: [Metric; 34] = [
         Metric::AllServedS,
         Metric::ClientsServed,
         Metric::FirstReplyP50Ms,
@@ -133,7 +133,7 @@ impl Metric {
 
     /// Returns the direction in which a figure is better; `None` for figures by which models are not ranked because
     /// they only explain the others.
-    pub(super) fn better(self) -> Option<Better> {
+    pub(crate) fn better(self) -> Option<Better> {
         match self {
             Metric::RequestsPerS | Metric::MbPerS => Some(Better::Higher),
             Metric::AllServedS
@@ -150,7 +150,7 @@ impl Metric {
     }
 
     /// Returns whether the figure is a cost of the server (CPU time or memory), and not a time that a client waits.
-    pub(super) fn is_cost(self) -> bool {
+    pub(crate) fn is_cost(self) -> bool {
         matches!(
             self,
             Metric::CpuUsPerRequest
@@ -162,13 +162,13 @@ impl Metric {
     }
 
     /// Returns whether the figure is a throughput. If the client was the limit, a throughput is a valid lower bound.
-    pub(super) fn is_throughput(self) -> bool {
+    pub(crate) fn is_throughput(self) -> bool {
         matches!(self, Metric::RequestsPerS | Metric::MbPerS)
     }
 
     /// Returns the histogram and the quantile that the figure is read from; `None` for figures that are not read from a
     /// histogram.
-    pub(super) fn distribution(self) -> Option<Distribution> {
+    pub(crate) fn distribution(self) -> Option<Distribution> {
         let (times, quantile): (fn(&ClientSide) -> &Times, f64) = match self {
             Metric::FirstReplyP50Ms => (|client| &client.first_reply, 0.5),
             Metric::FirstReplyMaxMs => (|client| &client.first_reply, 1.0),
@@ -187,9 +187,9 @@ impl Metric {
 }
 
 /// Histogram and quantile that a figure is read from.
-pub(super) struct Distribution {
+pub(crate) struct Distribution {
     /// Function that returns the histogram of a client.
-    pub(super) times: fn(&ClientSide) -> &Times,
+    pub(crate) times: fn(&ClientSide) -> &Times,
     /// Quantile, 0 to 1; 1 is the maximum.
-    pub(super) quantile: f64,
+    pub(crate) quantile: f64,
 }

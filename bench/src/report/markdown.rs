@@ -2,16 +2,16 @@
 
 use std::fmt::Write;
 
-use super::metric::Metric;
-use super::results::{Environment, FILE, Results};
-use super::table::{ResultTable, legend, notes, result_tables};
 use crate::format;
+use crate::report::table::{ResultTable, legend, notes, result_tables};
+use crate::results::metric::Metric;
+use crate::results::{Environment, FILE, Results};
 
 /// Name of the report file, in the directory of `results.json`.
-pub(super) const NAME: &str = "report.md";
+pub(crate) const NAME: &str = "report.md";
 
 /// Returns the report as Markdown.
-pub(super) fn to_markdown(results: &Results) -> String {
+pub(crate) fn to_markdown(results: &Results) -> String {
     let mut text = String::new();
     let names: Vec<_> = results
         .options
@@ -266,7 +266,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::full;
+    use crate::results::tests::full;
 
     #[test]
     fn report_contains_tables_validity_models_and_command() {

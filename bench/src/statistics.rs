@@ -6,7 +6,7 @@ use crate::format;
 
 /// Returns the median of the values; for an even number of values, the mean of the two in the middle. `None` if there
 /// are no values.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.len() / 2;
@@ -20,7 +20,7 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
 
 /// Returns the smallest and the largest of the values; `None` if there are no values. With three runs, no narrower
 /// interval would be honest.
-pub(super) fn range(values: &[f64]) -> Option<(f64, f64)> {
+pub(crate) fn range(values: &[f64]) -> Option<(f64, f64)> {
     let min = values.iter().copied().min_by(f64::total_cmp)?;
     let max = values.iter().copied().max_by(f64::total_cmp)?;
     Some((min, max))
@@ -28,7 +28,7 @@ pub(super) fn range(values: &[f64]) -> Option<(f64, f64)> {
 
 /// Returns the value at a quantile, as [`format::quantile`] does; for quantile 1 it returns the maximum, which needs
 /// only one sample.
-pub(super) fn quantile(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
+pub(crate) fn quantile(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
     if quantile < 1.0 {
         format::quantile(histogram, quantile)
     } else {

@@ -6,25 +6,25 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use contract::Capacity;
 
-use super::metric::Metric;
-use super::plan::{CROWD_MESSAGES, CROWD_THINK, MANY};
-use super::results::{Note, Results, Run, Skipped};
-use super::summary::{Figure, Mark, Summary, marks};
-use super::workload::Workload;
+use crate::measure::plan::{CROWD_MESSAGES, CROWD_THINK, MANY};
 use crate::output::wrap;
+use crate::results::metric::Metric;
+use crate::results::summary::{Figure, Mark, Summary, marks};
+use crate::results::{Note, Results, Run, Skipped};
+use crate::workloads::Workload;
 use crate::{format, list};
 
 /// One table of results.
 #[derive(Debug)]
-pub(super) struct ResultTable {
+pub(crate) struct ResultTable {
     /// Name of the workload; in a sweep, with the number of connections.
-    pub(super) title: String,
+    pub(crate) title: String,
     /// Sentences above the table: the load, the question, and how to read the figures.
-    pub(super) about: String,
+    pub(crate) about: String,
     /// Headings of the columns; a heading may have several lines.
-    pub(super) headings: Vec<String>,
+    pub(crate) headings: Vec<String>,
     /// Rows, each with one text per column.
-    pub(super) rows: Vec<Vec<String>>,
+    pub(crate) rows: Vec<Vec<String>>,
     /// Rank of each column: if the table is too wide, the columns with the highest rank are left out first. Columns of
     /// rank 0 are always shown.
     ranks: Vec<u8>,
@@ -48,7 +48,7 @@ enum Column {
 use Column::{Between, Percent, Range, Value};
 
 /// Returns the explanation of the figures and marks in the tables, one sentence or mark per line.
-pub(super) fn legend(results: &Results) -> Vec<String> {
+pub(crate) fn legend(results: &Results) -> Vec<String> {
     let workloads = &results.options.workloads;
     let has_curves = sweeps(results) && workloads.iter().any(|one| one.sweeps_cost());
     let mut lines = vec![
@@ -102,7 +102,7 @@ fn sweeps(results: &Results) -> bool {
 
 /// Returns the tables of the measured workloads: one per workload. In a sweep, workloads of which not only the cost is
 /// compared have one table per number of connections.
-pub(super) fn result_tables(results: &Results) -> Vec<ResultTable> {
+pub(crate) fn result_tables(results: &Results) -> Vec<ResultTable> {
     let mut result_tables = Vec::new();
     for &workload in &results.options.workloads {
         if sweeps(results) && workload.sweeps_cost() {
@@ -553,7 +553,7 @@ fn percent(share: f64) -> String {
 
 /// Returns the notes beside the tables, one sentence each: what failed, what was left out, and for which models the
 /// client was the limit.
-pub(super) fn notes(results: &Results) -> Vec<String> {
+pub(crate) fn notes(results: &Results) -> Vec<String> {
     let mut notes = Vec::new();
     if !results.complete {
         notes.push("interrupted: not all planned runs were measured".to_string());
@@ -810,7 +810,7 @@ impl ResultTable {
     }
 
     /// Returns the table as text of at most `width` columns, if the columns of rank 0 fit.
-    pub(super) fn to_text(&self, width: usize) -> String {
+    pub(crate) fn to_text(&self, width: usize) -> String {
         let mut most = self.ranks.iter().copied().max().unwrap_or(0);
         let mut lines = self.lines(most);
         while most > 0 && lines.iter().any(|line| line.chars().count() > width) {
@@ -852,7 +852,7 @@ impl ResultTable {
 }
 
 /// Returns all tables, the legend, the notes and the warnings as text for a terminal of `width` columns.
-pub(super) fn to_text(results: &Results, width: usize) -> String {
+pub(crate) fn to_text(results: &Results, width: usize) -> String {
     let mut text = String::new();
     let result_tables = result_tables(results);
     for result_table in &result_tables {
@@ -876,9 +876,9 @@ pub(super) fn to_text(results: &Results, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::{full, run};
     use crate::output::{NARROWEST, WIDEST};
     use crate::registry;
+    use crate::results::tests::{full, run};
 
     /// Returns results of all models with the widest figures to be expected.
     fn wide() -> Results {
@@ -1023,7 +1023,7 @@ mod tests {
     fn skipped_cases_of_a_sweep_are_one_note_per_model() {
         let mut results = swept(&[("mio", 10, None, false), ("mio", 100, Some(5.0), true)]);
         let first = results.skipped[0].clone();
-        results.skipped.push(super::super::results::Skipped {
+        results.skipped.push(crate::results::Skipped {
             connections: 1_000,
             ..first
         });

@@ -1,11 +1,11 @@
 //! Computes the figures of a run from its raw measurements, and checks whether they may be used.
 
-use super::metric::Metric;
-use super::plan::{Case, Settings};
-use super::results::{ClientSide, Note, Run, ServerSide};
-use super::workload::Workload;
 use crate::format;
+use crate::measure::plan::{Case, Settings};
 use crate::placement::Placement;
+use crate::results::metric::Metric;
+use crate::results::{ClientSide, Note, Run, ServerSide};
+use crate::workloads::Workload;
 
 /// Share of its CPU time from which on a side counts as busy, with no CPU time to spare.
 const BUSY: f64 = 0.9;
@@ -34,7 +34,7 @@ const LITTLE: f64 = 0.1;
 
 /// Computes the figures of a run and adds the problems and notes that it finds. Does nothing if the run has no
 /// measurements of the client.
-pub(super) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placement: &Placement) {
+pub(crate) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placement: &Placement) {
     let Some(client) = run.client.take() else {
         return;
     };
@@ -425,9 +425,9 @@ impl Evaluation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::{client_side, run};
-    use crate::compare::tests::settings;
+    use crate::commands::compare::tests::settings;
     use crate::registry;
+    use crate::results::tests::{client_side, run};
     use crate::target::Target;
 
     fn placement() -> Placement {
@@ -564,7 +564,7 @@ mod tests {
         let late = evaluated(Workload::Steady, |client, _| {
             let mut lag = client::histogram();
             lag.record_n(5_000_000, 2_000).unwrap();
-            client.lag = super::super::results::Times::of(&lag).unwrap();
+            client.lag = crate::results::Times::of(&lag).unwrap();
         });
         assert!(late.client_limited);
         assert_eq!(late.notes, [Note::ClientLate]);
@@ -737,7 +737,7 @@ mod tests {
             let mut bystanders = client::histogram();
             bystanders.record_n(50_000, 990).unwrap();
             bystanders.record_n(5_000_000, 10).unwrap();
-            client.bystanders = super::super::results::Times::of(&bystanders).unwrap();
+            client.bystanders = crate::results::Times::of(&bystanders).unwrap();
         });
         assert_eq!(
             get(&block, Metric::BystandersP50Ms).map(|ms| ms < 0.1),
@@ -747,7 +747,7 @@ mod tests {
         // This workload plans 600 requests per second, whatever --rate is, so 20,000 replies are enough.
         assert!(!block.client_limited, "{:?}", block.notes);
         let few = evaluated(Workload::Block, |client, _| {
-            client.bystanders = super::super::results::Times::of(&client::histogram()).unwrap();
+            client.bystanders = crate::results::Times::of(&client::histogram()).unwrap();
         });
         assert_eq!(get(&few, Metric::BystandersP99Ms), None);
     }

@@ -8,42 +8,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use contract::cli::parse_work;
 use protocol::http::{Content, Page};
 use protocol::{Bulk, Protocol, WorkPlan};
-use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-/// Kind of load under which every model is measured. Each workload answers one question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Workload {
-    /// Many clients connect at once and pause between requests: how long until all are served?
-    Crowd,
-    /// Closed loop without pause: how many requests per second at most, and what does each cost?
-    Max,
-    /// Open loop at one rate for all models, below their limits: how long do replies take?
-    Steady,
-    /// Many idle connections: how much memory and CPU time do they cost?
-    Idle,
-    /// A file of 13 bytes over HTTP, again and again: what does the protocol cost?
-    #[serde(rename = "http-13b")]
-    Http13b,
-    /// A file of 13 KiB over HTTP, again and again. A socket takes all of it in one write.
-    #[serde(rename = "http-13k")]
-    Http13k,
-    /// All users download a file of 13 MiB at the same time: are all served, and how fast?
-    #[serde(rename = "http-13m")]
-    Http13m,
-    /// Like [`Workload::Http13m`], with 3 messages of 3 MiB for each peer over the protocol `bulk`.
-    Bulk,
-    /// Each reply waits for something slow that needs no thread: how many slow replies can a server handle at the
-    /// same time?
-    Wait,
-    /// One reply in ten blocks its thread for a while: how long do the other requests take?
-    Block,
-    /// Like [`Workload::Block`], but the call runs on other threads (`--offload`).
-    BlockOffload,
-    /// Each reply takes CPU time: do the models still differ?
-    Compute,
-}
+pub use crate::results::workload::Workload;
 
 /// File that one of the `http` workloads requests: one of the built-in files that servers have without `--root`.
 struct BuiltIn {
@@ -58,18 +25,18 @@ const LINE: &[u8] = b"Hello World!\n";
 /// Requests per second of `block` and `block-offload`, over all connections. One request in ten takes 5 ms, so this
 /// rate keeps one thread busy for 30 % of the time: no server is overloaded, but a server with one thread still keeps
 /// the other requests waiting.
-pub(super) const BLOCK_RATE: f64 = 600.0;
+pub(crate) const BLOCK_RATE: f64 = 600.0;
 
 /// Shortest measured window of `block` and `block-offload`. At [`BLOCK_RATE`] it takes two seconds to have enough
 /// samples for a 99th percentile of the bystanders.
-pub(super) const BLOCK_LEAST: Duration = Duration::from_secs(3);
+pub(crate) const BLOCK_LEAST: Duration = Duration::from_secs(3);
 
 /// Longest time that `http-13m` and `bulk` may take; these loads end after an amount of data.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 impl Workload {
     /// All workloads, in the order of the tables.
-    pub(super) const ALL: &[Workload] = &[
+    pub(crate) const ALL: &[Workload] = &[
         Workload::Crowd,
         Workload::Max,
         Workload::Steady,
@@ -85,7 +52,7 @@ impl Workload {
     ];
 
     /// Workloads that are measured without `--workloads`.
-    pub(super) const DEFAULT: &[Workload] = &[
+    pub(crate) const DEFAULT: &[Workload] = &[
         Workload::Crowd,
         Workload::Max,
         Workload::Steady,
@@ -93,7 +60,7 @@ impl Workload {
     ];
 
     /// Returns the name that the command line and the tables use.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Workload::Crowd => "crowd",
             Workload::Max => "max",
@@ -112,7 +79,7 @@ impl Workload {
 
     /// Returns whether the workload can be measured in a sweep, with one number of connections after the other.
     /// `crowd` and `idle` are made for one number, and in `block` the number of connections does not matter.
-    pub(super) fn sweeps(self) -> bool {
+    pub(crate) fn sweeps(self) -> bool {
         !matches!(
             self,
             Workload::Crowd | Workload::Idle | Workload::Block | Workload::BlockOffload
@@ -122,22 +89,22 @@ impl Workload {
     /// Returns whether a sweep shows the CPU time per request in one table for all numbers of connections. In `max` all
     /// connections are busy, in `steady` a few of many: a cost that grows with the number of idle connections shows in
     /// `steady`.
-    pub(super) fn sweeps_cost(self) -> bool {
+    pub(crate) fn sweeps_cost(self) -> bool {
         matches!(self, Workload::Max | Workload::Steady)
     }
 
     /// Returns whether the load ends when all requests are answered, and not after a fixed time.
-    pub(super) fn ends_by_itself(self) -> bool {
+    pub(crate) fn ends_by_itself(self) -> bool {
         self == Workload::Crowd || self.is_transfer()
     }
 
     /// Returns whether each client requests a fixed amount of data at once and disconnects when it has received it.
-    pub(super) fn is_transfer(self) -> bool {
+    pub(crate) fn is_transfer(self) -> bool {
         matches!(self, Workload::Http13m | Workload::Bulk)
     }
 
     /// Returns whether the load is an open loop: requests are sent at a fixed rate, whatever the server does.
-    pub(super) fn is_open_loop(self) -> bool {
+    pub(crate) fn is_open_loop(self) -> bool {
         matches!(
             self,
             Workload::Steady | Workload::Block | Workload::BlockOffload
@@ -146,7 +113,7 @@ impl Workload {
 
     /// Returns the name of the protocol that the workload requires; `None` if it works with every protocol of small
     /// messages.
-    pub(super) fn own_protocol(self) -> Option<&'static str> {
+    pub(crate) fn own_protocol(self) -> Option<&'static str> {
         match self {
             Workload::Http13b | Workload::Http13k | Workload::Http13m => Some("http"),
             Workload::Bulk => Some("bulk"),
@@ -155,14 +122,14 @@ impl Workload {
     }
 
     /// Returns the protocol that the workload uses: its own, or else `small`, the protocol of `--protocol`.
-    pub(super) fn protocol(self, small: &'static Protocol) -> &'static Protocol {
+    pub(crate) fn protocol(self, small: &'static Protocol) -> &'static Protocol {
         self.own_protocol()
             .and_then(Protocol::find)
             .unwrap_or(small)
     }
 
     /// Returns whether the workload requires a protocol other than `small`.
-    pub(super) fn protocol_differs(self, small: &Protocol) -> bool {
+    pub(crate) fn protocol_differs(self, small: &Protocol) -> bool {
         self.own_protocol().is_some_and(|own| own != small.name)
     }
 
@@ -178,7 +145,7 @@ impl Workload {
 
     /// Returns the number of content bytes in each reply of `http-13b`, `http-13k`, `http-13m` and `bulk`; `None` for
     /// the other workloads.
-    pub(super) fn reply_bytes(self) -> Option<u64> {
+    pub(crate) fn reply_bytes(self) -> Option<u64> {
         let bulk = Bulk::default();
         match self.file() {
             Some(file) => Some((file.lines * LINE.len()) as u64),
@@ -188,7 +155,7 @@ impl Workload {
 
     /// Returns the page that the clients of an `http` workload request, with the length and the hash of its content.
     /// Because the content is known beforehand, a server that sends the same wrong file to all clients is detected.
-    pub(super) fn page(self, host: String) -> Arc<Page> {
+    pub(crate) fn page(self, host: String) -> Arc<Page> {
         let Some(file) = self.file() else {
             return Arc::default();
         };
@@ -215,23 +182,23 @@ impl Workload {
     }
 
     /// Returns whether the servers work before their replies.
-    pub(super) fn has_work(self) -> bool {
+    pub(crate) fn has_work(self) -> bool {
         self.work().is_some()
     }
 
     /// Returns the work before the replies for the client, which must draw the same random numbers as the server.
-    pub(super) fn work_plan(self, seed: u64) -> Option<WorkPlan> {
+    pub(crate) fn work_plan(self, seed: u64) -> Option<WorkPlan> {
         let plan = self.work().and_then(|work| parse_work(work).ok());
         plan.map(|plan| plan.with_seed(seed))
     }
 
     /// Returns whether servers move their work to threads where it delays no other peer (`--offload`).
-    pub(super) fn offloads(self) -> bool {
+    pub(crate) fn offloads(self) -> bool {
         self == Workload::BlockOffload
     }
 
     /// Returns the arguments of the servers of this workload, in addition to the arguments that all servers get.
-    pub(super) fn server_arguments(self, small: &'static Protocol, seed: u64) -> Vec<String> {
+    pub(crate) fn server_arguments(self, small: &'static Protocol, seed: u64) -> Vec<String> {
         let mut arguments = vec![
             "--protocol".to_string(),
             self.protocol(small).name.to_string(),
@@ -256,7 +223,7 @@ impl fmt::Display for Workload {
 
 /// Returns the parser of one value of `--workloads`: a name, or `all`. The possible values are listed so that shells
 /// can complete them.
-pub(super) fn parser() -> impl TypedValueParser<Value = &'static [Workload]> {
+pub(crate) fn parser() -> impl TypedValueParser<Value = &'static [Workload]> {
     let names = Workload::ALL.iter().map(|one| one.name());
     PossibleValuesParser::new(names.chain(["all"])).map(|name| {
         let index = Workload::ALL.iter().position(|one| one.name() == name);
@@ -271,7 +238,7 @@ mod tests {
     use contract::cli::ServeArgs;
 
     use super::*;
-    use crate::compare::tests::settings;
+    use crate::commands::compare::tests::settings;
 
     #[test]
     fn workload_has_the_same_name_in_json_and_on_the_command_line() {

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::metric::{Better, Metric};
-use super::results::{Note, Results, Run};
-use super::stats;
-use super::workload::Workload;
+use crate::results::metric::{Better, Metric};
+use crate::results::workload::Workload;
+use crate::results::{Note, Results, Run};
+use crate::statistics;
 
 /// Summary of all runs of one case: one model on one workload with one number of connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ impl Figure {
 /// # Errors
 ///
 /// Returns an error if a histogram is damaged.
-pub(super) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
+pub(crate) fn summarise(results: &Results) -> anyhow::Result<Vec<Summary>> {
     let mut summaries = Vec::new();
     for &workload in &results.options.workloads {
         for model in &results.models {
@@ -147,9 +147,9 @@ fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
         })
         .collect();
     let values: Vec<f64> = known.iter().map(|(value, _)| *value).collect();
-    let (min, max) = stats::range(&values).unzip();
+    let (min, max) = statistics::range(&values).unzip();
     let Some(wanted) = metric.distribution() else {
-        return Ok(stats::median(&values).map(|value| Figure {
+        return Ok(statistics::median(&values).map(|value| Figure {
             value,
             min,
             max,
@@ -165,7 +165,7 @@ fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
             .map_err(|error| anyhow::anyhow!("a histogram has unexpected bounds: {error}"))?;
     }
     Ok(
-        stats::quantile(&merged, wanted.quantile).map(|value| Figure {
+        statistics::quantile(&merged, wanted.quantile).map(|value| Figure {
             value: value as f64 / 1e6,
             min,
             max,
@@ -176,7 +176,7 @@ fn figure(metric: Metric, runs: &[&Run]) -> anyhow::Result<Option<Figure>> {
 
 /// Rank of a model in one figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(crate) enum Mark {
     /// Best value of the ranked models.
     Best,
     /// The runs overlap with those of the best model, so another comparison may rank the two the other way round.
@@ -188,7 +188,7 @@ pub(super) enum Mark {
 }
 
 /// Returns the rank of each summary in one figure, in the order of the summaries.
-pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
+pub(crate) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
     let Some(better) = metric.better() else {
         return vec![Mark::None; summaries.len()];
     };
@@ -225,7 +225,7 @@ pub(super) fn marks(metric: Metric, summaries: &[&Summary]) -> Vec<Mark> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::results::tests::{client_side, run};
+    use crate::results::tests::{client_side, run};
 
     fn max_summary(model: &str, runs: &[&Run]) -> Summary {
         summary(model, Workload::Max, 100, runs).unwrap()

@@ -12,26 +12,26 @@ use anyhow::Context;
 use client::{Load, Plan, Report, Snapshot, Watch};
 use protocol::{Bulk, SessionOptions};
 
-use super::evaluate;
-use super::plan::{Batch, Case, Settings};
-use super::results::{ClientSide, Note, Run, ServerSide};
-use super::workload::Workload;
 use crate::child::{ChildServer, DRAIN, ServerExit};
 use crate::format;
+use crate::measure::evaluate;
+use crate::measure::plan::{Batch, Case, Settings};
 use crate::placement::Placement;
 use crate::resources::{Counters, CpuReading, HostReading, ProcessTree, YieldPolicy};
+use crate::results::{ClientSide, Note, Run, ServerSide};
 use crate::target;
+use crate::workloads::Workload;
 
 /// Measures the runs of a comparison. It holds everything that the runs have in common.
-pub(super) struct Runner<'a> {
+pub(crate) struct Runner<'a> {
     /// Options of the comparison.
-    pub(super) settings: &'a Settings,
+    pub(crate) settings: &'a Settings,
     /// CPUs of client and server.
-    pub(super) placement: &'a Placement,
+    pub(crate) placement: &'a Placement,
     /// Start of the comparison.
-    pub(super) began: Instant,
+    pub(crate) began: Instant,
     /// Set when the comparison is interrupted.
-    pub(super) interrupted: &'a AtomicBool,
+    pub(crate) interrupted: &'a AtomicBool,
 }
 
 /// Returns the time after which a missing reply is an error. It is longer than the load: requests that a server leaves
@@ -60,7 +60,7 @@ fn connection_limit(settings: &Settings) -> usize {
 
 /// Returns the arguments with which every server is started, after the name of the model. The number of workers and the
 /// arguments of the workload are not among them.
-pub(super) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
+pub(crate) fn server_arguments(settings: &Settings, placement: &Placement) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "--listen",
         "127.0.0.1:0",
@@ -96,7 +96,7 @@ struct LoadResult {
 impl Runner<'_> {
     /// Measures the runs of one batch; returns `None` if the comparison was interrupted. Errors are added to the
     /// problems of a run, and the comparison continues.
-    pub(super) fn measure(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
+    pub(crate) fn measure(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
         let started_s = self.began.elapsed().as_secs_f64();
         // Started from this thread, which must exist longer than the servers: the kernel ends a server together with
         // the thread that started it.
