@@ -1,4 +1,5 @@
-//! The commands of `samewire`, one module for each. (Some older commands are still modules of the crate itself.)
+//! Commands of `samewire`, one module for each. The commands that are not here yet are modules of the crate itself:
+//! `check`, `drive` and `list`.
 
 pub mod compare;
 pub mod report;
