@@ -4,6 +4,10 @@
 
 mod finalize;
 mod request;
+mod slice;
+
+pub(crate) use slice::Measured;
+use slice::SliceState;
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -17,6 +21,7 @@ use crate::cpu::cpu_time;
 use crate::plan::{Load, Plan};
 use crate::report::Report;
 use crate::schedule::Schedule;
+use crate::timeline::{Steps, TimelineStep};
 use crate::timers::{Due, Timers, nanos};
 
 /// Token of the waker, which wakes the loop from other threads.
@@ -91,6 +96,14 @@ pub(crate) struct EventLoop<'d> {
     replies: u64,
     failures: u64,
     open: u64,
+    /// Number of correct replies that arrived within the window.
+    completed: u64,
+    /// Steps of the time line; `None` for loads that end by themselves, and in slices.
+    steps: Option<Steps>,
+    /// CPU time at the end of the last step.
+    cpu_at_step: Duration,
+    /// State of the slices; `None` if the load is measured as a whole.
+    slices: Option<SliceState>,
     /// Clients whose sockets had more bytes than were read in one turn, and whether their connections are closed or
     /// failed.
     unread: Vec<(usize, bool)>,
@@ -155,6 +168,10 @@ impl<'d> EventLoop<'d> {
             replies: 0,
             failures: 0,
             open: 0,
+            completed: 0,
+            steps: None,
+            cpu_at_step: Duration::ZERO,
+            slices: None,
             unread: Vec::new(),
             input: vec![0; BUFFER].into_boxed_slice(),
             request: Vec::new(),
@@ -166,32 +183,38 @@ impl<'d> EventLoop<'d> {
         let mut events = Events::with_capacity(BATCH);
         self.phase = Phase::RoundBarrier(self.shared.arrive());
         while self.advance() {
-            let timeout = if self.unread.is_empty() {
-                let armed = self.timers.arm(self.shared.clock);
-                armed.map_err(DriveError::Timer)?
-            } else {
-                Some(Duration::ZERO)
-            };
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(why) if why.kind() == ErrorKind::Interrupted => continue,
-                Err(why) => return Err(DriveError::Poll(why)),
-            }
-            for event in &events {
-                match event.token() {
-                    // A loop that is woken reads the clock and the shared state in any case.
-                    WAKER | TIMER => {}
-                    Token(index) => self.ready(index, event),
-                }
-            }
-            for (index, closed) in std::mem::take(&mut self.unread) {
-                self.read(index, closed);
-            }
-            self.run_due();
-            let (replies, failures, open) = (self.replies, self.failures, self.open);
-            self.shared.publish(self.thread, replies, failures, open);
+            self.turn(&mut events, &mut |_| {})?;
         }
         Ok(self.finish())
+    }
+
+    /// Waits for events, and handles those that have come. `edge` is called at the edges of a slice.
+    fn turn(&mut self, events: &mut Events, edge: &mut dyn FnMut(bool)) -> Result<(), DriveError> {
+        let timeout = if self.unread.is_empty() {
+            let armed = self.timers.arm(self.shared.clock);
+            armed.map_err(DriveError::Timer)?
+        } else {
+            Some(Duration::ZERO)
+        };
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(why) if why.kind() == ErrorKind::Interrupted => return Ok(()),
+            Err(why) => return Err(DriveError::Poll(why)),
+        }
+        for event in &*events {
+            match event.token() {
+                // A loop that is woken reads the clock and the shared state in any case.
+                WAKER | TIMER => {}
+                Token(index) => self.ready(index, event),
+            }
+        }
+        for (index, closed) in std::mem::take(&mut self.unread) {
+            self.read(index, closed);
+        }
+        self.run_due(edge);
+        let (replies, failures, open) = (self.replies, self.failures, self.open);
+        self.shared.publish(self.thread, replies, failures, open);
+        Ok(())
     }
 
     /// Goes from phase to phase. Returns false at the end.
@@ -209,6 +232,8 @@ impl<'d> EventLoop<'d> {
                     self.phase = Phase::AskBarrier(self.shared.arrive());
                 }
                 Phase::AskBarrier(number) => match self.shared.release_time(number) {
+                    // The connections are open, and the first slice has yet to begin.
+                    Some(_) if self.slices.is_some() => self.phase = Phase::Over,
                     Some(now) => self.begin_asking(now),
                     None => return true,
                 },
@@ -221,7 +246,9 @@ impl<'d> EventLoop<'d> {
                         self.phase = Phase::RoundBarrier(self.shared.arrive());
                     }
                 }
-                Phase::Grace if self.in_flight == 0 => self.phase = Phase::Over,
+                Phase::Grace if self.in_flight == 0 && !self.connects_for_slice() => {
+                    self.phase = Phase::Over;
+                }
                 Phase::Over => return false,
                 Phase::Opening | Phase::Asking | Phase::Grace => return true,
             }
@@ -276,6 +303,13 @@ impl<'d> EventLoop<'d> {
                 self.window_begin = start + nanos(*warmup);
                 self.window_length = nanos(*duration);
                 self.until = self.window_begin + self.window_length;
+                let steps = Steps::of_window(self.window_begin, self.window_length);
+                self.report.timeline = steps.timeline(self.window_length);
+                self.steps = Some(steps);
+                for step in 0..self.report.timeline.len() {
+                    let end = steps.end(step).min(self.until);
+                    self.timers.push(end, Due::StepEnds(step));
+                }
                 self.timers.push(self.window_begin, Due::WindowBegins);
                 self.timers.push(self.until, Due::WindowEnds);
                 self.shared.set_window_begin(self.window_begin);
@@ -303,7 +337,7 @@ impl<'d> EventLoop<'d> {
     }
 
     /// Handles the events that are due, but not more than a batch: sockets must not wait behind ten thousand connects.
-    fn run_due(&mut self) {
+    fn run_due(&mut self, edge: &mut dyn FnMut(bool)) {
         for _ in 0..BATCH {
             // The clock is read for each event: this is the time at which a request is sent.
             let now = self.shared.clock.now();
@@ -311,7 +345,19 @@ impl<'d> EventLoop<'d> {
                 None => return,
                 Some(Due::Wake(index)) => self.wake(index, now),
                 Some(Due::TimeoutCheck(index)) => self.check_timeout(index, now),
-                Some(Due::WindowBegins) => self.cpu_at_begin = Some(cpu_time()),
+                Some(Due::WindowBegins) if self.slices.is_some() => self.slice_begins(edge),
+                Some(Due::WindowEnds) if self.slices.is_some() => self.slice_ends(edge),
+                Some(Due::WindowBegins) => {
+                    self.cpu_at_step = cpu_time();
+                    self.cpu_at_begin = Some(self.cpu_at_step);
+                }
+                Some(Due::StepEnds(step)) => {
+                    let now = cpu_time();
+                    if let Some(step) = self.report.timeline.get_mut(step) {
+                        step.client_cpu = now.saturating_sub(self.cpu_at_step);
+                    }
+                    self.cpu_at_step = now;
+                }
                 Some(Due::WindowEnds) => {
                     self.cpu_at_end = Some(cpu_time());
                     self.phase = Phase::Grace;
@@ -328,6 +374,14 @@ impl<'d> EventLoop<'d> {
     fn all_requests_done(&self, client: &Client) -> bool {
         self.messages
             .is_some_and(|messages| client.requests_done >= messages)
+    }
+
+    /// Returns the step of the time line in which a time of the window lies; `None` without a time line.
+    fn step(&mut self, time: u64) -> Option<&mut TimelineStep> {
+        match &self.steps {
+            Some(steps) => self.report.timeline.get_mut(steps.of(time)),
+            None => self.report.timeline.last_mut(),
+        }
     }
 
     fn in_window(&self, time: u64) -> bool {

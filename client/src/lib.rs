@@ -3,10 +3,11 @@
 //! The load generator runs one plain event loop per thread and no async runtime, so that it favours none of the
 //! servers. It checks every reply byte by byte, records every latency, and counts every failure by kind.
 //!
-//! [`drive`] takes a [`Plan`] (which requests to send, and when) and returns a [`Report`] (what was measured). Its
-//! modules: `engine` is the event loop and the path of a request through it, `connection` is one client and its socket,
-//! `timers` holds the times at which something is due, `schedule` computes the planned send times of an open loop,
-//! `barrier` holds the state that the threads share.
+//! [`drive`] takes a [`Plan`] (which requests to send, and when) and returns a [`Report`] (what was measured).
+//! [`drive_slices`] loads several servers in turn, for some milliseconds each. Their modules: `engine` is the event loop
+//! and the path of a request through it, `slices` runs the event loops of several servers in turn, `connection` is one
+//! client and its socket, `timers` holds the times at which something is due, `schedule` computes the planned send times
+//! of an open loop, `timeline` divides a window into steps, `barrier` holds the state that the threads share.
 //!
 //! [`PeerDriver`] runs the scripted peers; [`misbehave`] lists the kinds of misbehaving clients.
 
@@ -28,6 +29,8 @@ mod peer_driver;
 mod plan;
 mod report;
 mod schedule;
+mod slices;
+mod timeline;
 mod timers;
 
 pub use actions::{Action, Cut, PeerScript, ScriptFactory};
@@ -36,6 +39,10 @@ pub use peer_driver::{GroupProgress, PeerDriver, PeerDriverOptions, PeerGroup};
 
 pub use plan::{Arrivals, Load, Plan};
 pub use report::{Errors, Fairness, Report, histogram};
+pub use slices::{
+    DRAIN_LIMIT, Edge, EdgeKind, Slice, SliceReport, SlicedLoad, SlicedReport, drive_slices,
+};
+pub use timeline::{TIMELINE_STEP, TimelineStep};
 
 use barrier::Shared;
 use engine::{EventLoop, Finished};
@@ -79,6 +86,20 @@ pub enum DriveError {
     /// Setting the timer failed.
     #[error("setting a timer failed: {0}")]
     Timer(#[source] io::Error),
+    /// A [`SlicedLoad`] has no plans or no slices.
+    #[error("nothing would be measured: a sliced load needs a server and a slice")]
+    NoSlices,
+    /// A [`Slice`] names a server that has no plan.
+    #[error("a slice is for server {0}, but there are only {1} servers, counted from 0")]
+    NoSuchServer(usize, usize),
+    /// A plan of a [`SlicedLoad`] has several threads.
+    #[error("a sliced load runs on one thread, not {0}")]
+    OneThread(usize),
+    /// A plan of a [`SlicedLoad`] ends by itself.
+    #[error(
+        "a load with a number of messages cannot be driven in slices; use a closed or an open loop"
+    )]
+    NotSliceable,
     /// The threads could not be bound to [`Plan::cpus`].
     #[error(
         "cannot bind the client to CPUs {cpus:?}: {why}; give CPUs that this process may use, or none"

@@ -111,6 +111,19 @@ impl Plan {
 
     /// Checks that the plan makes sense.
     pub(crate) fn check(&self) -> Result<(), DriveError> {
+        self.check_load()?;
+        let measured = match self.load {
+            Load::Messages { limit, .. } => limit.unwrap_or(Duration::MAX),
+            Load::Closed { duration, .. } | Load::Open { duration, .. } => duration,
+        };
+        if measured.is_zero() {
+            return Err(DriveError::NoDuration);
+        }
+        Ok(())
+    }
+
+    /// Checks everything but the duration.
+    pub(crate) fn check_load(&self) -> Result<(), DriveError> {
         if self.connections == 0 {
             return Err(DriveError::NoConnections);
         }
@@ -120,29 +133,14 @@ impl Plan {
         if self.timeout.is_zero() {
             return Err(DriveError::NoTimeout);
         }
-        let measured = match self.load {
+        match self.load {
             Load::Messages {
-                messages,
-                rounds,
-                limit,
-                ..
-            } => {
-                if messages == 0 || rounds == 0 {
-                    return Err(DriveError::NothingToAsk);
-                }
-                limit.unwrap_or(Duration::MAX)
+                messages, rounds, ..
+            } if messages == 0 || rounds == 0 => Err(DriveError::NothingToAsk),
+            Load::Open { rate, .. } if !(rate > 0.0 && rate <= crate::MAX_RATE) => {
+                Err(DriveError::Rate(rate))
             }
-            Load::Closed { duration, .. } => duration,
-            Load::Open { rate, duration, .. } => {
-                if !(rate > 0.0 && rate <= crate::MAX_RATE) {
-                    return Err(DriveError::Rate(rate));
-                }
-                duration
-            }
-        };
-        if measured.is_zero() {
-            return Err(DriveError::NoDuration);
+            Load::Messages { .. } | Load::Closed { .. } | Load::Open { .. } => Ok(()),
         }
-        Ok(())
     }
 }

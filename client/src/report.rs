@@ -5,6 +5,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::timeline::TimelineStep;
+
 /// Measurements of one drive. Times are in nanoseconds.
 ///
 /// "In the window" means: the planned send time lies in the measured part of the load (after the warm-up). For
@@ -68,6 +70,8 @@ pub struct Report {
     pub sent: u64,
     /// Number of bytes received over the whole drive.
     pub received: u64,
+    /// Course of the window in steps. Empty for loads that end by themselves.
+    pub timeline: Vec<TimelineStep>,
     /// The first few errors as text, for readers (for a wrong reply, the text names the byte).
     pub examples: Vec<String>,
 }
@@ -99,8 +103,21 @@ impl Report {
             cpu: Duration::ZERO,
             sent: 0,
             received: 0,
+            timeline: Vec::new(),
             examples: Vec::new(),
         }
+    }
+
+    /// Returns the response times of the requests that were planned in steps of the time line in which nothing was sent
+    /// late: what the server did while the client was punctual. Two significant digits.
+    pub fn quiet_response_time(&self) -> Histogram<u64> {
+        let mut quiet = histogram();
+        for step in self.timeline.iter().filter(|step| step.late_sends == 0) {
+            quiet
+                .add(&step.response_time)
+                .expect("the bounds include those of the steps");
+        }
+        quiet
     }
 
     /// Returns the share of requests that got a correct reply, from 0 to 1; `None` if there were no requests.
@@ -179,6 +196,12 @@ impl Report {
         self.cpu += other.cpu;
         self.sent += other.sent;
         self.received += other.received;
+        for (step, others) in other.timeline.iter().enumerate() {
+            match self.timeline.get_mut(step) {
+                Some(mine) => mine.merge(others),
+                None => self.timeline.push(others.clone()),
+            }
+        }
         let room = Self::EXAMPLES.saturating_sub(self.examples.len());
         self.examples
             .extend(other.examples.iter().take(room).cloned());
@@ -255,6 +278,18 @@ impl Errors {
         self.wrong_reply += other.wrong_reply;
         self.closed_early += other.closed_early;
         self.local += other.local;
+    }
+
+    /// Returns the errors that were counted after `earlier`.
+    pub(crate) fn since(&self, earlier: &Errors) -> Errors {
+        Errors {
+            refused: self.refused - earlier.refused,
+            reset: self.reset - earlier.reset,
+            timed_out: self.timed_out - earlier.timed_out,
+            wrong_reply: self.wrong_reply - earlier.wrong_reply,
+            closed_early: self.closed_early - earlier.closed_early,
+            local: self.local - earlier.local,
+        }
     }
 
     pub(crate) fn count(&mut self, kind: ErrorKind) {

@@ -43,6 +43,8 @@ pub(crate) enum Due {
     Wake(usize),
     /// The time-out of what the client with this index has under way may have expired.
     TimeoutCheck(usize),
+    /// The step of the time line with this index ends.
+    StepEnds(usize),
     /// The measured window ends.
     WindowEnds,
     /// All requests that still have no reply are given up.
@@ -78,6 +80,11 @@ impl Timers {
         }
         self.timer.expired(now);
         self.heap.pop().map(|Reverse((_, due))| due)
+    }
+
+    /// Removes all events.
+    pub(crate) fn clear(&mut self) {
+        self.heap.clear();
     }
 
     /// Makes sure that the poll wakes for the next event. Returns the time-out that the poll needs for that; `None`: it

@@ -8,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use client::{Arrivals, DriveError, Errors, Load, Plan, Report, Snapshot, Watch, drive};
+use client::{
+    Arrivals, DriveError, Errors, Load, Plan, Report, Snapshot, TimelineStep, Watch, drive,
+};
 use protocol::http::{Content, Page};
 use protocol::{Bulk, Protocol, WorkKind, WorkPlan};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -768,6 +770,100 @@ fn stop_ends_the_drive_and_keeps_the_measurements() {
         &AtomicBool::new(true),
     );
     assert!(nothing.unwrap().replies <= 5);
+}
+
+#[test]
+fn timeline_adds_up_to_the_report() {
+    let server = Server::new(|_, stream| echo(stream));
+    let closed = Load::Closed {
+        think: Duration::ZERO,
+        warmup: Duration::from_millis(10),
+        duration: Duration::from_millis(250),
+    };
+    for (load, threads) in [(closed, 2), (constant(1_000.0, 10, 250), 2)] {
+        let report = run(&Plan {
+            connections: 4,
+            threads,
+            ..plan(server.address, load)
+        });
+        let milliseconds: Vec<_> = report
+            .timeline
+            .iter()
+            .map(|step| (step.start.as_millis(), step.length.as_millis()))
+            .collect();
+        assert_eq!(milliseconds, [(0, 100), (100, 100), (200, 50)]);
+        let sum =
+            |count: fn(&TimelineStep) -> u64| -> u64 { report.timeline.iter().map(count).sum() };
+        assert_eq!(sum(|step| step.completed), report.completed);
+        assert_eq!(sum(|step| step.planned), total_requests(&report));
+        assert_eq!(sum(|step| step.unanswered), report.unanswered);
+        let times = sum(|step| step.response_time.len());
+        assert_eq!(times, report.response_time.len());
+        let cpu: Duration = report.timeline.iter().map(|step| step.client_cpu).sum();
+        assert!(cpu > Duration::ZERO && cpu <= report.cpu, "{cpu:?}");
+        // A histogram has three digits, so the limit of 100 us lies within a bucket.
+        let late = sum(|step| step.late_sends);
+        let lag = &report.lag;
+        assert!(late >= lag.len() - lag.count_between(0, 100_100));
+        assert!(late <= lag.len() - lag.count_between(0, 99_900));
+    }
+}
+
+#[test]
+fn quiet_response_times_are_those_of_steps_without_a_late_send() {
+    let server = Server::new(|_, stream| echo(stream));
+    let mut report = run(&Plan {
+        connections: 2,
+        ..plan(server.address, constant(500.0, 0, 300))
+    });
+    assert_eq!(total_requests(&report), 150);
+    for step in &mut report.timeline {
+        step.late_sends = 0;
+    }
+    assert_eq!(report.quiet_response_time().len(), 150);
+    report.timeline[1].late_sends = 1;
+    assert_eq!(report.quiet_response_time().len(), 100);
+}
+
+#[test]
+fn stall_is_seen_in_the_step_of_the_timeline_in_which_it_was() {
+    let stall = Duration::from_millis(60);
+    let server = Server::new(move |_, stream| {
+        let mut count = 0;
+        lines(stream, |writer, line| {
+            count += 1;
+            if count == 111 {
+                thread::sleep(stall);
+            }
+            send(writer, &line)
+        });
+    });
+    let report = run(&plan(server.address, constant(1_000.0, 0, 300)));
+    let slowest: Vec<_> = report
+        .timeline
+        .iter()
+        .map(|step| Duration::from_nanos(step.response_time.max()))
+        .collect();
+    // The request that met the stall is the 111th, planned at 110 ms.
+    assert!(slowest[1] >= stall, "{slowest:?}");
+    assert!(report.timeline.iter().all(|step| step.planned == 100));
+}
+
+#[test]
+fn timeline_of_a_stopped_drive_ends_with_its_window() {
+    let server = Server::new(|_, stream| echo(stream));
+    let stop = AtomicBool::new(false);
+    let stopper = StopWhen(&stop, |snapshot: Snapshot| {
+        snapshot.elapsed > Duration::from_millis(250)
+    });
+    let load = constant(1_000.0, 0, 60_000);
+    let report = drive(&plan(server.address, load), &stopper, &stop).unwrap();
+    let length: Duration = report.timeline.iter().map(|step| step.length).sum();
+    assert_eq!(length, report.window);
+    let planned: u64 = report.timeline.iter().map(|step| step.planned).sum();
+    assert_eq!(planned, total_requests(&report));
+    let last = report.timeline.last().unwrap();
+    assert!(last.planned > 0 || last.length < Duration::from_millis(2));
 }
 
 #[test]

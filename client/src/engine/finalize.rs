@@ -14,7 +14,10 @@ impl EventLoop<'_> {
         if self.messages.is_none() {
             // If the drive ended early, the window is shorter, and requests planned for later do not belong to it.
             let length = now.saturating_sub(self.window_begin);
-            self.window_length = self.window_length.min(length);
+            if length < self.window_length {
+                self.window_length = length;
+                self.shorten_timeline();
+            }
         }
         self.finalize_unanswered(now);
         // A load of messages that came to its end has counted its clients after its last round.
@@ -42,6 +45,16 @@ impl EventLoop<'_> {
         }
     }
 
+    fn shorten_timeline(&mut self) {
+        let Some(steps) = &self.steps else {
+            return;
+        };
+        steps.shorten(&mut self.report.timeline, self.window_length);
+        if let Some(last) = self.report.timeline.last_mut() {
+            last.client_cpu = cpu_time().saturating_sub(self.cpu_at_step);
+        }
+    }
+
     /// Counts the requests that were planned or sent and have no reply, with their age: if they were left out, a server
     /// that never replies to a connection would look better than one that serves it late.
     fn finalize_unanswered(&mut self, now: u64) {
@@ -58,19 +71,19 @@ impl EventLoop<'_> {
             let has_requests_left =
                 client.state != State::Finished && !self.all_requests_done(client);
             if has_requests_left && planned <= now && self.in_window(planned) {
-                self.count_unanswered(index, now - planned);
+                self.count_unanswered(index, planned, now - planned);
             }
         }
     }
 
     /// Counts the unanswered requests of an open loop: all planned requests, also those that were never sent because
     /// their connection was waiting.
-    fn finalize_schedule(&mut self, index: usize, now: u64) {
+    pub(super) fn finalize_schedule(&mut self, index: usize, now: u64) {
         let end = self.window_begin.saturating_add(self.window_length);
         while self.window_length > 0 && self.clients[index].planned < end {
             let planned = self.clients[index].planned;
             if self.in_window(planned) {
-                self.count_unanswered(index, now - planned);
+                self.count_unanswered(index, planned, now - planned);
             }
             match &mut self.clients[index].schedule {
                 Some(schedule) => self.clients[index].planned = schedule.next(),
@@ -79,9 +92,12 @@ impl EventLoop<'_> {
         }
     }
 
-    fn count_unanswered(&mut self, index: usize, age: u64) {
+    pub(super) fn count_unanswered(&mut self, index: usize, planned: u64, age: u64) {
         self.report.unanswered += 1;
         self.report.response_time.saturating_record(age);
+        if let Some(step) = self.step(planned) {
+            step.ended(Some(age), false);
+        }
         let client = &mut self.clients[index];
         client.flawless = false;
         // The flag is cleared: of all unanswered requests of a client only one was sent, the first.

@@ -14,6 +14,7 @@ use protocol::ReplyStatus;
 use super::{EventLoop, Phase};
 use crate::connection::{Fault, State};
 use crate::report::{ErrorKind as Kind, Report};
+use crate::timeline::LATE;
 use crate::timers::Due;
 
 /// Pause after a failure, in nanoseconds, doubled with each failure in a row.
@@ -32,14 +33,24 @@ impl EventLoop<'_> {
     /// Handles the wake time of this client.
     pub(super) fn wake(&mut self, index: usize, now: u64) {
         let client = &self.clients[index];
+        if client.planned >= self.until {
+            // The slice ended meanwhile.
+            return;
+        }
         match client.state {
             _ if self.all_requests_done(client) => self.close_when_sent(index),
             State::Disconnected => self.connect(index, now),
             State::Ready => {
                 // The connection was free, so the delay is caused by the client itself.
                 let lag = now - client.planned;
-                if self.in_window(client.planned) {
+                let planned = client.planned;
+                if self.in_window(planned) {
                     self.report.lag.saturating_record(lag);
+                    if lag > LATE
+                        && let Some(step) = self.step(planned)
+                    {
+                        step.late_sends += 1;
+                    }
                 }
                 self.ask(index, now);
             }
@@ -145,7 +156,7 @@ impl EventLoop<'_> {
         self.open += 1;
         if self.phase == Phase::Opening {
             self.opening -= 1;
-        } else if now < self.until {
+        } else if self.may_ask(index, now) {
             self.ask(index, now);
         }
         true
@@ -238,7 +249,17 @@ impl EventLoop<'_> {
             self.report
                 .service_time
                 .saturating_record(now - client.since);
+            if let Some(step) = self.step(planned) {
+                step.ended(Some(now - planned), true);
+            }
         }
+        if completed {
+            self.completed += 1;
+            if let Some(step) = self.step(now) {
+                step.completed += 1;
+            }
+        }
+        let client = &mut self.clients[index];
         if completed {
             client.completed += 1;
         }
@@ -278,12 +299,18 @@ impl EventLoop<'_> {
             }
         } else if self.all_requests_done(client) {
             self.close_when_sent(index);
-        } else if now < self.until {
+        } else if self.may_ask(index, now) {
             match client.state {
                 State::Ready => self.ask(index, now),
                 _ => self.connect(index, now),
             }
         }
+    }
+
+    /// Returns whether a client may send its next request now. In slices that includes the requests that were planned
+    /// before the end and waited for their connection: with so many ends, their loss would count.
+    fn may_ask(&self, index: usize, now: u64) -> bool {
+        now < self.until || (self.slices.is_some() && self.clients[index].planned < self.until)
     }
 
     /// Handles the loss of the connection. A request that is under way has failed; otherwise the next request will
@@ -299,7 +326,7 @@ impl EventLoop<'_> {
     }
 
     /// Handles the failure of the request that is under way, or of the connect that it needs.
-    fn fail(&mut self, index: usize, now: u64, fault: Fault) {
+    pub(super) fn fail(&mut self, index: usize, now: u64, fault: Fault) {
         let planned = self.clients[index].planned;
         let counted = self.in_window(planned);
         let opening = self.phase == Phase::Opening;
@@ -316,8 +343,9 @@ impl EventLoop<'_> {
                 .examples
                 .push(format!("connection {}: {}", client.number, fault.text));
         }
-        // Failed connects before the clock starts are counted too, though the window has not begun.
-        if counted || opening {
+        // Failed connects before the clock starts are counted too, though the window has not begun; and in slices also
+        // the failures outside of the windows, as a connection that the server closed while it rested fails in a lead.
+        if counted || opening || self.slices.is_some() {
             self.report.errors.count(fault.kind);
         }
         // A request that never left this machine took none of the server's time: it would only make the tail look
@@ -328,6 +356,13 @@ impl EventLoop<'_> {
                 self.report.bystanders.saturating_record(now - planned);
             }
         }
+        if counted && !opening {
+            let sent = !matches!(fault.kind, Kind::Refused | Kind::Local);
+            if let Some(step) = self.step(planned) {
+                step.ended(sent.then(|| now - planned), false);
+            }
+        }
+        let client = &mut self.clients[index];
         client.flawless = false;
         client.failures += 1;
         client.requests_done += 1;
@@ -343,15 +378,33 @@ impl EventLoop<'_> {
         }
         let refused = fault.kind == Kind::Refused && !client.ever_served;
         if refused || client.failures >= MAX_FAILURES {
-            client.gave_up = true;
-            self.report.gave_up += 1;
-            self.retire(index);
-            self.shared.client_gave_up();
+            self.give_up(index);
         } else if messages.is_some_and(|messages| client.requests_done >= messages) {
             self.close_when_sent(index);
         } else if wake < self.until {
             self.timers.push(wake, Due::Wake(index));
         }
+    }
+
+    /// Closes the connection of a client whose request has no reply at the end of a slice. That is a failure in a row.
+    pub(super) fn abandon_request(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        self.open -= u64::from(client.close());
+        if client.state == State::Waiting {
+            self.in_flight -= 1;
+        }
+        client.state = State::Disconnected;
+        client.failures += 1;
+        if client.failures >= MAX_FAILURES {
+            self.give_up(index);
+        }
+    }
+
+    fn give_up(&mut self, index: usize) {
+        self.clients[index].gave_up = true;
+        self.report.gave_up += 1;
+        self.retire(index);
+        self.shared.client_gave_up();
     }
 
     /// Closes the connection of a client whose requests are all done, once all its output is sent.
