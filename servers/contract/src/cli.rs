@@ -79,6 +79,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TEXT", hide = true)]
     pub panic_on: Option<String>,
 
+    /// CPU time that each input costs in addition, for comparisons that must find a known difference
+    #[arg(long, value_name = "TIME", hide = true, value_parser = parse_some_time)]
+    pub burn: Option<Duration>,
+
     /// Run on these CPUs only, such as 0 or 0,2 or 0-3
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
@@ -381,6 +385,9 @@ pub fn serve(model: &Model, args: &ServeArgs) -> Result<Tally, String> {
     let mut service = Service::of(args.protocol, options);
     if let Some(text) = &args.panic_on {
         service = service.that_panics_on(text);
+    }
+    if let Some(time) = args.burn {
+        service = service.that_burns(time);
     }
     let tally = (model.serve)(listener, service, limits, stop)
         .map_err(|error| format!("{} stopped serving: {error}", model.name))?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use protocol::{CloseReason, Protocol, Session, SessionOptions, Step, WorkPlan};
 
@@ -32,11 +33,34 @@ impl Service {
     /// Returns the same service with a fault: a session that receives `text` panics. So a check of what a panic does to
     /// other connections runs the same program that is measured and used, and needs no separate build.
     pub fn that_panics_on(&self, text: &str) -> Service {
-        let (open, text) = (Arc::clone(&self.open), Arc::<[u8]>::from(text.as_bytes()));
+        let text = text.as_bytes().to_vec();
+        self.with_input_hook(move |input| {
+            if memchr::memmem::find(input, &text).is_some() {
+                // Unlike panic!, this does not call the panic hook: an intended panic needs no report.
+                resume_unwind(Box::new("panic on request"));
+            }
+        })
+    }
+
+    /// Returns the same service with a handicap: each input costs this much more CPU time. A comparison must find a server
+    /// that is slower by a known amount.
+    pub fn that_burns(&self, time: Duration) -> Service {
+        self.with_input_hook(move |_| {
+            let begin = Instant::now();
+            while begin.elapsed() < time {
+                std::hint::spin_loop();
+            }
+        })
+    }
+
+    /// Returns the same service, with a function that sees each input before the session. A service without one pays
+    /// nothing for it.
+    fn with_input_hook(&self, hook: impl Fn(&[u8]) + Send + Sync + 'static) -> Service {
+        let (open, hook) = (Arc::clone(&self.open), Arc::new(hook));
         let open = move || -> Box<dyn Session> {
-            Box::new(PanicsOnText {
+            Box::new(Hooked {
                 session: open(),
-                text: Arc::clone(&text),
+                hook: hook.clone(),
             })
         };
         Service {
@@ -80,18 +104,18 @@ impl fmt::Debug for Service {
     }
 }
 
-/// A session that panics when it receives the text.
-struct PanicsOnText {
+/// A function that sees each input before the session.
+type InputHook = dyn Fn(&[u8]) + Send + Sync;
+
+/// A session with such a function.
+struct Hooked {
     session: Box<dyn Session>,
-    text: Arc<[u8]>,
+    hook: Arc<InputHook>,
 }
 
-impl Session for PanicsOnText {
+impl Session for Hooked {
     fn receive(&mut self, input: &[u8]) {
-        if memchr::memmem::find(input, &self.text).is_some() {
-            // Unlike panic!, this does not call the panic hook: an intended panic needs no report.
-            resume_unwind(Box::new("panic on request"));
-        }
+        (self.hook)(input);
         self.session.receive(input);
     }
 
