@@ -1,8 +1,11 @@
 //! Latency of every model with the same client, and cost of the protocols alone: `cargo bench --bench models`.
 //!
 //! These are latencies of single conversations on an otherwise idle machine. They show the effect of a change to one
-//! model (`--save-baseline`, `--baseline`). To compare models under load, in random order and with their costs, use
+//! model (`--save-baseline`, `--baseline`). To compare models under load, in slices and with their costs, use
 //! `samewire compare`.
+//!
+//! The intervals that criterion prints are those of one process in one minute. They do not contain the difference between
+//! two processes of the same server, which is about 3 %, nor between two hours of a machine, which is 10 to 20 %.
 
 mod launch;
 
@@ -24,6 +27,10 @@ fn main() {
     protocols(&mut criterion);
     models(&mut criterion);
     criterion.final_summary();
+    println!(
+        "The intervals are those of one process in one minute: another process of the same server differs by about 3 %, and \
+         another hour of the machine by 10 to 20 %. To compare models, use samewire compare."
+    );
 }
 
 /// Measures conversations without any I/O: the cost of a request if the model costs nothing.

@@ -1,9 +1,10 @@
 //! Models and nginx, on one CPU each, serving the same files: `cargo bench --bench nginx -- mio threads`.
 //!
 //! nginx has to be installed beforehand: the Debian package is `nginx-light`. It gets one worker, sendfile(2), its cache
-//! of open files, no access log, and connections that it never closes by itself. The models get `--root` with the same
-//! directory. Each round requests the same file from all servers, in random order, with the same client on the other CPU;
-//! the ratio to nginx is computed within the round.
+//! of open files, no access log, and connections that it never closes by itself; tcp_nopush, so that head and file leave
+//! together, and multi_accept. The models get `--root` with the same directory. In each round all servers are fresh
+//! processes, and the same client on the other CPU requests the same file from one after the other, for some milliseconds
+//! each, again and again, in random order; the ratio to nginx is computed within the round.
 
 mod launch;
 mod meter;
@@ -13,7 +14,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,29 +21,33 @@ use anyhow::{Context, bail};
 use client::{Load, Plan};
 use contract::{CpuList, pin};
 use launch::Server;
-use meter::{Meter, median};
+use meter::{Amount, Loaded, Measured};
 use protocol::Protocol;
 use protocol::http::Page;
+use samewire::statistics::interval::{geometric, ratio};
 
-/// The files: name, number of repetitions of `Hello World!\n`, and number of connections that request it at a time. The
-/// largest has fewer connections: with a hundred, each reply would take a second, and the window would contain too few
-/// complete replies to show a difference of one percent.
-const FILES: [(&str, usize, usize); 3] = [
-    ("13b", 1, 100),
-    ("13k", 1024, 100),
-    ("13m", 1024 * 1024, 16),
+/// The files: name, number of repetitions of `Hello World!\n`, number of connections that request it at a time, and the
+/// slices. The largest has fewer connections and longer slices: with a hundred connections, each reply would take a second.
+const FILES: [(&str, usize, usize, Amount); 3] = [
+    ("13b", 1, 100, SMALL),
+    ("13k", 1024, 100, SMALL),
+    (
+        "13m",
+        1024 * 1024,
+        16,
+        Amount {
+            lead: Duration::from_millis(100),
+            slice: Duration::from_millis(500),
+            slices: 4,
+        },
+    ),
 ];
-const WARMUP: Duration = Duration::from_millis(300);
-const WINDOW: Duration = Duration::from_millis(2000);
 
-/// Figures of one server in one round.
-struct Figures {
-    replies_per_s: f64,
-    /// CPU time of the server, in seconds.
-    cpu_per_reply: f64,
-    /// CPU time of the client as a share of the window, from 0 to 1.
-    client_busy: f64,
-}
+const SMALL: Amount = Amount {
+    lead: Duration::from_millis(2),
+    slice: Duration::from_millis(20),
+    slices: 40,
+};
 
 fn main() -> anyhow::Result<()> {
     let mut models = Vec::new();
@@ -92,13 +96,13 @@ fn main() -> anyhow::Result<()> {
     let root = tempfile::tempdir()?;
     let files = root.path().join("files");
     fs::create_dir(&files)?;
-    for (name, times, _) in FILES {
+    for (name, times, ..) in FILES {
         fs::write(files.join(name), "Hello World!\n".repeat(times))?;
     }
     // If the user root starts nginx, its worker runs as another user, which must be able to read this directory.
     make_readable(root.path())?;
 
-    for (name, _, connections) in FILES {
+    for (name, _, connections, amount) in FILES {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }
@@ -108,49 +112,64 @@ fn main() -> anyhow::Result<()> {
         });
         let mut servers = vec![("nginx".to_string(), Vec::new())];
         servers.extend(models.iter().map(|model| (model.clone(), Vec::new())));
-        for _ in 0..rounds {
-            let mut order: Vec<usize> = (0..servers.len()).collect();
-            fastrand::shuffle(&mut order);
-            for index in order {
-                let (server, seen) = &mut servers[index];
-                let running = match server.as_str() {
+        for round in 1..=rounds {
+            eprintln!("{name}, round {round} of {rounds}");
+            let mut running = Vec::new();
+            for (server, _) in &servers {
+                running.push(match server.as_str() {
                     "nginx" => start_nginx(root.path(), server_cpu, client_cpu)?,
                     model => start_ours(model, &files, server_cpu)?,
-                };
-                let figures = drive(&running, &page, connections, client_cpu);
-                seen.push(figures.with_context(|| format!("{server}, {name}"))?);
+                });
+            }
+            let loaded = running
+                .iter()
+                .map(|server| load(server, &page, connections, client_cpu))
+                .collect::<anyhow::Result<Vec<_>>>()?;
+            let measured = meter::round(loaded, amount).with_context(|| format!("file {name}"))?;
+            for ((_, seen), measured) in servers.iter_mut().zip(measured) {
+                seen.push(measured);
             }
         }
-        print(name, connections, rounds, &servers);
+        print(name, connections, rounds, amount, &servers);
     }
     Ok(())
 }
 
 /// Prints the table of one file.
-fn print(file: &str, connections: usize, rounds: usize, servers: &[(String, Vec<Figures>)]) {
+fn print(
+    file: &str,
+    connections: usize,
+    rounds: usize,
+    amount: Amount,
+    servers: &[(String, Vec<Measured>)],
+) {
     println!(
-        "\n/files/{file}, {connections} connections, {rounds} rounds of {WINDOW:?}\n\n\
-         | server | replies/s | ratio to nginx: median | lowest..highest | CPU per reply | ratio: median | \
-         lowest..highest | client busy |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "\n/files/{file}, {connections} connections, {rounds} rounds, {} slices of {:?} each\n\n\
+         | server | replies/s | ratio to nginx | 95 % interval | CPU per reply | ratio to nginx | 95 % interval | client \
+         busy |\n| --- | --- | --- | --- | --- | --- | --- | --- |",
+        amount.slices, amount.slice
     );
+    let values =
+        |seen: &[Measured], of: fn(&Measured) -> f64| seen.iter().map(of).collect::<Vec<f64>>();
     let nginx = &servers[0].1;
     for (server, seen) in servers {
-        let all = |of: fn(&Figures) -> f64| seen.iter().map(of).collect::<Vec<f64>>();
-        let ratios = |of: fn(&Figures) -> f64| {
-            let pairs = seen.iter().zip(nginx);
-            let mut ratios: Vec<f64> = pairs.map(|(ours, nginx)| of(ours) / of(nginx)).collect();
-            let middle = median(&mut ratios);
-            let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
-            format!("{middle:.3} | {lowest:.3}..{highest:.3}")
+        let mean = |of: fn(&Measured) -> f64| {
+            geometric(&values(seen, of), 0.95).map_or(f64::NAN, |mean| mean.value)
         };
+        let ratio =
+            |of: fn(&Measured) -> f64| match ratio(&values(seen, of), &values(nginx, of), 0.95) {
+                Some(ratio) => format!("{:.3} | {:.3}–{:.3}", ratio.value, ratio.low, ratio.high),
+                None => "n/a | n/a".to_string(),
+            };
+        let rate = |one: &Measured| one.report.throughput();
+        let busy = |one: &Measured| one.report.cpu.as_secs_f64() / one.report.window.as_secs_f64();
         println!(
             "| {server} | {:.0} | {} | {:.2} µs | {} | {:.0} % |",
-            median(&mut all(|one| one.replies_per_s)),
-            ratios(|one| one.replies_per_s),
-            median(&mut all(|one| one.cpu_per_reply)) * 1e6,
-            ratios(|one| one.cpu_per_reply),
-            median(&mut all(|one| one.client_busy)) * 100.0,
+            mean(rate),
+            ratio(rate),
+            mean(|one| one.cpu_per_reply) * 1e6,
+            ratio(|one| one.cpu_per_reply),
+            mean(busy) * 100.0,
         );
     }
 }
@@ -172,9 +191,9 @@ fn start_nginx(root: &Path, cpu: usize, back_to: usize) -> anyhow::Result<Server
         &configuration,
         format!(
             "daemon off; worker_processes 1; pid {path}/nginx.pid; error_log {path}/error.log;
-            events {{ worker_connections 4096; }}
+            events {{ worker_connections 4096; multi_accept on; }}
             http {{
-                access_log off; sendfile on; tcp_nodelay on;
+                access_log off; sendfile on; tcp_nopush on; tcp_nodelay on;
                 open_file_cache max=1000 inactive=1h; open_file_cache_valid 1h;
                 keepalive_timeout 1h; keepalive_requests 1000000000;
                 client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};
@@ -213,13 +232,14 @@ fn make_readable(directory: &Path) -> anyhow::Result<()> {
     )?)
 }
 
-/// Drives a server with requests for one file, and returns the figures.
-fn drive(
+/// Returns the load of a server: requests for one file.
+fn load(
     server: &Server,
     page: &Arc<Page>,
     connections: usize,
     cpu: usize,
-) -> anyhow::Result<Figures> {
+) -> anyhow::Result<Loaded> {
+    let time = Duration::from_secs(1);
     let plan = Plan {
         address: server.address,
         protocol: Protocol::find("http").context("there is no such protocol")?,
@@ -230,8 +250,8 @@ fn drive(
         work: None,
         load: Load::Closed {
             think: Duration::ZERO,
-            warmup: WARMUP,
-            duration: WINDOW,
+            warmup: time,
+            duration: time,
         },
         connect_first: true,
         ramp: Duration::ZERO,
@@ -240,19 +260,9 @@ fn drive(
         threads: 1,
         cpus: vec![cpu],
     };
-    let meter = Meter::new(server.pid());
-    let report = client::drive(&plan, &meter, &AtomicBool::new(false))?;
-    if report.errors.total() > 0 || report.completed == 0 {
-        bail!(
-            "not all requests were answered correctly: {:?} {:?}",
-            report.errors,
-            report.examples
-        );
-    }
-    let replies = report.completed as f64;
-    Ok(Figures {
-        replies_per_s: report.throughput(),
-        cpu_per_reply: meter.used()?.as_secs_f64() / replies,
-        client_busy: report.cpu.as_secs_f64() / report.window.as_secs_f64(),
+    Ok(Loaded {
+        process: server.pid(),
+        plan,
+        spins: false,
     })
 }

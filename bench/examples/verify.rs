@@ -14,8 +14,8 @@ fn main() -> anyhow::Result<()> {
         .context("name a results.json on the command line")?;
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
     ensure!(
-        results["schema"] == 4,
-        "the schema is {} and not 4",
+        results["schema"] == 5,
+        "the schema is {} and not 5",
         results["schema"]
     );
     ensure!(
@@ -41,12 +41,10 @@ fn main() -> anyhow::Result<()> {
             continue;
         }
         for workload in workloads {
-            let idle = workload == "idle";
-            let (each, numbers) = if idle {
-                let number = std::slice::from_ref(&options["idle_connections"]);
-                (&options["idle_runs"], number)
+            let numbers = if workload == "idle" {
+                std::slice::from_ref(&options["idle_connections"])
             } else {
-                (&options["runs"], &list(&options["connections"])?[..])
+                &list(&options["connections"])?[..]
             };
             for connections in numbers {
                 let same_case = |one: &&Value| {
@@ -54,24 +52,40 @@ fn main() -> anyhow::Result<()> {
                         && one["workload"] == *workload
                         && one["connections"] == *connections
                 };
-                let count = runs.iter().filter(same_case).count() as u64;
+                let counted = |one: &&Value| one["role"] == "model" && one["superseded"] == false;
+                let count = runs.iter().filter(same_case).filter(counted).count() as u64;
                 let skipped = skipped.iter().any(|one| same_case(&one));
+                // Without a number of rounds, models that are far worse than the best may have fewer.
+                let rounds = options["rounds"].as_u64();
+                let enough = rounds.map_or(count > 0, |rounds| count == rounds);
                 ensure!(
-                    count == number(each)? || skipped,
-                    "{} {workload} with {connections} connections: {count} runs instead of {each}",
-                    model["name"]
+                    enough || skipped,
+                    "{} {workload} with {connections} connections: {count} runs instead of {}",
+                    model["name"],
+                    options["rounds"]
                 );
             }
         }
     }
     let numbers = list(&options["connections"])?.len();
     for run in runs {
+        checks(run).with_context(|| format!("{} {}", run["model"], run["workload"]))?;
+        // The null server is not one of the models, and a run that was measured once more may have failed.
+        if run["role"] == "anchor" || run["superseded"] == true {
+            continue;
+        }
         let model = models.iter().find(|model| model["name"] == run["model"]);
         let model =
             model.with_context(|| format!("a run has the unknown model {}", run["model"]))?;
         verify(run, model, options, numbers > 1)
             .with_context(|| format!("{} {}", run["model"], run["workload"]))?;
     }
+    summary(&results)?;
+    let probe = &results["probe"];
+    ensure!(
+        probe.is_null() || float(&probe["null_requests_per_s"])? > 1e3,
+        "the null server is slower than any server can be: {probe}"
+    );
     println!(
         "{path}: no contradiction found in {} runs of {} models",
         runs.len(),
@@ -80,6 +94,60 @@ fn main() -> anyhow::Result<()> {
             .filter(|model| model["unavailable_reason"].is_null())
             .count()
     );
+    Ok(())
+}
+
+/// Checks that the verdict of each check of a run agrees with its value and its limit.
+fn checks(run: &Value) -> anyhow::Result<()> {
+    for check in list(&run["checks"])? {
+        let name = check["condition"].as_str().context("a check has no name")?;
+        let limit = float(&check["limit"])?;
+        let kept = check["value"].as_f64().map(|value| match name {
+            "above_floor" | "spread_samples" => value >= limit,
+            _ => value <= limit,
+        });
+        let verdict = match kept {
+            Some(true) => "kept",
+            Some(false) => "failed",
+            None => "unknown",
+        };
+        ensure!(
+            check["verdict"] == verdict,
+            "the check {name} has the verdict {} and not {verdict}",
+            check["verdict"]
+        );
+    }
+    Ok(())
+}
+
+/// Checks the summary of a case: its figures lie within those of its runs, and the best model has the ratio 1.
+fn summary(results: &Value) -> anyhow::Result<()> {
+    for one in list(&results["summary"])? {
+        let figures = one["figures"]
+            .as_object()
+            .context("a summary has no figures")?;
+        for (name, figure) in figures.iter().filter(|(_, figure)| figure["low"].is_f64()) {
+            let (low, high) = (float(&figure["low"])?, float(&figure["high"])?);
+            ensure!(
+                low <= high,
+                "{} {name}: the interval {low}–{high} has no inside",
+                one["model"]
+            );
+            let percentile = name.contains("p99") || name.contains("p50") || name.contains("max");
+            let value = float(&figure["value"])?;
+            ensure!(
+                percentile || (low..=high).contains(&value),
+                "{} {name}: {value} lies outside of {low}–{high}",
+                one["model"]
+            );
+            let ratio = &figure["ratio_to_best"];
+            ensure!(
+                ratio.is_null() || float(&ratio["low"])? <= float(&ratio["high"])?,
+                "{} {name}: the interval of the ratio has no inside",
+                one["model"]
+            );
+        }
+    }
     Ok(())
 }
 
@@ -145,7 +213,8 @@ fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::R
         "the maximum of the response time is not that of its histogram"
     );
 
-    if !(external && server["tally"].is_null()) {
+    // An external server gets a request before the load, to find out whether it serves.
+    if !external {
         tally(&server["tally"], client, idle)?;
     }
 

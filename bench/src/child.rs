@@ -19,6 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::interrupt;
+use crate::resources::{MARK, ProcessTree};
 
 /// Time within which a server must listen: it has nothing to load.
 const START: Duration = Duration::from_secs(10);
@@ -44,9 +45,6 @@ const STRAGGLER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Time that the last output of a server may take to arrive through the pipe.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
-
-/// Environment variable that marks the processes of an external server.
-const MARK: &str = "SAMEWIRE_SERVER";
 
 /// Number of bytes of a line of output at most; longer lines are cut.
 const MAX_LINE: u64 = 64 * 1024;
@@ -128,7 +126,15 @@ impl ChildServer {
     /// Call this on a thread that lives longer than the server: the kernel kills the server when the *thread* that
     /// started it ends.
     pub(crate) fn start(arguments: &[String]) -> anyhow::Result<ChildServer> {
-        let mut command = Command::new(this_program()?);
+        ChildServer::start_build(this_program()?, arguments)
+    }
+
+    /// Starts a build of this program as a server, like [`start`](ChildServer::start).
+    pub(crate) fn start_build(
+        program: PathBuf,
+        arguments: &[String],
+    ) -> anyhow::Result<ChildServer> {
+        let mut command = Command::new(program);
         command
             .arg("serve")
             .args(arguments)
@@ -264,6 +270,11 @@ impl ChildServer {
         let reader = thread::Builder::new().spawn(read_errors);
         server.readers.push(reader.context(no_thread)?);
         Ok(server)
+    }
+
+    /// Returns the processes of the server. If it `forks`, those that it forked are among them.
+    pub(crate) fn tree(&self, forks: bool) -> ProcessTree {
+        ProcessTree::marked(self.pid(), forks, self.mark.clone())
     }
 
     /// Returns the process number of the server.

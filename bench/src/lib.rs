@@ -9,13 +9,15 @@ pub mod interrupt;
 pub mod list;
 mod measure;
 mod misbehave;
+mod null_server;
 pub mod output;
 mod placement;
+pub mod probe;
 pub mod registry;
 mod report;
 mod resources;
 pub mod results;
-mod statistics;
+pub mod statistics;
 pub mod target;
 pub mod workloads;
 
@@ -34,7 +36,7 @@ use rustix::process::Signal;
     about = "The same protocols, one client, many concurrency models, side by side",
     max_term_width = 100,
     after_help = "Examples:
-  samewire compare                        all models on all workloads, within four minutes
+  samewire compare                        all models on four workloads, within eight minutes
   samewire serve mio                      one server, on 127.0.0.1:7000
   samewire drive 127.0.0.1:7000           send load to it, and check every reply
 
@@ -63,11 +65,24 @@ Ctrl-C stops the server gracefully; a second Ctrl-C ends it at once.")]
     Check(check::CheckArgs),
     /// Measure the models under the same workloads, and compare them (the main command)
     Compare(commands::compare::CompareArgs),
-    /// Print the report of an earlier comparison again, and write its report.md again
+    /// Compare two comparisons: which figures became worse, better, or stayed the same
+    Diff(commands::diff::DiffArgs),
+    /// Take the comparisons of several machines together
+    Merge(commands::merge::MergeArgs),
+    /// Find the highest rate at which a server keeps a promise about its response times
+    Capacity(commands::capacity::CapacityArgs),
+    /// Test the method of measuring on this machine, with servers whose differences are known
+    Calibrate(commands::calibrate::CalibrateArgs),
+    /// Measure this machine: how late it wakes a thread, and how fast the client is
+    Probe(probe::ProbeArgs),
+    /// Print the report of an earlier comparison again, and write its report.md and summary.csv again
     Report(commands::report::ReportArgs),
     /// Replace this process by another program, which ends when the parent process ends
     #[command(hide = true)]
     Exec(Exec),
+    /// Serve with the least that a server needs, as a reference for the models
+    #[command(hide = true)]
+    NullServer(null_server::NullServerArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   samewire completions bash > ~/.local/share/bash-completion/completions/samewire")]
@@ -125,6 +140,12 @@ pub fn main() -> ExitCode {
         Command::Drive(args) => drive::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Diff(args) => commands::diff::run(&args),
+        Command::Merge(args) => commands::merge::run(&args),
+        Command::Capacity(args) => commands::capacity::run(&args),
+        Command::Calibrate(args) => commands::calibrate::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::NullServer(args) => null_server::run(&args),
         Command::Exec(args) => exec(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {

@@ -4,22 +4,81 @@
 //! takes a microsecond, and reading the counters of a thread ten. `compare` reads them at the moments at which they
 //! disturb least.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use contract::CpuList;
-
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use procfs::process::{Process, Status, all_processes};
-use procfs::{CpuTime, CurrentSI, KernelStats};
+
+mod host;
+mod socket;
+
+pub(crate) use host::{HostChange, HostCounters, cpu_quota};
+pub(crate) use socket::established;
 
 /// A server process and the processes that it forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProcessTree {
     root: i32,
     forks: bool,
+    /// Value of [`MARK`] in the environment of all its processes; only of external servers.
+    mark: Option<String>,
     forked: Vec<i32>,
+}
+
+/// Environment variable that marks the processes of an external server, wherever they went.
+pub(crate) const MARK: &str = "SAMEWIRE_SERVER";
+
+/// CPU clocks of all processes of a tree, to be read quickly and often.
+#[derive(Debug, Clone)]
+pub(crate) struct CpuClocks(Vec<ClockId>);
+
+impl CpuClocks {
+    /// Returns the clocks of the processes that were found at the last look; `None` if a process has ended since.
+    pub(crate) fn of(tree: &ProcessTree) -> Option<CpuClocks> {
+        let clocks = tree
+            .processes()
+            .map(|process| clock_getcpuclockid(Pid::from_raw(process)).ok());
+        clocks.collect::<Option<Vec<_>>>().map(CpuClocks)
+    }
+
+    /// Returns the CPU time of all processes until now; `None` if one of them has ended.
+    pub(crate) fn read(&self) -> Option<Duration> {
+        let clocks = self
+            .0
+            .iter()
+            .map(|clock| clock.now().ok().map(Duration::from));
+        clocks.sum()
+    }
+}
+
+/// Processes of a server that are stopped (SIGSTOP). They go on when this is dropped.
+#[derive(Debug)]
+pub(crate) struct StoppedTree(Vec<Pid>);
+
+impl StoppedTree {
+    /// Stops all processes.
+    pub(crate) fn stop(tree: &ProcessTree) -> nix::Result<StoppedTree> {
+        let processes: Vec<Pid> = tree.processes().map(Pid::from_raw).collect();
+        let stopped = StoppedTree(processes);
+        for process in &stopped.0 {
+            // If one of them can't be stopped, those that were stopped go on.
+            kill(*process, Signal::SIGSTOP)?;
+        }
+        Ok(stopped)
+    }
+}
+
+impl Drop for StoppedTree {
+    fn drop(&mut self) {
+        for process in &self.0 {
+            let _ = kill(*process, Signal::SIGCONT);
+        }
+    }
 }
 
 /// CPU time used until a moment; `used` is `None` if it could not be read.
@@ -27,57 +86,6 @@ pub(crate) struct ProcessTree {
 pub(crate) struct CpuReading {
     pub(crate) at: Instant,
     pub(crate) used: Option<Duration>,
-}
-
-/// Time until a moment in which some CPUs were idle, and in which this process ran.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct HostReading {
-    at: Instant,
-    idle: Duration,
-    own: Duration,
-}
-
-impl HostReading {
-    /// Takes a reading of these CPUs, or of all CPUs if the list is empty. `None` if it can't be read.
-    pub(crate) fn take(cpus: &[usize]) -> Option<HostReading> {
-        let at = Instant::now();
-        let kernel = KernelStats::current().ok()?;
-        let idle = |cpu: &CpuTime| Some(cpu.idle_duration() + cpu.iowait_duration()?);
-        Some(HostReading {
-            at,
-            idle: if cpus.is_empty() {
-                idle(&kernel.total)?
-            } else {
-                // /proc/stat has a line for each CPU that is online, and procfs returns the lines without the CPUs'
-                // numbers.
-                let online = online()?;
-                cpus.iter()
-                    .map(|cpu| {
-                        let line = online.iter().position(|online| online == cpu)?;
-                        idle(kernel.cpu_time.get(line)?)
-                    })
-                    .sum::<Option<Duration>>()?
-            },
-            own: ClockId::CLOCK_PROCESS_CPUTIME_ID.now().ok()?.into(),
-        })
-    }
-
-    /// Returns the share of the CPUs' time since `before` that was not idle and that neither this process nor the
-    /// server used (the server used `server`): it went to other programs, to interrupts, or to other virtual machines
-    /// on the host.
-    pub(crate) fn others(
-        &self,
-        before: &HostReading,
-        server: Duration,
-        cpus: usize,
-    ) -> Option<f64> {
-        let all = (self.at - before.at).as_secs_f64() * cpus as f64;
-        let known =
-            (self.idle.saturating_sub(before.idle) + self.own.saturating_sub(before.own) + server)
-                .as_secs_f64();
-        // Idle time comes in ticks of 10 ms, so the difference may be slightly negative.
-        (all > 0.0).then(|| ((all - known) / all).max(0.0))
-    }
 }
 
 /// Returns the numbers of the CPUs that are online.
@@ -99,6 +107,8 @@ pub(crate) struct Counters {
     pub(crate) involuntary_switches: Option<u64>,
     /// Peak of the resident memory, in bytes; only of a server that does not fork.
     pub(crate) peak_rss: Option<u64>,
+    /// CPU time of the whole tree by its CPU clocks; see [`ProcessTree::cpu`].
+    pub(crate) cpu: Option<Duration>,
 }
 
 /// Time that a server's threads ran, and time that they ran or waited for a CPU, until a moment. A thread that never
@@ -121,10 +131,17 @@ pub(crate) enum YieldPolicy {
 impl ProcessTree {
     /// Creates the tree of a server that leads its process group. If it `forks`, [`look`](ProcessTree::look) finds the
     /// processes that it forked.
+    #[cfg(test)]
     pub(crate) fn new(root: i32, forks: bool) -> ProcessTree {
+        ProcessTree::marked(root, forks, None)
+    }
+
+    /// Creates the tree of a server whose processes have a mark in their environment.
+    pub(crate) fn marked(root: i32, forks: bool, mark: Option<String>) -> ProcessTree {
         let mut tree = ProcessTree {
             root,
             forks,
+            mark,
             forked: Vec::new(),
         };
         tree.look();
@@ -134,17 +151,128 @@ impl ProcessTree {
     /// Looks again for the processes that the server has forked. This reads every process of the machine, so it is only
     /// done for servers that fork.
     ///
-    /// Processes are found by their group and not by their parent: a process that lost its parent still works for the
-    /// server.
+    /// A process belongs to the server if it is in its process group, if its parent belongs to the server, or if it has
+    /// the server's mark: a process that lost its parent still works for the server, and so does one that left the group
+    /// (setsid(2)).
     pub(crate) fn look(&mut self) {
-        if self.forks {
-            self.forked = all_processes()
-                .into_iter()
-                .flatten()
-                .filter_map(|process| process.ok()?.stat().ok())
-                .filter(|stat| stat.pgrp == self.root && stat.pid != self.root)
-                .map(|stat| stat.pid)
-                .collect();
+        if !self.forks {
+            return;
+        }
+        let all: Vec<(i32, i32, bool)> = all_processes()
+            .into_iter()
+            .flatten()
+            .filter_map(|process| {
+                let process = process.ok()?;
+                let stat = process.stat().ok()?;
+                if matches!(stat.state, 'Z' | 'X') {
+                    return None;
+                }
+                let ours = stat.pgrp == self.root || self.is_marked(&process);
+                Some((stat.pid, stat.ppid, ours))
+            })
+            .collect();
+        let mut found: Vec<i32> = all.iter().filter(|one| one.2).map(|one| one.0).collect();
+        if !found.contains(&self.root) {
+            found.push(self.root);
+        }
+        let mut next = 0;
+        while let Some(&parent) = found.get(next) {
+            for (pid, of, _) in &all {
+                if *of == parent && !found.contains(pid) {
+                    found.push(*pid);
+                }
+            }
+            next += 1;
+        }
+        found.retain(|pid| *pid != self.root);
+        self.forked = found;
+    }
+
+    /// Returns whether a process has the mark. The environment of another user's process can't be read.
+    fn is_marked(&self, process: &Process) -> bool {
+        let Some(mark) = &self.mark else {
+            return false;
+        };
+        let environment = process.environ().ok();
+        environment.is_some_and(|environment| {
+            let value = environment.get(OsStr::new(MARK));
+            value.is_some_and(|value| value.to_str() == Some(mark))
+        })
+    }
+
+    /// Returns whether one of the processes has the socket that listens on a port; `None` if that can't be read.
+    pub(crate) fn owns_listener(&self, port: u16) -> Option<bool> {
+        let listeners = socket::listeners(port)?;
+        let mut unknown = false;
+        for process in self.processes() {
+            let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else {
+                // The process has ended, or belongs to another user.
+                unknown = true;
+                continue;
+            };
+            for descriptor in descriptors.flatten() {
+                let target = fs::read_link(descriptor.path()).unwrap_or_default();
+                let inode = target
+                    .to_str()
+                    .and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
+                if inode.is_some_and(|inode| {
+                    inode
+                        .parse()
+                        .is_ok_and(|inode: u64| listeners.contains(&inode))
+                }) {
+                    return Some(true);
+                }
+            }
+        }
+        (!unknown).then_some(false)
+    }
+
+    /// Returns the CPUs on which threads of the server may run, ascending; `None` if they can't be read.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn cpus(&self) -> Option<Vec<usize>> {
+        use rustix::thread::{CpuSet, sched_getaffinity};
+        let mut all = Vec::new();
+        for process in self.processes() {
+            let Ok(tasks) = Process::new(process).and_then(|process| process.tasks()) else {
+                continue;
+            };
+            for task in tasks.flatten() {
+                let Some(set) = rustix::process::Pid::from_raw(task.tid)
+                    .and_then(|task| sched_getaffinity(Some(task)).ok())
+                else {
+                    continue;
+                };
+                all.extend((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)));
+            }
+            all.sort_unstable();
+            all.dedup();
+        }
+        (!all.is_empty()).then_some(all)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn cpus(&self) -> Option<Vec<usize>> {
+        None
+    }
+
+    /// Waits until the numbers of processes and of threads no longer change, and there are at least `expected` threads;
+    /// at most for `limit`. A server may listen before it has forked its workers.
+    pub(crate) fn wait_until_steady(&mut self, expected: u64, limit: Duration) {
+        const LOOKS: u32 = 3;
+        const PAUSE: Duration = Duration::from_millis(10);
+        let deadline = Instant::now() + limit;
+        let mut last = None;
+        let mut same = 0;
+        while Instant::now() < deadline {
+            self.look();
+            let counters = self.counters(YieldPolicy::None);
+            let now = (counters.processes, counters.threads);
+            same = if last == Some(now) { same + 1 } else { 1 };
+            last = Some(now);
+            if same >= LOOKS && counters.threads.is_none_or(|threads| threads >= expected) {
+                return;
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -164,11 +292,22 @@ impl ProcessTree {
             // A process that has ended meanwhile is in the time that its parent has waited for, or will be.
             let clocks = self.forked.iter().filter_map(|process| cpu_clock(*process));
             let running: Duration = clocks.sum();
-            let stat = Process::new(self.root).and_then(|process| process.stat());
-            let ended = stat.map(|stat| ticks((stat.cutime + stat.cstime).unsigned_abs()));
+            let ended_of = |process: i32| {
+                let stat = Process::new(process).and_then(|process| process.stat());
+                stat.map(|stat| ticks((stat.cutime + stat.cstime).unsigned_abs()))
+            };
+            // A wrapper may have a server that forks: any process may have waited for others.
+            let ended_of_forked: Duration = match self.mark {
+                Some(_) => self
+                    .forked
+                    .iter()
+                    .filter_map(|one| ended_of(*one).ok())
+                    .sum(),
+                None => Duration::ZERO,
+            };
             used = used
-                .zip(ended.ok())
-                .map(|(used, ended)| used + running + ended);
+                .zip(ended_of(self.root).ok())
+                .map(|(used, ended)| used + running + ended + ended_of_forked);
         }
         CpuReading { at, used }
     }
@@ -273,6 +412,7 @@ impl ProcessTree {
             voluntary_switches: Some(0),
             involuntary_switches: Some(0),
             peak_rss: Some(0),
+            cpu: self.cpu().used,
         };
         for process in self.processes() {
             match Process::new(process).and_then(|process| read_counters(&process, yield_policy)) {
@@ -355,6 +495,8 @@ fn read_counters(process: &Process, yield_policy: YieldPolicy) -> procfs::ProcRe
         voluntary_switches: switches.map(|sum| sum.0),
         involuntary_switches: switches.map(|sum| sum.1),
         peak_rss: status.vmhwm.map(|kib| kib * 1024),
+        // Only the tree as a whole has it.
+        cpu: None,
     })
 }
 
@@ -556,25 +698,6 @@ mod tests {
         }
         let demand = tree.demand().unwrap();
         assert!(demand.wanted >= demand.ran);
-    }
-
-    #[test]
-    fn unaccounted_time_belongs_to_other_programs() {
-        let before = HostReading {
-            at: Instant::now(),
-            idle: Duration::from_secs(100),
-            own: Duration::from_secs(1),
-        };
-        let after = HostReading {
-            at: before.at + Duration::from_secs(10),
-            idle: Duration::from_secs(108),
-            own: Duration::from_secs(5),
-        };
-        // 20 s of two CPUs: 8 s idle, 4 s used by this process, 6 s by the server.
-        let others = after.others(&before, Duration::from_secs(6), 2);
-        assert!((others.unwrap() - 0.1).abs() < 1e-9, "{others:?}");
-        assert!(HostReading::take(&[]).is_some());
-        assert!(HostReading::take(&[usize::MAX]).is_none());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! docs/src/results.md explains every field to readers that use other tools; a test compares the page with the fields.
 //! Counters that could not be read are `null` and never 0, because a zero is a statement.
 
+pub mod certificate;
 pub mod metric;
+pub(crate) mod samples;
 pub mod summary;
 pub mod workload;
 
@@ -15,27 +17,31 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use client::{Errors, Report};
+use client::{Errors, Report, TimelineStep};
 use contract::Tally;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::format;
-use crate::target::ExternalServer;
+use crate::probe::Probe;
+use crate::resources::HostChange;
+use crate::target::{ExternalServer, OtherBuild};
+use certificate::Check;
 use metric::Metric;
-use summary::Summary;
+use summary::{Summary, TwinResult};
 use workload::Workload;
 
 /// Version of the format that is written, and the only version that is read. It grows by one when a field changes its
 /// meaning or is removed; a new field does not change it.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Name of the results file in the directory of a comparison.
 pub const FILE: &str = "results.json";
 
 /// Results of one comparison.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Results {
     /// Version of the format; see [`SCHEMA`].
     pub schema: u32,
@@ -49,6 +55,8 @@ pub struct Results {
     pub options: Options,
     /// Models and external servers that were compared, in the order of the tables.
     pub models: Vec<ModelInfo>,
+    /// Measurements of the machine itself, before the first run; `null` with `--no-probe`.
+    pub probe: Option<Probe>,
     /// All runs, in the order in which they were measured.
     pub runs: Vec<Run>,
     /// Planned cases that were not measured because they could not be, or because the figures would mean nothing.
@@ -56,16 +64,24 @@ pub struct Results {
     /// Summaries of the runs of each case, computed from `runs`. `samewire report` computes them again and does not use
     /// the ones in the file.
     pub summary: Vec<Summary>,
+    /// Comparisons of models with themselves: what the same server, measured twice, differs by. Computed from `runs`,
+    /// like `summary`.
+    pub twins: Vec<TwinResult>,
+    /// Comparisons of each model of this build with that of the other build (`--against`): by what factor this build is
+    /// larger. Computed from `runs`, like `summary`.
+    pub builds: Vec<TwinResult>,
+    /// Conclusions in words, computed from `runs`, like `summary`.
+    pub conclusions: Vec<String>,
 }
 
 /// Machine and build on which a comparison ran.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Environment {
     /// Start of the comparison, UTC, in the format of RFC 3339.
     pub date: String,
     /// Version of this program.
     pub samewire_version: String,
-    /// Source revision; `None` unless SAMEWIRE_COMMIT was set when this program was built.
+    /// Source revision, with `-dirty` if the sources had changes; `None` if it was unknown when this program was built.
     pub commit: Option<String>,
     /// True if this program was built without optimisation: its figures are then worthless.
     pub debug_build: bool,
@@ -82,8 +98,20 @@ pub struct Environment {
     /// True if this machine is a virtual machine: other virtual machines may then have taken CPU time, which cannot be
     /// seen from here. `None` if unknown.
     pub virtual_machine: Option<bool>,
-    /// Frequency governor of the server's first CPU; `None` if unknown.
+    /// Frequency governor of the server's first CPU; `None` if unknown, as in most virtual machines.
     pub governor: Option<String>,
+    /// Number of CPUs that the quota of the cgroup grants; `None` without a quota.
+    pub cpu_quota: Option<f64>,
+    /// Setting of transparent huge pages: `always`, `madvise` or `never`; `None` if unknown.
+    pub transparent_huge_pages: Option<String>,
+    /// Setting of address space randomisation: 0 (off) to 2 (full); `None` if unknown.
+    pub address_randomisation: Option<String>,
+    /// Setting of simultaneous multithreading, such as `on` or `notsupported`; `None` if unknown.
+    pub multithreading: Option<String>,
+    /// Clock source of the kernel, such as `tsc` or `kvm-clock`; `None` if unknown.
+    pub clock_source: Option<String>,
+    /// SHA-256 of the program, which is both client and servers, in hexadecimal; `None` if it can't be read.
+    pub binary_sha256: Option<String>,
     /// Load averages over 1, 5 and 15 minutes, at the start; `None` if unknown.
     pub load_average: Option<[f32; 3]>,
     /// CPUs of the client; empty if it was not pinned.
@@ -92,7 +120,8 @@ pub struct Environment {
     pub server_cpus: Vec<usize>,
     /// True if client and server had CPUs of their own.
     pub pinned_apart: bool,
-    /// True if a CPU of the client and a CPU of the server are threads of the same core; `None` if unknown.
+    /// True if a CPU of the client and a CPU of the server are threads of the same core; `None` if unknown, as in a
+    /// virtual machine, whose topology need not be that of the hardware.
     pub share_a_core: Option<bool>,
     /// Number of event loops of the client.
     pub client_threads: usize,
@@ -104,17 +133,26 @@ pub struct Environment {
 }
 
 /// Options of a comparison, completed with the defaults.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Names of the models and external servers, in the order of the tables.
     pub models: Vec<String>,
     /// Workloads, in the order of the tables.
     pub workloads: Vec<Workload>,
-    /// Runs per model and workload, in all workloads except `idle`.
-    pub runs: u32,
-    /// Runs per model in `idle`.
-    pub idle_runs: u32,
-    /// Measured window of the loads that run for a time, in seconds; except `idle`, `block` and `block-offload`.
+    /// Number of rounds that was asked for (`--rounds`); `null` if the precision and the budget decide.
+    pub rounds: Option<u32>,
+    /// Number of rounds of the workloads whose figures hardly vary between rounds (`crowd`, `idle`).
+    pub few_rounds: u32,
+    /// Half width of the interval of the ratio to the best at which measuring stops, as a share.
+    pub precision: f64,
+    /// Time after which no further round begins, in seconds; `null` with `--rounds`.
+    pub budget_s: Option<f64>,
+    /// True if some models are measured twice, under hidden names.
+    pub twins: bool,
+    /// Length of the slices of `max`, `http-13b` and `http-13k`, in seconds. A tenth of it before each slice is not counted.
+    pub slice_s: f64,
+    /// Measured window of the loads that run for a time, per round, in seconds; except `idle`, `block` and
+    /// `block-offload`.
     pub duration_s: f64,
     /// Measured window of `block` and `block-offload`, in seconds.
     pub block_duration_s: f64,
@@ -141,7 +179,7 @@ pub struct Options {
 }
 
 /// Description of a model or an external server that was compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelInfo {
     /// Name on the command line.
     pub name: String,
@@ -184,8 +222,30 @@ impl ModelInfo {
     }
 }
 
+impl ModelInfo {
+    /// Returns the description of a model of another build; `infos` describe those of this build.
+    pub(crate) fn of_build(build: &OtherBuild, infos: &[ModelInfo]) -> ModelInfo {
+        let model = infos.iter().find(|info| info.name == build.model.name);
+        ModelInfo {
+            name: build.name(),
+            command: Some(format!(
+                "{} serve {}",
+                build.program.display(),
+                build.model.name
+            )),
+            summary: "the same model of another build".to_string(),
+            lineage: String::new(),
+            source: String::new(),
+            capacity: model.map_or("unknown".to_string(), |model| model.capacity.clone()),
+            workers: model.and_then(|model| model.workers),
+            max_concurrent: model.and_then(|model| model.max_concurrent),
+            unavailable_reason: None,
+        }
+    }
+}
+
 /// Case that was planned and not measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
     /// Name of the model.
     pub model: String,
@@ -198,14 +258,22 @@ pub struct Skipped {
 }
 
 /// One run: a fresh server process under one load.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// Position of the run in the comparison, from 1.
     pub order: usize,
-    /// Number of the block, from 1. Every block contains every case once, in an order of its own.
-    pub block: u32,
+    /// Number of the round, from 1. Every round of a workload measures every model once.
+    pub round: u32,
+    /// 1, or 2 if the run was measured once more because the first attempt failed or was disturbed.
+    pub attempt: u32,
+    /// True if the run was measured once more, so that its figures are not used.
+    pub superseded: bool,
     /// Name of the model.
     pub model: String,
+    /// Part that the server plays in the comparison.
+    pub role: Role,
+    /// Whether the run was measured in slices, or as a whole.
+    pub method: Method,
     /// Workload of the run.
     pub workload: Workload,
     /// Number of connections of the load.
@@ -233,22 +301,52 @@ pub struct Run {
     pub figures: BTreeMap<Metric, Option<f64>>,
     /// Figures that are lower bounds, because the measurement ended first.
     pub lower_bounds: Vec<Metric>,
+    /// Conditions that were checked, with their values and limits.
+    pub checks: Vec<Check>,
     /// Measurements of the client; `null` if the client sent no request.
     pub client: Option<ClientSide>,
     /// Measurements of the server; `null` if the server did not start.
     pub server: Option<ServerSide>,
 }
 
+/// Part that a server plays in a comparison.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A model or an external server that is compared.
+    #[default]
+    Model,
+    /// A model that is measured a second time under a hidden name: it must not differ from itself.
+    Twin,
+    /// A server that is the same in every comparison: the null server. It is not ranked.
+    Anchor,
+}
+
+/// Way in which a run was measured.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// In slices of some milliseconds: the servers of a round are all alive, and the client loads one after the other.
+    Slices,
+    /// In one piece, one server after the other (`idle`: a few at a time).
+    #[default]
+    Whole,
+}
+
 /// Fact about a run that a reader should know although its figures are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
     /// The client had no CPU time to spare, but the server had.
     ClientBusy,
     /// The client sent its requests late.
     ClientLate,
-    /// The mean number of requests under way differed from the number of connections.
-    OtherInFlight,
     /// Not all connections were served at the same time.
     NotAllHeld,
     /// By design, the model served fewer connections at a time than the load has.
@@ -259,19 +357,25 @@ pub enum Note {
     NotIdle,
     /// The harness read the CPU clock too late at an edge of the window.
     EdgesMissed,
-    /// Other programs used the CPUs too.
+    /// Other programs or other virtual machines used the CPUs too.
     Disturbed,
+    /// No process of the server's tree has the listening socket, so that their CPU time and memory are not the server's.
+    OtherListener,
+    /// Threads of the server could run on the CPUs of the client.
+    SharedCpus,
+    /// The server closed connections while they were idle.
+    ClosedWhileIdle,
 }
 
 impl Run {
-    /// Returns whether the figures may be used: the run has no problems.
+    /// Returns whether the figures may be used: the run has no problems, and was not measured once more.
     pub fn valid(&self) -> bool {
-        self.problems.is_empty()
+        self.problems.is_empty() && !self.superseded
     }
 }
 
 /// Measurements of the client in a run. [`client::Report`] explains "in the window".
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientSide {
     /// Time from the first connect to the end of the last connection, in seconds.
     pub elapsed_s: f64,
@@ -283,9 +387,13 @@ pub struct ClientSide {
     pub replies: u64,
     /// Number of correct replies that arrived within the window. The throughput is computed from it.
     pub completed: u64,
+    /// In slices, number of correct replies since the first slice began, also outside of the window; `null` in whole
+    /// runs.
+    pub replies_in_all: Option<u64>,
     /// Number of requests in the window that were unanswered at the end.
     pub unanswered: u64,
     /// Failed requests in the window, by kind.
+    #[schemars(with = "BTreeMap<String, u64>")]
     pub errors: Errors,
     /// Descriptions of the first few errors.
     pub examples: Vec<String>,
@@ -311,12 +419,41 @@ pub struct ClientSide {
     pub service_time: Times,
     /// Response times of the bystanders: the requests before whose replies the server had no work to do.
     pub bystanders: Times,
+    /// Part of `response_time`: requests that were planned in a step of the time line without a late send.
+    pub quiet_response_time: Times,
     /// Times by which the client sent later than planned.
     pub lag: Times,
     /// Times from the start of a connect to its completion.
     pub connect_time: Times,
     /// Times from the planned connect of a client to its first correct reply.
     pub first_reply: Times,
+    /// Course of the window, in steps of 100 ms or a little more; empty for loads that end by themselves.
+    pub timeline: Vec<TimelineEntry>,
+}
+
+/// TimelineEntry of the time line of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TimelineEntry {
+    /// Beginning of the step, in seconds since the beginning of the load.
+    pub start_s: f64,
+    /// Measured length of the step, in seconds.
+    pub length_s: f64,
+    /// Number of correct replies that arrived in the step.
+    pub completed: u64,
+    /// Number of requests that were planned in the step.
+    pub planned: u64,
+    /// Number of these requests that have no correct reply.
+    pub unanswered: u64,
+    /// Number of these requests that were sent over 100 µs late.
+    pub late_sends: u64,
+    /// 99th percentile of the response time of these requests, in milliseconds; `null` without requests.
+    pub p99_ms: Option<f64>,
+    /// Longest response time of these requests, in milliseconds; `null` without requests.
+    pub max_ms: Option<f64>,
+    /// CPU time of the client in the step, in seconds.
+    pub client_cpu_s: f64,
+    /// CPU time of the server in the step, in seconds; `null` if it was not read in the step.
+    pub server_cpu_s: Option<f64>,
 }
 
 impl ClientSide {
@@ -332,6 +469,7 @@ impl ClientSide {
             client_cpu_s: report.cpu.as_secs_f64(),
             replies: report.replies,
             completed: report.completed,
+            replies_in_all: None,
             unanswered: report.unanswered,
             errors: report.errors,
             examples: report.examples.clone(),
@@ -346,15 +484,17 @@ impl ClientSide {
             response_time: Times::of(&report.response_time)?,
             service_time: Times::of(&report.service_time)?,
             bystanders: Times::of(&report.bystanders)?,
+            quiet_response_time: Times::of(&report.quiet_response_time())?,
             lag: Times::of(&report.lag)?,
             connect_time: Times::of(&report.connect_time)?,
             first_reply: Times::of(&report.first_reply)?,
+            timeline: Vec::new(),
         })
     }
 }
 
 /// Histogram of times: a few percentiles for readers, and the whole histogram for programs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Times {
     /// Number of samples.
     pub count: u64,
@@ -411,7 +551,7 @@ impl Times {
 }
 
 /// Measurements of the server in a run, over its whole process tree. `null`: the value could not be read.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerSide {
     /// Interval over which CPU time was counted, in seconds: the window, with its edges as the harness read them.
     pub interval_s: Option<f64>,
@@ -430,6 +570,16 @@ pub struct ServerSide {
     /// Share of the time of all CPUs in use that was neither used by the client or the server nor idle, 0 to 1, in
     /// `counters_interval_s`.
     pub others_cpu: Option<f64>,
+    /// Conditions of the machine in `counters_interval_s`.
+    pub host: Host,
+    /// CPU time while the client loaded other servers, as a share of that time; `null` in whole runs.
+    pub rest_cpu: Option<f64>,
+    /// CPUs on which threads of the server were allowed to run while it was measured; empty if unknown.
+    pub cpus: Vec<usize>,
+    /// Number of connections that the server had open at the end of the idle time. Only in `idle`; `null` if unknown.
+    pub open_connections: Option<u64>,
+    /// Whether a process of the server's tree has the listening socket; `null` if unknown.
+    pub owns_listener: Option<bool>,
     /// Number of processes under load.
     pub processes: Option<u64>,
     /// Number of threads under load, over all processes.
@@ -445,7 +595,57 @@ pub struct ServerSide {
     /// Exit status of the server, as text.
     pub exit: Option<String>,
     /// Tally that the server printed at its end; `null` if it printed none.
+    #[schemars(with = "Option<BTreeMap<String, u64>>")]
     pub tally: Option<Tally>,
+}
+
+/// Conditions of the machine during a run. `null`: unknown here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Host {
+    /// Share of the time of the CPUs in use that the hypervisor gave to other virtual machines, 0 to 1.
+    pub steal: Option<f64>,
+    /// Share of the time in which a thread of the machine waited for a CPU, beside those of client and server, by the
+    /// kernel's pressure stall information.
+    pub cpu_pressure: Option<f64>,
+    /// Time for which a CPU quota of the cgroup stopped this program or its servers, in seconds.
+    pub throttled_s: Option<f64>,
+    /// Number of connections that found the queue of a listening socket full, on the whole machine.
+    pub listen_overflows: Option<u64>,
+    /// Number of TCP segments that were sent again, on the whole machine.
+    pub retransmits: Option<u64>,
+}
+
+impl Host {
+    /// Converts the change of the counters over an interval.
+    pub(crate) fn of(change: &HostChange) -> Host {
+        Host {
+            steal: change.steal,
+            cpu_pressure: change.cpu_pressure,
+            throttled_s: change.throttled.map(|time| time.as_secs_f64()),
+            listen_overflows: change.listen_overflows,
+            retransmits: change.retransmits,
+        }
+    }
+}
+
+impl TimelineEntry {
+    /// Converts a step of the client's time line. The CPU time of the server is not known to the client.
+    pub(crate) fn of(step: &TimelineStep) -> TimelineEntry {
+        let times = &step.response_time;
+        let ms = |time: u64| time as f64 / 1e6;
+        TimelineEntry {
+            start_s: step.start.as_secs_f64(),
+            length_s: step.length.as_secs_f64(),
+            completed: step.completed,
+            planned: step.planned,
+            unanswered: step.unanswered,
+            late_sends: step.late_sends,
+            p99_ms: (!times.is_empty()).then(|| ms(times.value_at_quantile(0.99))),
+            max_ms: (!times.is_empty()).then(|| ms(times.max())),
+            client_cpu_s: step.client_cpu.as_secs_f64(),
+            server_cpu_s: None,
+        }
+    }
 }
 
 impl Results {
@@ -482,8 +682,20 @@ impl Results {
             );
         }
         let mut results: Results = serde_json::from_str(&text).with_context(damaged)?;
-        results.summary = crate::results::summary::summarise(&results).with_context(damaged)?;
+        summary::complete(&mut results).with_context(damaged)?;
         Ok(results)
+    }
+
+    /// Returns the JSON Schema of `results.json` (draft 2020-12), generated from these types.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the schema cannot be encoded, which only a lack of memory can cause.
+    pub fn json_schema() -> anyhow::Result<String> {
+        let schema = schemars::schema_for!(Results);
+        let mut text = serde_json::to_string_pretty(&schema).context("cannot write the schema")?;
+        text.push('\n');
+        Ok(text)
     }
 
     /// Returns the results as one line of JSON, including the line break.
@@ -528,14 +740,17 @@ pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::results::summary::summarise;
 
     /// Returns a valid run without figures.
     pub(crate) fn run(model: &str, workload: Workload) -> Run {
         Run {
             order: 1,
-            block: 1,
+            round: 1,
+            attempt: 1,
+            superseded: false,
             model: model.to_string(),
+            role: Role::Model,
+            method: Method::Whole,
             workload,
             connections: 100,
             requests: None,
@@ -549,6 +764,7 @@ pub(crate) mod tests {
             notes: Vec::new(),
             figures: BTreeMap::new(),
             lower_bounds: Vec::new(),
+            checks: Vec::new(),
             client: None,
             server: None,
         }
@@ -565,6 +781,7 @@ pub(crate) mod tests {
             client_cpu_s: 0.5,
             replies: histogram.len(),
             completed: histogram.len(),
+            replies_in_all: None,
             unanswered: 0,
             errors: Errors::default(),
             examples: Vec::new(),
@@ -579,9 +796,11 @@ pub(crate) mod tests {
             response_time: times.clone(),
             service_time: times.clone(),
             bystanders: times.clone(),
+            quiet_response_time: times.clone(),
             lag: Times::of(&lag).unwrap(),
             connect_time: times.clone(),
             first_reply: times,
+            timeline: vec![TimelineEntry::default()],
         }
     }
 
@@ -597,6 +816,11 @@ pub(crate) mod tests {
             .map(|metric| (metric, Some(1.5)))
             .collect();
         one.lower_bounds = vec![Metric::RequestsPerS];
+        one.checks = vec![Check::at_most(
+            certificate::Condition::Steal,
+            Some(0.0),
+            0.01,
+        )];
         one.client = Some(client_side(&histogram));
         one.server = Some(ServerSide {
             cpu_s: Some(0.25),
@@ -610,7 +834,7 @@ pub(crate) mod tests {
             command: "samewire compare".to_string(),
             environment: Environment::default(),
             options: Options {
-                workloads: Workload::DEFAULT.to_vec(),
+                workloads: crate::workloads::defaults(),
                 connections: vec![100],
                 ..Options::default()
             },
@@ -625,7 +849,14 @@ pub(crate) mod tests {
                 max_concurrent: None,
                 unavailable_reason: None,
             }],
-            runs: vec![one],
+            probe: Some(Probe::default()),
+            runs: vec![
+                one.clone(),
+                Run {
+                    role: Role::Twin,
+                    ..one
+                },
+            ],
             skipped: vec![Skipped {
                 model: "serial".to_string(),
                 workload: Workload::Max,
@@ -633,8 +864,11 @@ pub(crate) mod tests {
                 reason: "by design it serves at most 1 at a time".to_string(),
             }],
             summary: Vec::new(),
+            twins: Vec::new(),
+            builds: Vec::new(),
+            conclusions: Vec::new(),
         };
-        results.summary = summarise(&results).unwrap();
+        summary::complete(&mut results).unwrap();
         results
     }
 
@@ -675,7 +909,8 @@ pub(crate) mod tests {
         assert!(refused(Some("{\"schema\": 1}")).contains("schema 1"));
         assert!(refused(Some("{\"schema\": 2}")).contains("schema 2"));
         assert!(refused(Some("{\"schema\": 3}")).contains("schema 3"));
-        assert!(refused(Some("{\"schema\": 4}")).contains("missing field"));
+        assert!(refused(Some("{\"schema\": 4}")).contains("schema 4"));
+        assert!(refused(Some("{\"schema\": 5}")).contains("missing field"));
     }
 
     #[test]
@@ -685,6 +920,41 @@ pub(crate) mod tests {
         fs::create_dir(dir.path().join("results.json")).unwrap();
         assert!(write_atomically(dir.path(), "results.json", "{}").is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn schema_file_is_generated_from_the_types() {
+        let written = include_str!("../../docs/src/results.schema.json");
+        assert!(
+            written == Results::json_schema().unwrap(),
+            "docs/src/results.schema.json is out of date: samewire report --schema > docs/src/results.schema.json"
+        );
+    }
+
+    #[test]
+    fn results_keep_to_the_schema_and_damaged_results_do_not() {
+        let schema: Value = serde_json::from_str(&Results::json_schema().unwrap()).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let results: Value = serde_json::from_str(&full().to_json().unwrap()).unwrap();
+        let errors: Vec<String> = validator
+            .iter_errors(&results)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        for (pointer, wrong) in [
+            ("/schema", Value::from("5")),
+            ("/runs/0/round", Value::Null),
+            ("/runs/0/role", Value::from("visitor")),
+            (
+                "/summary/0/figures/cpu_us_per_request/mark",
+                Value::from("best"),
+            ),
+            ("/summary/0/figures/cpu_us_per_request/value", Value::Null),
+        ] {
+            let mut damaged = results.clone();
+            *damaged.pointer_mut(pointer).unwrap() = wrong;
+            assert!(!validator.is_valid(&damaged), "{pointer}");
+        }
     }
 
     /// Collects the keys of all objects in a JSON value.

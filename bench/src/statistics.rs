@@ -1,8 +1,16 @@
-//! Median, range and quantiles: the statistics that a small number of runs allows.
+//! The statistics of a comparison: `interval` for means, ratios and shares, `ranking` for the places of models,
+//! `stopping` for the number of rounds; here medians, ranges and quantiles.
 
 use hdrhistogram::Histogram;
 
 use crate::format;
+
+pub mod interval;
+pub(crate) mod isotonic;
+pub(crate) mod pooling;
+pub(crate) mod ranking;
+pub(crate) mod stopping;
+pub(crate) mod welch;
 
 /// Returns the median of the values; for an even number of values, the mean of the two in the middle. `None` if there
 /// are no values.
@@ -18,8 +26,7 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Returns the smallest and the largest of the values; `None` if there are no values. With three runs, no narrower
-/// interval would be honest.
+/// Returns the smallest and the largest of the values; `None` if there are no values.
 pub(crate) fn range(values: &[f64]) -> Option<(f64, f64)> {
     let min = values.iter().copied().min_by(f64::total_cmp)?;
     let max = values.iter().copied().max_by(f64::total_cmp)?;

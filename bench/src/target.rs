@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -255,6 +256,24 @@ impl Need {
     }
 }
 
+/// Model of another build of samewire.
+#[derive(Debug, Clone)]
+pub(crate) struct OtherBuild {
+    pub(crate) model: &'static Model,
+    /// The other build.
+    pub(crate) program: PathBuf,
+}
+
+impl OtherBuild {
+    /// Returns the name of the model in tables.
+    pub(crate) fn name(&self) -> String {
+        format!("{}{OTHER_BUILD}", self.model.name)
+    }
+}
+
+/// End of the name of a model of another build.
+pub(crate) const OTHER_BUILD: &str = "@against";
+
 /// Server that is checked or measured.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
@@ -262,6 +281,10 @@ pub(crate) enum Target {
     Model(&'static Model),
     /// Server that a command starts.
     ExternalServer(ExternalServer),
+    /// A model of another build of samewire.
+    OtherBuild(OtherBuild),
+    /// The null server, which is the cheapest server that answers.
+    Null,
     /// Address of a server that runs already.
     At(SocketAddr),
 }
@@ -271,6 +294,8 @@ impl Target {
         match self {
             Target::Model(model) => model.name.to_string(),
             Target::ExternalServer(external) => external.name.clone(),
+            Target::OtherBuild(build) => build.name(),
+            Target::Null => "null server".to_string(),
             Target::At(address) => address.to_string(),
         }
     }
@@ -278,6 +303,7 @@ impl Target {
     pub(crate) fn model(&self) -> Option<&'static Model> {
         match self {
             Target::Model(model) => Some(model),
+            Target::OtherBuild(build) => Some(build.model),
             _ => None,
         }
     }
@@ -311,7 +337,8 @@ impl Target {
     /// Returns the reason why the target does not meet a need; `None` if it meets the need.
     pub(crate) fn lacks(&self, need: Need) -> Option<String> {
         match (self, need) {
-            (Target::Model(_), _) | (Target::ExternalServer(_), Need::Process) => None,
+            (Target::Model(_) | Target::OtherBuild(_), _) | (Target::ExternalServer(_) | Target::Null, Need::Process) => None,
+            (Target::Null, _) => Some("the null server has no settings".to_string()),
             (Target::ExternalServer(_), Need::Wait) => {
                 Some("only our own models have a setting for work before a reply".to_string())
             }
@@ -335,7 +362,12 @@ impl Target {
             Target::Model(model) => {
                 ChildServer::start(&arguments(model, protocol, settings, placement))?
             }
+            Target::OtherBuild(build) => {
+                let arguments = arguments(build.model, protocol, settings, placement);
+                ChildServer::start_build(build.program.clone(), &arguments)?
+            }
             Target::ExternalServer(external) => external.start(settings, placement)?,
+            Target::Null => crate::null_server::start(protocol, &placement.server)?,
             Target::At(address) => {
                 // Once, before the peers connect: each of them would report the same error.
                 TcpStream::connect_timeout(address, Duration::from_secs(5))
@@ -415,7 +447,7 @@ impl RunningTarget {
     /// Returns its processes; `None` if samewire did not start the server.
     pub(crate) fn tree(&self) -> Option<ProcessTree> {
         let server = self.server.as_ref()?;
-        Some(ProcessTree::new(server.pid(), self.forks))
+        Some(server.tree(self.forks))
     }
 
     /// Returns its process; `None` if samewire did not start the server.

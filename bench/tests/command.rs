@@ -281,7 +281,7 @@ fn numbers_out_of_range_are_wrong_usage() {
     assert_error(&serve("--idle-timeout", ages), 2, &["a year"]);
     assert_error(&serve("--drain", ages), 2, &["a year"]);
     assert_error(&run(&["compare", "--patience", ages]), 2, &["a year"]);
-    assert_error(&run(&["compare", "--runs", "4000000000"]), 2, &["runs"]);
+    assert_error(&run(&["compare", "--runs", "4000000000"]), 2, &["rounds"]);
 }
 
 /// If the log can't be written, a server keeps working, and a command ends with the same exit status.

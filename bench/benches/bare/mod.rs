@@ -6,6 +6,8 @@ pub(crate) mod client;
 #[cfg(target_os = "linux")]
 mod compio;
 mod coroutines;
+#[cfg(target_os = "linux")]
+mod epoll;
 mod fork;
 mod mio;
 mod mio_pool;
@@ -44,6 +46,10 @@ pub(crate) const SERVERS: &[(&str, Bare)] = &[
     #[cfg(target_os = "linux")]
     ("compio", compio::serve),
 ];
+
+/// Reference of the event loops themselves: no library at all.
+#[cfg(target_os = "linux")]
+pub(crate) const EPOLL: (&str, Bare) = ("epoll", epoll::serve);
 
 /// Size of the read buffer, in bytes: as in the servers, and more than a whole request.
 const BUFFER: usize = contract::READ_BUFFER;

@@ -437,6 +437,8 @@ impl CheckRunner<'_> {
                     words.extend(["--with".to_string(), external.text()]);
                 }
                 Target::At(address) => words.extend(["--at".to_string(), address.to_string()]),
+                // `check` has no option for it.
+                Target::Null | Target::OtherBuild(_) => {}
             }
         }
         words.push("--protocol".to_string());

@@ -1,36 +1,29 @@
 //! Computes the figures of a run from its raw measurements, and checks whether they may be used.
 
 use crate::format;
-use crate::measure::plan::{Case, Settings};
+use crate::measure::plan::{CROWD_MESSAGES, CROWD_THINK, Case, Settings};
 use crate::placement::Placement;
+use crate::results::certificate::{Check, Condition};
 use crate::results::metric::Metric;
-use crate::results::{ClientSide, Note, Run, ServerSide};
+use crate::results::{ClientSide, Method, Note, Run, ServerSide, summary};
 use crate::workloads::Workload;
 
 /// Share of its CPU time from which on a side counts as busy, with no CPU time to spare.
 const BUSY: f64 = 0.9;
 
-/// Largest 99th percentile of the client's lag, in nanoseconds. With a larger lag, the times are those of the client and
-/// not of the server.
-const MOST_LAG_NS: u64 = 1_000_000;
-
-/// Largest share of the response time that the client's lag may make up (99th percentile of both).
-const MOST_LAG: f64 = 0.5;
-
 /// Share of the planned rate that must be achieved.
 const ENOUGH_OF_THE_RATE: f64 = 0.98;
 
-/// Share of the CPU time from which on other programs count as a disturbance. Interrupts and the kernel's own threads
-/// use a few percent.
-const DISTURBED: f64 = 0.1;
+/// Largest share of the CPU time that other programs may use. Interrupts and the kernel's own threads use a few percent.
+const OTHERS: f64 = 0.05;
 
-/// Allowed length of the interval over which CPU time was counted, as a share of the window. The harness reads the
-/// clock at the edges of the window. If it is late at the beginning, it counts only a part of the window; if it is late
+/// Largest share of the CPU time that the hypervisor may give to other virtual machines.
+const STEAL: f64 = 0.01;
+
+/// Largest distance of the interval over which CPU time was counted from the window, as a share of the window. The
+/// harness reads the clock at the edges of the window. If it is late at the beginning, it counts only a part of the window; if it is late
 /// at the end, it includes time in which the server had nothing to do, and the cost appears too low.
-const INTERVAL: std::ops::RangeInclusive<f64> = 0.5..=1.05;
-
-/// Largest relative deviation from Little's law. Requests that cross an edge of the window cause a small deviation.
-const LITTLE: f64 = 0.1;
+const INTERVAL: f64 = 0.02;
 
 /// Computes the figures of a run and adds the problems and notes that it finds. Does nothing if the run has no
 /// measurements of the client.
@@ -42,9 +35,11 @@ pub(crate) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placemen
 
     report_problems(run, &client);
     // A load that ends by itself is its own window, so its edges cannot be missed.
-    let edges_met = run.workload.ends_by_itself()
-        || share(server.interval_s, Some(client.window_s))
-            .is_some_and(|share| INTERVAL.contains(&share));
+    let distance = share(server.interval_s, Some(client.window_s))
+        .filter(|_| !run.workload.ends_by_itself())
+        .map(|share| (share - 1.0).abs());
+    let edges_met =
+        run.workload.ends_by_itself() || distance.is_some_and(|distance| distance <= INTERVAL);
     let interval = if run.workload.is_transfer() {
         // The interval begins before the load, and outside the window the load used no CPU time.
         Some(client.window_s)
@@ -69,30 +64,47 @@ pub(crate) fn evaluate(run: &mut Run, case: &Case, settings: &Settings, placemen
         run,
     };
     evaluation.resources();
+    evaluation.checks(distance, placement);
     if !edges_met && server.interval_s.is_some() {
         evaluation.note(Note::EdgesMissed);
     }
     if case.exceeds_max_concurrent() {
         evaluation.note(Note::FewerByDesign);
     }
-    match evaluation.run.workload {
-        Workload::Crowd => evaluation.crowd(),
-        Workload::Max => evaluation.max(),
-        Workload::Steady => evaluation.steady(),
-        Workload::Idle => evaluation.idle(),
-        Workload::Http13b | Workload::Http13k | Workload::Wait | Workload::Compute => {
-            evaluation.max();
-            evaluation.responses();
-            evaluation.available();
-        }
-        Workload::Http13m | Workload::Bulk => evaluation.transfer(),
-        Workload::Block | Workload::BlockOffload => {
-            evaluation.steady();
-            evaluation.bystanders();
-        }
-    }
+    (case.workload.definition().evaluate)(&mut evaluation);
+    remove_unknown(run, &server, placement);
     run.client = Some(client);
     run.server = Some(server);
+}
+
+/// Removes the figures that cannot be known, and notes why.
+fn remove_unknown(run: &mut Run, server: &ServerSide, placement: &Placement) {
+    if server.owns_listener == Some(false) {
+        run.notes.push(Note::OtherListener);
+        for (metric, value) in &mut run.figures {
+            if metric.is_of_the_processes() {
+                *value = None;
+            }
+        }
+    }
+    // On the client's CPU the server takes time from the client, and every figure is of both.
+    if common_cpus(server, placement) > Some(0) {
+        run.notes.push(Note::SharedCpus);
+        for value in run.figures.values_mut() {
+            *value = None;
+        }
+    }
+}
+
+/// Returns the number of CPUs of the client on which threads of the server may run; `None` if unknown, or if client and
+/// server are not meant to have CPUs of their own.
+fn common_cpus(server: &ServerSide, placement: &Placement) -> Option<usize> {
+    let known = placement.apart && !server.cpus.is_empty();
+    let common = server
+        .cpus
+        .iter()
+        .filter(|cpu| placement.client.contains(cpu));
+    known.then(|| common.count())
 }
 
 /// Adds a problem if a request failed or if the client received nothing. A run is valid only if every reply is correct
@@ -129,7 +141,7 @@ fn share(part: Option<f64>, total: Option<f64>) -> Option<f64> {
     (total > 0.0).then(|| part / total)
 }
 
-struct Evaluation<'a> {
+pub(crate) struct Evaluation<'a> {
     run: &'a mut Run,
     case: &'a Case,
     settings: &'a Settings,
@@ -187,9 +199,56 @@ impl Evaluation<'_> {
         self.set(Metric::ServerBusy, self.server_busy);
         self.set(Metric::ClientBusy, self.client_busy);
         self.set(Metric::OtherProgramsBusy, self.server.others_cpu);
-        if self.server.others_cpu >= Some(DISTURBED) {
+        let disturbed =
+            self.server.others_cpu > Some(OTHERS) || self.server.host.steal > Some(STEAL);
+        if disturbed {
             self.note(Note::Disturbed);
         }
+    }
+
+    /// Checks the conditions under which the figures are those of the server.
+    fn checks(&mut self, interval_distance: Option<f64>, placement: &Placement) {
+        let (client, server) = (self.client, self.server);
+        let timed = !self.run.workload.ends_by_itself();
+        let mut checks = vec![
+            Check::at_most(Condition::OtherPrograms, server.others_cpu, OTHERS),
+            Check::at_most(Condition::Steal, server.host.steal, STEAL),
+            Check::at_most(Condition::Throttled, server.host.throttled_s, 0.0),
+            Check::at_most(
+                Condition::ListenOverflows,
+                server.host.listen_overflows.map(|count| count as f64),
+                0.0,
+            ),
+            Check::at_most(
+                Condition::Retransmits,
+                server.host.retransmits.map(|count| count as f64),
+                0.0,
+            ),
+        ];
+        if placement.apart {
+            let common = common_cpus(server, placement).map(|count| count as f64);
+            checks.push(Check::at_most(Condition::OwnCpus, common, 0.0));
+        }
+        if timed && self.run.workload != Workload::Idle {
+            // Requests that never left this machine have no response time.
+            let unsent = client.errors.refused + client.errors.local;
+            let ended = client.replies + client.unanswered + client.errors.total() - unsent;
+            let missing = client.response_time.count.abs_diff(ended) as f64;
+            checks.push(Check::at_most(Condition::Exact, Some(missing), 0.0));
+            let closed = (self.case.connections as u64).saturating_sub(client.connected);
+            checks.push(Check::at_most(Condition::Ready, Some(closed as f64), 0.0));
+            checks.push(Check::at_most(
+                Condition::CpuInterval,
+                interval_distance,
+                INTERVAL,
+            ));
+            checks.push(Check::at_most(
+                Condition::ClientHeadroom,
+                self.client_busy,
+                BUSY,
+            ));
+        }
+        self.run.checks.extend(checks);
     }
 
     /// Sets the time until all clients were served; the limit, as a lower bound, if not all were.
@@ -211,8 +270,18 @@ impl Evaluation<'_> {
         self.set(Metric::ClientsServed, client.finished_clients as f64);
     }
 
-    fn crowd(&mut self) {
+    pub(crate) fn crowd(&mut self) {
         self.all_served();
+        // All models spend the same time in the pauses of the clients.
+        let pauses = (CROWD_THINK * CROWD_MESSAGES).as_secs_f64();
+        let excess = self.run.figures.get(&Metric::AllServedS).copied().flatten();
+        self.set(
+            Metric::AllServedExcessS,
+            excess.map(|all| (all - pauses).max(0.0)),
+        );
+        if self.run.lower_bounds.contains(&Metric::AllServedS) {
+            self.lower_bound(Metric::AllServedExcessS);
+        }
         let client = self.client;
         self.set_from_histogram(Metric::FirstReplyP50Ms);
         self.set_from_histogram(Metric::FirstReplyMaxMs);
@@ -230,6 +299,7 @@ impl Evaluation<'_> {
         let client = self.client;
         let rate = share(Some(client.completed as f64), Some(client.window_s));
         self.set(Metric::RequestsPerS, rate);
+        self.set(Metric::RequestsPerSBound, share(rate, self.server_busy));
         self.set(
             Metric::CpuUsPerRequest,
             share(self.server_cpus, rate).map(|seconds| seconds * 1e6),
@@ -238,11 +308,13 @@ impl Evaluation<'_> {
             .server
             .voluntary_switches
             .zip(self.server.involuntary_switches);
-        let switches = share(
-            switches.map(|(voluntary, involuntary)| (voluntary + involuntary) as f64),
-            self.server.counters_interval_s,
-        );
-        self.set(Metric::SwitchesPerRequest, share(switches, rate));
+        let switches = switches.map(|(voluntary, involuntary)| (voluntary + involuntary) as f64);
+        let switches = match self.run.method {
+            // The counters go on in the parts of a slice that are not counted, so they belong to all replies.
+            Method::Slices => share(switches, self.client.replies_in_all.map(|all| all as f64)),
+            Method::Whole => share(share(switches, self.server.counters_interval_s), rate),
+        };
+        self.set(Metric::SwitchesPerRequest, switches);
         let without_reply = client
             .per_connection
             .iter()
@@ -264,7 +336,7 @@ impl Evaluation<'_> {
         self.set(Metric::CpuMsPerGb, cost.map(|seconds| seconds * 1e12));
     }
 
-    fn max(&mut self) {
+    pub(crate) fn max(&mut self) {
         self.throughput();
         let client = self.client;
         self.set(Metric::Fairness, client.fairness);
@@ -278,12 +350,14 @@ impl Evaluation<'_> {
             replies(client.per_connection.iter().max()),
         );
         self.set(Metric::MeanInFlight, client.mean_in_flight);
-        let off = client.mean_in_flight / self.case.connections as f64 - 1.0;
-        // A model that serves fewer connections by design has a note for this already.
-        if off.abs() > LITTLE && !self.case.exceeds_max_concurrent() {
-            self.note(Note::OtherInFlight);
-        }
         self.client_at_its_limit();
+    }
+
+    /// Sets the figures of a closed loop whose response times are shown.
+    pub(crate) fn closed_loop_with_times(&mut self) {
+        self.max();
+        self.responses();
+        self.available();
     }
 
     fn client_at_its_limit(&mut self) {
@@ -300,7 +374,7 @@ impl Evaluation<'_> {
     }
 
     /// Sets the figures of loads in which each client receives a fixed amount of data and then disconnects.
-    fn transfer(&mut self) {
+    pub(crate) fn transfer(&mut self) {
         self.all_served();
         let client = self.client;
         let rate = share(Some(client.completed as f64), Some(client.window_s));
@@ -370,24 +444,24 @@ impl Evaluation<'_> {
         self.percentiles(&metrics, self.planned());
     }
 
-    fn bystanders(&mut self) {
+    pub(crate) fn bystanders(&mut self) {
         let metrics = [Metric::BystandersP50Ms, Metric::BystandersP99Ms];
         self.percentiles(&metrics, self.client.bystanders.count);
     }
 
-    fn steady(&mut self) {
+    pub(crate) fn steady(&mut self) {
         let achieved = self.throughput();
         let client = self.client;
         self.available();
         self.responses();
+        self.set_from_histogram(Metric::QuietP99Ms);
         self.set_from_histogram(Metric::ServiceP99Ms);
         self.set_from_histogram(Metric::LagP99Ms);
         let planned = self.settings.rate(self.case.workload);
         let short = achieved.is_some_and(|rate| rate < ENOUGH_OF_THE_RATE * planned);
         let late = client.lag.p99_ns.is_some_and(|lag| {
-            let response = client.response_time.p99_ns;
-            lag > MOST_LAG_NS
-                || response.is_some_and(|response| lag as f64 > MOST_LAG * response as f64)
+            let p99 = client.response_time.p99_ns.unwrap_or(0);
+            lag as f64 > summary::lag_limit_ms(p99 as f64 / 1e6) * 1e6
         });
         if late || (short && self.client_busy >= Some(BUSY)) {
             self.run.client_limited = true;
@@ -396,7 +470,7 @@ impl Evaluation<'_> {
         }
     }
 
-    fn idle(&mut self) {
+    pub(crate) fn idle(&mut self) {
         let client = self.client;
         let (before, after) = (
             self.server.memory_before_bytes,
@@ -409,7 +483,14 @@ impl Evaluation<'_> {
         // If the protocol closes the connection after a reply, no connection stays open.
         let closes = self.settings.protocol.requests_per_connection.is_some();
         let not_held = client.never_served > 0 || closes;
-        if not_held && !self.case.exceeds_max_concurrent() {
+        let open = self.server.open_connections;
+        let closed = open.is_some_and(|open| open < client.connected) && !closes;
+        if closed && !self.case.exceeds_max_concurrent() {
+            self.note(Note::ClosedWhileIdle);
+            cpus = None;
+        }
+        let not_held = not_held || closed;
+        if not_held && !closed && !self.case.exceeds_max_concurrent() {
             self.note(Note::NotAllHeld);
         }
         if client.completed > 0 {
@@ -417,7 +498,7 @@ impl Evaluation<'_> {
             cpus = None;
         }
         self.set(Metric::KibPerConnection, slope.filter(|_| !not_held));
-        self.set(Metric::MemoryMib, after.map(mebibytes));
+        self.set(Metric::MemoryMib, after.filter(|_| !closed).map(mebibytes));
         self.set(Metric::IdleCpuMsPerS, cpus.map(|cpus| cpus * 1e3));
     }
 }
@@ -427,6 +508,7 @@ mod tests {
     use super::*;
     use crate::commands::compare::tests::settings;
     use crate::registry;
+    use crate::results::Role;
     use crate::results::tests::{client_side, run};
     use crate::target::Target;
 
@@ -482,10 +564,13 @@ mod tests {
         let settings = settings(&["--rate", "20000", "--patience", "6s"]);
         let case = Case {
             target: Target::Model(registry::find("mio").unwrap()),
+            role: Role::Model,
+            method: Method::Whole,
             workload,
             connections: settings.connections(workload)[0],
             seed: 1,
             max_concurrent,
+            burn: None,
         };
         evaluate(&mut run, &case, &settings, &placement());
         run
@@ -528,7 +613,7 @@ mod tests {
                 server.interval_s = Some(interval);
             })
         };
-        for missed in [1e-5, 0.4, 1.1, 2.0] {
+        for missed in [1e-5, 0.4, 0.97, 1.03, 2.0] {
             let run = late(missed);
             assert!(run.valid());
             assert_eq!(run.notes, [Note::EdgesMissed]);
@@ -536,7 +621,8 @@ mod tests {
             assert_eq!(get(&run, Metric::ServerBusy), None);
             assert_eq!(get(&run, Metric::RequestsPerS), Some(20_000.0));
         }
-        assert_eq!(get(&late(0.8), Metric::CpuUsPerRequest), Some(15.625));
+        let met = get(&late(0.99), Metric::CpuUsPerRequest).unwrap();
+        assert!((met - 12.5 / 0.99).abs() < 1e-9, "{met}");
     }
 
     #[test]
@@ -618,7 +704,7 @@ mod tests {
             client.mean_in_flight = 1.0;
         });
         assert_eq!(get(&alone, Metric::ConnectionsWithoutReply), Some(99.0));
-        assert_eq!(alone.notes, [Note::OtherInFlight]);
+        assert!(alone.notes.is_empty());
     }
 
     #[test]
@@ -629,7 +715,7 @@ mod tests {
             client.unanswered = 50;
             client.completed = 0;
         };
-        for &workload in Workload::DEFAULT {
+        for workload in crate::workloads::defaults() {
             let fewer = evaluated_with_limit(Some(50), workload, serve_half);
             assert!(fewer.valid());
             assert_eq!(fewer.notes, [Note::FewerByDesign], "{workload}");

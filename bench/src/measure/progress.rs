@@ -1,70 +1,91 @@
 //! Shows the progress of a comparison on standard error: as a bar on a terminal, otherwise as one line per run.
 //!
 //! Nothing is drawn while a load runs. Drawing takes time on a CPU of the client, and would be measured as slowness of
-//! the server. The bar therefore does not move for a second at a time.
+//! the server. The bar therefore does not move for seconds at a time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::measure::plan::Batch;
-use crate::results::Run;
-use crate::results::metric::Metric;
-use crate::workloads::Workload;
-use crate::{format, output};
+use crate::measure::contest::{Batch, Contest};
+use crate::measure::plan::Settings;
+use crate::results::{Results, Role, Run};
+use crate::{format, measure, output};
 
 /// Progress of a comparison.
 pub(crate) struct CompareProgress {
     bar: ProgressBar,
-    /// Number of planned runs.
-    runs: usize,
+    began: Instant,
+    budget: Option<Duration>,
+    sweep: bool,
     /// Width of the longest workload name, in columns.
     longest: usize,
-    /// Estimated remaining time.
-    left: Duration,
+    /// Results so far, for the message of the bar.
+    known: String,
 }
 
 impl CompareProgress {
-    /// Shows the bar of a comparison with these batches.
-    pub(crate) fn start(batches: &[Batch]) -> CompareProgress {
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}");
-        let runs = batches.iter().map(|batch| batch.cases.len()).sum();
-        let cases = batches.iter().flat_map(|batch| &batch.cases);
-        let longest = cases.map(|case| case.workload.name().len()).max();
-        let bar = ProgressBar::with_draw_target(Some(runs as u64), ProgressDrawTarget::stderr())
+    /// Shows the bar of a comparison. With a budget its length is the time, otherwise the number of rounds.
+    pub(crate) fn start(contests: &[Contest], settings: &Settings) -> CompareProgress {
+        let style = ProgressStyle::with_template("{bar:24} {msg}");
+        let length = match settings.budget {
+            Some(budget) => budget.as_secs(),
+            None => contests
+                .iter()
+                .filter_map(|contest| settings.rounds(contest.workload))
+                .map(u64::from)
+                .sum(),
+        };
+        let names = contests.iter().map(|one| one.workload.name().len());
+        let bar = ProgressBar::with_draw_target(Some(length.max(1)), ProgressDrawTarget::stderr())
             .with_style(style.unwrap_or(ProgressStyle::default_bar()));
         CompareProgress {
             bar,
-            runs,
-            longest: longest.unwrap_or_default(),
-            left: batches.iter().map(|batch| batch.estimate).sum(),
+            began: Instant::now(),
+            budget: settings.budget,
+            sweep: settings.sweep(),
+            longest: names.max().unwrap_or_default(),
+            known: String::new(),
         }
     }
 
     /// Shows that a batch begins.
     pub(crate) fn begin(&self, batch: &Batch) {
-        let what = match &batch.cases[..] {
-            [case] => format!("{} {}", case.target.name(), case.workload),
-            [case, ..] => format!("{} of {} models", case.workload, batch.cases.len()),
-            [] => String::new(),
+        let Some(first) = batch.cases.first() else {
+            return;
         };
-        self.bar.set_message(format!(
-            "about {} left   {what}",
-            humantime::format_duration(Duration::from_secs(self.left.as_secs())),
-        ));
+        let case = match batch.cases.len() {
+            1 => format!("{} {}", first.target.name(), first.workload),
+            count => format!("{} of {count} servers", first.workload),
+        };
+        let time = match self.budget {
+            Some(budget) => {
+                let elapsed = self.began.elapsed().as_secs();
+                self.bar.set_position(elapsed.min(budget.as_secs()));
+                let left = budget.as_secs().saturating_sub(elapsed);
+                let left = humantime::format_duration(Duration::from_secs(left));
+                format!("at most {left} left   ")
+            }
+            None => String::new(),
+        };
+        self.bar
+            .set_message(format!("{time}round {}: {case}{}", batch.round, self.known));
         self.bar.tick();
     }
 
     /// Shows the outcome of a finished run.
     pub(crate) fn measured(&self, run: &Run) {
+        let role = match run.role {
+            Role::Model => "",
+            Role::Twin => " (measured again as a twin)",
+            Role::Anchor => " (not compared)",
+        };
         let line = format!(
-            "[{:>width$}/{}] {:<12} {:<longest$}  {}",
-            run.order,
-            self.runs,
+            "[round {}] {:<12} {:<longest$}  {}{role}",
+            run.round,
             run.model,
             run.workload,
             outcome(run),
-            width = self.runs.to_string().len(),
             longest = self.longest,
         );
         if self.bar.is_hidden() {
@@ -72,19 +93,32 @@ impl CompareProgress {
         } else if !run.valid() {
             self.bar.println(line);
         }
-        self.bar.inc(1);
     }
 
-    /// Reduces the remaining time by that of a finished batch.
-    pub(crate) fn end(&mut self, batch: &Batch) {
-        self.left = self.left.saturating_sub(batch.estimate);
+    /// Shows how exactly a workload is known after a round.
+    pub(crate) fn round_measured(&mut self, contest: &Contest, results: &Results) {
+        if self.budget.is_none() {
+            self.bar.inc(1);
+        }
+        let name = contest.name(self.sweep);
+        let width = match contest.half_width(results) {
+            Some(width) => format!("widest interval ±{:.1} %", width * 100.0),
+            None => "no interval yet".to_string(),
+        };
+        self.known = format!("   {name}: {width}");
+        if self.bar.is_hidden() {
+            output::print_error(&format!(
+                "{name}, round {}: {} servers, {width}, {}",
+                contest.rounds,
+                measure::names(contest).len(),
+                measure::end(contest)
+            ));
+        }
     }
 
-    /// Removes the runs of a batch that is skipped.
-    pub(crate) fn skip(&mut self, batch: &Batch) {
-        self.runs -= batch.cases.len();
-        self.bar.set_length(self.runs as u64);
-        self.end(batch);
+    /// Prints something while the bar is hidden.
+    pub(crate) fn pause(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
     }
 
     /// Removes the bar.
@@ -98,21 +132,7 @@ fn outcome(run: &Run) -> String {
     if let Some(problem) = run.problems.first() {
         return format!("FAILED: {problem}");
     }
-    let (metric, unit) = match run.workload {
-        Workload::Crowd => (Metric::ClientsServed, "clients served"),
-        Workload::Max
-        | Workload::Http13b
-        | Workload::Http13k
-        | Workload::Wait
-        | Workload::Compute => (Metric::RequestsPerS, "requests/s"),
-        Workload::Steady => (Metric::ResponseP99Ms, "ms p99 response time"),
-        Workload::Http13m | Workload::Bulk => (Metric::MbPerS, "MB/s"),
-        Workload::Block | Workload::BlockOffload => (
-            Metric::BystandersP99Ms,
-            "ms p99 response time of the bystanders",
-        ),
-        Workload::Idle => (Metric::IdleCpuMsPerS, "ms of CPU time per second"),
-    };
+    let (metric, unit) = run.workload.progress_figure();
     match run.figures.get(&metric).copied().flatten() {
         Some(value) => format!("{} {unit}", format::digits(value)),
         None => format!("n/a {unit}"),

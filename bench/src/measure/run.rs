@@ -1,5 +1,5 @@
-//! Measures one batch of runs: starts a fresh server process for each, applies its load, and collects the measurements
-//! of client and server. In all workloads except `idle`, a batch is a single run.
+//! Measures one batch of runs as a whole: starts a fresh server process for each, applies its load, and collects the
+//! measurements of client and server. In all workloads except `idle`, such a batch is a single run.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,19 +8,27 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use client::{Load, Plan, Report, Snapshot, Watch};
+use contract::Capacity;
 use protocol::{Bulk, SessionOptions};
 
 use crate::child::{ChildServer, DRAIN, ServerExit};
-use crate::format;
+use crate::measure::contest::Batch;
 use crate::measure::evaluate;
-use crate::measure::plan::{Batch, Case, Settings};
+use crate::measure::plan::{Case, Settings};
 use crate::placement::Placement;
-use crate::resources::{Counters, CpuReading, HostReading, ProcessTree, YieldPolicy};
-use crate::results::{ClientSide, Note, Run, ServerSide};
-use crate::target;
+use crate::resources::{self, Counters, CpuReading, HostCounters, ProcessTree, YieldPolicy};
+use crate::results::{ClientSide, Host, Method, Note, Run, ServerSide, TimelineEntry};
+use crate::target::{self, Target};
 use crate::workloads::Workload;
+use crate::{format, null_server};
+
+/// Longest time that a server may take, after it listens, until all its processes and threads exist.
+const STEADY_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest time from the moment at which an external server listens to its first reply.
+const FIRST_REPLY: Duration = Duration::from_secs(20);
 
 /// Measures the runs of a comparison. It holds everything that the runs have in common.
 pub(crate) struct Runner<'a> {
@@ -87,16 +95,25 @@ pub(crate) fn server_arguments(settings: &Settings, placement: &Placement) -> Ve
 }
 
 /// Result of a load.
-struct LoadResult {
-    report: Report,
+pub(super) struct LoadResult {
+    pub(super) report: Report,
+    pub(super) timeline: Vec<TimelineEntry>,
     /// True if all connections could be opened in time.
-    opened: bool,
+    pub(super) opened: bool,
 }
 
 impl Runner<'_> {
     /// Measures the runs of one batch; returns `None` if the comparison was interrupted. Errors are added to the
     /// problems of a run, and the comparison continues.
     pub(crate) fn measure(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
+        if batch.in_slices() {
+            self.measure_slices(batch, order)
+        } else {
+            self.measure_whole(batch, order)
+        }
+    }
+
+    fn measure_whole(&self, batch: &Batch, order: usize) -> Option<Vec<Run>> {
         let started_s = self.began.elapsed().as_secs_f64();
         // Started from this thread, which must exist longer than the servers: the kernel ends a server together with
         // the thread that started it.
@@ -105,12 +122,13 @@ impl Runner<'_> {
         let loads: Vec<_> = thread::scope(|scope| {
             let mut threads = Vec::new();
             for (case, server) in batch.cases.iter().zip(&servers) {
-                let running = server.as_ref().ok().map(|one| (one.pid(), one.address));
-                threads.push(running.map(|(pid, address)| {
+                let running = server.as_ref().ok();
+                let running = running.map(|server| (self.tree(case, server), server.address));
+                threads.push(running.map(|(tree, address)| {
                     let drive = move || {
                         let mut server = ServerSide::default();
                         let together = batch.cases.len();
-                        let load = self.drive(case, together, pid, address, &mut server);
+                        let load = self.drive(case, together, tree, address, &mut server);
                         (load, server)
                     };
                     let thread =
@@ -133,7 +151,18 @@ impl Runner<'_> {
             // The server is stopped gracefully and prints its tally even if the load failed.
             let exit = server.map(ChildServer::stop);
             let mut run = self.empty(batch, case, order, started_s);
-            if let Err(error) = fill(&mut run, case, exit, load) {
+            let (load, server) = match load {
+                Some(Ok((load, server))) => (load, server),
+                Some(Err(error)) => (
+                    Err(error).context("cannot start the thread of the client"),
+                    ServerSide::default(),
+                ),
+                None => (
+                    Err(anyhow!("the server received no load")),
+                    ServerSide::default(),
+                ),
+            };
+            if let Err(error) = fill(&mut run, case, exit, server, load) {
                 run.problems.push(format!("{error:#}"));
             }
             if !run.notes.contains(&Note::NotAllOpened) {
@@ -145,7 +174,8 @@ impl Runner<'_> {
         (!self.interrupted.load(Ordering::Relaxed)).then_some(runs)
     }
 
-    fn start(&self, case: &Case) -> anyhow::Result<ChildServer> {
+    /// Starts the server of a case.
+    pub(super) fn start(&self, case: &Case) -> anyhow::Result<ChildServer> {
         let Some(model) = case.target.model() else {
             return self.start_external(case);
         };
@@ -153,11 +183,48 @@ impl Runner<'_> {
         let mut arguments = vec![model.name.to_string(), "--workers".to_string(), workers];
         arguments.extend(server_arguments(self.settings, self.placement));
         arguments.extend(self.workload_arguments(case));
-        ChildServer::start(&arguments)
+        if let Some(burn) = case.burn {
+            arguments.extend(["--burn".to_string(), format!("{}ns", burn.as_nanos())]);
+        }
+        match &case.target {
+            Target::OtherBuild(build) => {
+                ChildServer::start_build(build.program.clone(), &arguments)
+            }
+            _ => ChildServer::start(&arguments),
+        }
+    }
+
+    /// Waits until a server that listens also serves: until all its processes and threads exist, and for an external
+    /// server, until it has answered a request.
+    pub(super) fn wait_until_ready(
+        &self,
+        case: &Case,
+        plan: &Plan,
+        tree: &mut ProcessTree,
+    ) -> anyhow::Result<()> {
+        if matches!(case.target, Target::ExternalServer(_)) {
+            wait_for_first_reply(plan, self.interrupted)?;
+        }
+        // A model whose workers are held by one peer each starts all of them at once.
+        let workers = case.target.model().map_or(1, |model| match model.capacity {
+            Capacity::Workers => self.placement.workers_of(model) as u64,
+            _ => 1,
+        });
+        tree.wait_until_steady(workers, STEADY_LIMIT);
+        Ok(())
+    }
+
+    /// Returns the processes of the server of a case.
+    pub(super) fn tree(&self, case: &Case, server: &ChildServer) -> ProcessTree {
+        server.tree(case.target.may_fork())
     }
 
     /// Starts an external server. Only the settings for which its command has placeholders apply.
     fn start_external(&self, case: &Case) -> anyhow::Result<ChildServer> {
+        if matches!(case.target, Target::Null) {
+            let protocol = case.workload.protocol(self.settings.protocol);
+            return null_server::start(protocol, &self.placement.server);
+        }
         let settings = target::TargetSettings {
             idle_timeout: Some(EXTERNAL_IDLE_TIMEOUT),
             max_connections: Some(connection_limit(self.settings)),
@@ -179,15 +246,10 @@ impl Runner<'_> {
         case.workload.server_arguments(small, case.seed)
     }
 
-    fn drive(
-        &self,
-        case: &Case,
-        together: usize,
-        pid: i32,
-        address: SocketAddr,
-        server: &mut ServerSide,
-    ) -> anyhow::Result<LoadResult> {
-        let plan = Plan {
+    /// Returns the load of a case. `together` is the number of servers in the batch.
+    pub(super) fn plan(&self, case: &Case, together: usize, address: SocketAddr) -> Plan {
+        let in_slices = case.method == Method::Slices;
+        Plan {
             address,
             protocol: case.workload.protocol(self.settings.protocol),
             connections: case.connections,
@@ -200,9 +262,26 @@ impl Runner<'_> {
             ramp: case.ramp(),
             timeout: timeout(self.settings, case.workload),
             seed: case.seed,
-            threads: self.placement.client_threads(),
+            // One event loop reads the CPU clocks of all servers of a round.
+            threads: if in_slices {
+                1
+            } else {
+                self.placement.client_threads()
+            },
             cpus: self.placement.client.clone(),
-        };
+        }
+    }
+
+    fn drive(
+        &self,
+        case: &Case,
+        together: usize,
+        mut tree: ProcessTree,
+        address: SocketAddr,
+        server: &mut ServerSide,
+    ) -> anyhow::Result<LoadResult> {
+        let plan = self.plan(case, together, address);
+        self.wait_until_ready(case, &plan, &mut tree)?;
         if case.workload == Workload::Idle {
             // The very first exchanges load code and tables; this memory does not belong to the measured connections.
             let first = Plan {
@@ -217,23 +296,35 @@ impl Runner<'_> {
             };
             client::drive(&first, &(), self.interrupted)?;
         }
-        let watcher = Watcher::new(pid, case, self.placement, self.interrupted);
+        let watcher = Watcher::new(tree, address, case, self.placement, self.interrupted);
         let report = client::drive(&plan, &watcher, &watcher.stop)?;
         let readings = watcher.readings();
-        readings.write_to(server, watcher.cpus.len());
+        readings.write_to(server);
+        server.owns_listener = readings.tree.owns_listener(address.port());
         Ok(LoadResult {
+            timeline: report.timeline.iter().map(TimelineEntry::of).collect(),
             report,
             opened: !readings.gave_up,
         })
     }
 
     /// Returns a run without any measurements yet.
-    fn empty(&self, batch: &Batch, case: &Case, order: usize, started_s: f64) -> Run {
+    pub(super) fn empty(&self, batch: &Batch, case: &Case, order: usize, started_s: f64) -> Run {
         let name = case.target.name();
-        let beside = batch.cases.iter().map(|case| case.target.name());
+        // In slices, the other servers are alive but rest.
+        let others = if batch.in_slices() {
+            &[]
+        } else {
+            &batch.cases[..]
+        };
+        let beside = others.iter().map(|case| case.target.name());
         Run {
             order,
-            block: batch.block,
+            round: batch.round,
+            attempt: batch.attempt,
+            superseded: false,
+            role: case.role,
+            method: case.method,
             workload: case.workload,
             connections: case.connections,
             requests: case.requests(),
@@ -248,18 +339,50 @@ impl Runner<'_> {
             notes: Vec::new(),
             figures: Default::default(),
             lower_bounds: Vec::new(),
+            checks: Vec::new(),
             client: None,
             server: None,
         }
     }
 }
 
+/// Waits until a server that listens answers a request: some servers listen long before they serve.
+fn wait_for_first_reply(plan: &Plan, interrupted: &AtomicBool) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let first = Plan {
+        connections: 1,
+        threads: 1,
+        load: Load::Messages {
+            messages: 1,
+            think: Duration::ZERO,
+            rounds: 1,
+            limit: Some(FIRST_REPLY),
+        },
+        ..plan.clone()
+    };
+    let deadline = Instant::now() + FIRST_REPLY;
+    loop {
+        let report = client::drive(&first, &(), interrupted)?;
+        if report.replies > 0 || interrupted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let why = report.examples.first().map_or("no reply", String::as_str);
+            bail!(
+                "the server listened, but did not answer a request within {FIRST_REPLY:?}: {why}"
+            );
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
 /// Adds the measurements of client and server to a run.
-fn fill(
+pub(super) fn fill(
     run: &mut Run,
     case: &Case,
     exit: anyhow::Result<ServerExit>,
-    load: Option<io::Result<(anyhow::Result<LoadResult>, ServerSide)>>,
+    server: ServerSide,
+    load: anyhow::Result<LoadResult>,
 ) -> anyhow::Result<()> {
     let exit = exit?;
     // An external server that does not handle SIGTERM is ended by the signal, which is not a problem of the
@@ -267,15 +390,16 @@ fn fill(
     if case.target.model().is_some() || !exit.ended_by_sigterm() {
         run.problems.extend(exit.problems);
     }
-    let (load, server) = load
-        .context("the server received no load")?
-        .context("cannot start the thread of the client")?;
     run.server = Some(ServerSide {
         exit: Some(exit.exit),
         tally: exit.tally,
         ..server
     });
-    let LoadResult { report, opened } = load?;
+    let LoadResult {
+        report,
+        timeline,
+        opened,
+    } = load?;
     if !opened {
         run.notes.push(Note::NotAllOpened);
         if !case.exceeds_max_concurrent() {
@@ -286,7 +410,10 @@ fn fill(
             ));
         }
     }
-    run.client = Some(ClientSide::of(&report)?);
+    run.client = Some(ClientSide {
+        timeline,
+        ..ClientSide::of(&report)?
+    });
     Ok(())
 }
 
@@ -298,6 +425,8 @@ fn fill(
 /// counters are lost.
 struct Watcher<'a> {
     case: &'a Case,
+    /// Address of the server.
+    address: SocketAddr,
     /// CPUs of client and server.
     cpus: Vec<usize>,
     interrupted: &'a AtomicBool,
@@ -321,6 +450,8 @@ struct Readings {
     /// Counters after the window.
     last: Option<Sample>,
     memory_after: Option<u64>,
+    /// Number of connections that the server had open at the end of `idle`.
+    open: Option<u64>,
     /// Largest number of processes of all readings. If the clients leave one by one, fewer are left at the end.
     processes: u64,
     /// Largest number of threads of all readings.
@@ -330,34 +461,35 @@ struct Readings {
 }
 
 /// Counters of the server and of the machine at one moment.
-#[derive(Clone, Copy)]
-struct Sample {
-    server: Counters,
-    host: Option<HostReading>,
+#[derive(Clone)]
+pub(super) struct Sample {
+    pub(super) server: Counters,
+    pub(super) host: Option<HostCounters>,
 }
 
 impl Sample {
-    fn take(tree: &ProcessTree, cpus: &[usize], yield_policy: YieldPolicy) -> Sample {
+    pub(super) fn take(tree: &ProcessTree, cpus: &[usize], yield_policy: YieldPolicy) -> Sample {
         Sample {
             server: tree.counters(yield_policy),
-            host: HostReading::take(cpus),
+            host: HostCounters::take(cpus),
         }
     }
 }
 
 impl<'a> Watcher<'a> {
     fn new(
-        root: i32,
+        tree: ProcessTree,
+        address: SocketAddr,
         case: &'a Case,
         placement: &Placement,
         interrupted: &'a AtomicBool,
     ) -> Watcher<'a> {
         let cpus = placement.all();
-        let tree = ProcessTree::new(root, case.target.may_fork());
         let before = Sample::take(&tree, &cpus, YieldPolicy::None);
         let idle = case.workload == Workload::Idle;
         Watcher {
             case,
+            address,
             cpus,
             interrupted,
             stop: AtomicBool::new(false),
@@ -370,6 +502,7 @@ impl<'a> Watcher<'a> {
                 end: None,
                 last: None,
                 memory_after: None,
+                open: None,
                 processes: 0,
                 threads: None,
                 gave_up: false,
@@ -395,15 +528,15 @@ impl<'a> Watcher<'a> {
 impl Watch for Watcher<'_> {
     fn measuring(&self) {
         let mut readings = self.readings();
-        if self.case.workload == Workload::Idle {
-            // No request is under way, and the first exchanges of the other servers are over.
-            readings.connected = Some(self.sample(&mut readings, YieldPolicy::None));
-        } else {
-            // The processes that were forked for the last clients must count from the beginning.
-            readings.tree.look();
-        }
+        // The processes that were forked for the last clients must count from the beginning.
+        readings.tree.look();
         if readings.begin.is_none() {
             readings.begin = Some(readings.tree.cpu());
+        }
+        if self.case.workload == Workload::Idle {
+            // No request is under way, and the first exchanges of the other servers are over. To read the counters of a
+            // thousand threads takes long, but disturbs no server.
+            readings.connected = Some(self.sample(&mut readings, YieldPolicy::None));
         }
     }
 
@@ -419,6 +552,7 @@ impl Watch for Watcher<'_> {
         readings.last = Some(self.sample(&mut readings, yield_policy));
         if self.case.workload == Workload::Idle {
             readings.memory_after = readings.tree.memory();
+            readings.open = resources::established(self.address).map(|open| open as u64);
         }
     }
 
@@ -448,48 +582,58 @@ impl Watch for Watcher<'_> {
     }
 }
 
-impl Readings {
-    /// Computes the measurements of the server from the readings. `cpus` is the number of CPUs in use.
-    fn write_to(&self, server: &mut ServerSide, cpus: usize) {
+impl Sample {
+    /// Computes the changes of the counters since an earlier sample.
+    pub(super) fn write_since(&self, first: &Sample, server: &mut ServerSide) {
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
-        let elapsed =
-            |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
+        let elapsed = |from: Option<Duration>, to: Option<Duration>| {
+            Some(to?.saturating_sub(from?).as_secs_f64())
+        };
+        let (begin, end) = (&first.server, &self.server);
+        server.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
+        server.user_s = elapsed(begin.user, end.user);
+        server.system_s = elapsed(begin.system, end.system);
+        server.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
+        server.involuntary_switches = between(begin.involuntary_switches, end.involuntary_switches);
+        server.processes = Some(end.processes);
+        server.threads = end.threads;
+        server.peak_rss_bytes = end.peak_rss;
+    }
+}
+
+impl Readings {
+    /// Computes the measurements of the server from the readings.
+    fn write_to(&self, server: &mut ServerSide) {
         server.memory_before_bytes = self.memory_before;
         server.memory_after_bytes = self.memory_after;
         server.peak_rss_before_bytes = self.before.server.peak_rss;
+        server.cpus = self.tree.cpus().unwrap_or_default();
+        server.open_connections = self.open;
         if let (Some(begin), Some(end)) = (&self.begin, &self.end) {
             server.interval_s = Some((end.at - begin.at).as_secs_f64());
-            server.cpu_s = elapsed(begin.used, end.used).map(|time| time.as_secs_f64());
+            let used = begin.used.zip(end.used);
+            server.cpu_s = used.map(|(begin, end)| end.saturating_sub(begin).as_secs_f64());
         }
         // A load without a warm-up lies completely in the window, so its counters begin before the load.
         let first = self
             .connected
-            .filter(|sample| self.begin.is_some_and(|begin| sample.server.at < begin.at));
-        let Sample {
-            server: begin,
-            host: before,
-        } = first.unwrap_or(self.before);
-        let Some(Sample {
-            server: end,
-            host: after,
-        }) = &self.last
-        else {
+            .as_ref()
+            .filter(|sample| {
+                let before = |begin: CpuReading| sample.server.at < begin.at;
+                self.memory_before.is_some() || self.begin.is_some_and(before)
+            })
+            .unwrap_or(&self.before);
+        let Some(last) = &self.last else {
             return;
         };
-        let user = elapsed(begin.user, end.user);
-        let system = elapsed(begin.system, end.system);
-        server.counters_interval_s = Some((end.at - begin.at).as_secs_f64());
-        server.user_s = user.map(|time| time.as_secs_f64());
-        server.system_s = system.map(|time| time.as_secs_f64());
-        server.voluntary_switches = between(begin.voluntary_switches, end.voluntary_switches);
-        server.involuntary_switches = between(begin.involuntary_switches, end.involuntary_switches);
-        let used = user.zip(system).map(|(user, system)| user + system);
-        server.others_cpu = before
-            .zip(*after)
-            .zip(used)
-            .and_then(|((before, after), used)| after.others(&before, used, cpus));
+        last.write_since(first, server);
         server.processes = Some(self.processes);
         server.threads = self.threads;
-        server.peak_rss_bytes = end.peak_rss;
+        if let (Some(before), Some(after)) = (&first.host, &last.host) {
+            let used = first.server.cpu.zip(last.server.cpu);
+            let used = used.map(|(before, after)| after.saturating_sub(before));
+            server.host = Host::of(&after.since(before));
+            server.others_cpu = used.and_then(|used| after.others(before, used));
+        }
     }
 }

@@ -3,8 +3,11 @@
 use std::fmt::Write;
 
 use crate::format;
-use crate::report::table::{ResultTable, legend, notes, result_tables};
+use crate::probe;
+use crate::report::table::{ResultTable, builds, legend, notes, result_tables, twins};
+use crate::results::certificate::Check;
 use crate::results::metric::Metric;
+use crate::results::summary::Summary;
 use crate::results::{Environment, FILE, Results};
 
 /// Name of the report file, in the directory of `results.json`.
@@ -32,16 +35,10 @@ pub(crate) fn to_markdown(results: &Results) -> String {
     let _ = writeln!(
         text,
         "All models speak one protocol (`{}`, {} bytes per request{own}) with the same client, which checks every reply \
-         byte by byte. Runs per model and workload: {}{}, each with a fresh server process, in random order. Measured \
-         {} by samewire {}.\n",
+         byte by byte. Each round starts fresh server processes of all of them; figures are compared round by round. \
+         Measured {} by samewire {}.\n",
         options.protocol,
         options.size_bytes,
-        options.runs,
-        if options.idle_runs == options.runs {
-            String::new()
-        } else {
-            format!(" ({} in idle)", options.idle_runs)
-        },
         results.environment.date,
         results.environment.samewire_version,
     );
@@ -60,6 +57,26 @@ pub(crate) fn to_markdown(results: &Results) -> String {
         let _ = writeln!(text, "- {}", escape(&line));
     }
     text.push('\n');
+    for (title, lines) in [
+        ("Conclusions", results.conclusions.clone()),
+        ("The same server twice", twins(results)),
+        ("Against the other build", builds(results)),
+    ] {
+        if !lines.is_empty() {
+            let _ = writeln!(text, "## {title}\n");
+            for line in lines {
+                let _ = writeln!(text, "- {}", escape(&line));
+            }
+            text.push('\n');
+        }
+    }
+    if let Some(probe) = &results.probe {
+        let _ = writeln!(text, "## This machine, before the first round\n");
+        for line in probe::to_text(probe).lines() {
+            let _ = writeln!(text, "- {}", escape(line));
+        }
+        text.push('\n');
+    }
     text.push_str(&validity(results));
     text.push_str(
         "## Models\n\n\
@@ -126,12 +143,11 @@ fn table_to_markdown(table: &ResultTable) -> String {
 /// Returns the section that shows whether the server was measured and not the client.
 fn validity(results: &Results) -> String {
     let mut text = "## Validity\n\n\
-        Each figure is the median of the runs; the client lag is the percentile over all runs together. For the server to \
+        Each figure is the median of the rounds; the client lag is the percentile over all runs together. For the server to \
         be the limit, the client must have CPU time to spare. The client must send on time (lag). Other programs should \
-        not use the CPUs. In `max` and the other closed loops, as many requests must be under way as there are \
-        connections (Little's law).\n\n\
-        | model | workload | connections | runs used | client busy (%) | server busy (%) | other programs (%) | client lag p99 (ms) | mean requests under way | peak memory (MiB) |\n\
-        | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        not use the CPUs.\n\n\
+        | model | workload | connections | runs used | client busy (%) | server busy (%) | other programs (%) | client lag p99 (ms) | peak memory (MiB) | failed checks |\n\
+        | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n"
         .to_string();
     for summary in &results.summary {
         let figure = |metric, scale: f64, digits: usize| {
@@ -159,22 +175,48 @@ fn validity(results: &Results) -> String {
             if_measured(Metric::ServerBusy, 100.0, 0),
             if_measured(Metric::OtherProgramsBusy, 100.0, 0),
             if_measured(Metric::LagP99Ms, 1.0, 3),
-            if_measured(Metric::MeanInFlight, 1.0, 1),
             if_measured(Metric::PeakMemoryMib, 1.0, 1),
+            failed_checks(summary),
         );
     }
     text.push('\n');
     text
 }
 
+/// Returns the conditions that did not hold, with their values and limits.
+fn failed_checks(summary: &Summary) -> String {
+    let failed = summary.checks.iter().filter(|check| check.failed());
+    let text = |check: &Check| {
+        let name = serde_json::to_value(check.condition).unwrap_or_default();
+        let name = name.as_str().unwrap_or_default().replace('_', " ");
+        let value = check.value.unwrap_or(f64::NAN);
+        format!("{name} {} (limit {})", short(value), short(check.limit))
+    };
+    failed.map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// Formats a value of a check, which may be very small.
+fn short(value: f64) -> String {
+    if value == 0.0 || value >= 1.0 {
+        format::digits(value)
+    } else {
+        format!("{value:.4}")
+    }
+}
+
 fn machine(environment: &Environment) -> String {
     fn or_unknown<T: ToString>(value: Option<&T>) -> String {
         value.map_or("unknown".to_string(), T::to_string)
     }
+    // A hypervisor hides the topology and the frequency of its CPUs.
+    let unknown = match environment.virtual_machine {
+        Some(true) => "unknown (virtual)",
+        _ => "unknown",
+    };
     let yes_no = |value: Option<bool>| match value {
         Some(true) => "yes",
         Some(false) => "no",
-        None => "unknown",
+        None => unknown,
     };
     let list = |cpus: &[usize]| {
         if cpus.is_empty() {
@@ -220,7 +262,33 @@ fn machine(environment: &Environment) -> String {
         ),
         (
             "frequency governor",
-            or_unknown(environment.governor.as_ref()),
+            environment.governor.clone().unwrap_or(unknown.to_string()),
+        ),
+        (
+            "CPU quota",
+            environment
+                .cpu_quota
+                .map_or("none".to_string(), |quota| format!("{quota:.2} CPUs")),
+        ),
+        (
+            "transparent huge pages",
+            or_unknown(environment.transparent_huge_pages.as_ref()),
+        ),
+        (
+            "address randomisation",
+            or_unknown(environment.address_randomisation.as_ref()),
+        ),
+        (
+            "multithreading of the cores",
+            or_unknown(environment.multithreading.as_ref()),
+        ),
+        (
+            "clock source",
+            or_unknown(environment.clock_source.as_ref()),
+        ),
+        (
+            "SHA-256 of the program",
+            or_unknown(environment.binary_sha256.as_ref()),
         ),
         ("load average at the start", or_unknown(load.as_ref())),
         (

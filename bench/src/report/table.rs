@@ -6,11 +6,14 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use contract::Capacity;
 
-use crate::measure::plan::{CROWD_MESSAGES, CROWD_THINK, MANY};
 use crate::output::wrap;
+use crate::report::words;
+use crate::results::certificate::Condition;
 use crate::results::metric::Metric;
-use crate::results::summary::{Figure, Mark, Summary, marks};
-use crate::results::{Note, Results, Run, Skipped};
+use crate::results::summary::{Figure, Summary, TwinResult};
+use crate::results::{Method, Note, Results, Role, Run, Skipped};
+use crate::statistics::interval::Estimate;
+use crate::statistics::ranking::Mark;
 use crate::workloads::Workload;
 use crate::{format, list};
 
@@ -32,43 +35,48 @@ pub(crate) struct ResultTable {
     marks_unserved: bool,
 }
 
+/// Text above a table, and its columns: the heading, the part of the summary, and the rank of each.
+pub(crate) struct TableText {
+    pub(crate) about: String,
+    pub(crate) columns: Vec<(&'static str, Column, u8)>,
+}
+
 /// Part of a model's summary that a column shows.
 #[derive(Clone, Copy)]
-enum Column {
+pub(crate) enum Column {
     /// A figure with its mark.
     Value(Metric),
     /// Smallest and largest value of a single run.
     Range(Metric),
+    /// Interval of a figure by which models are ranked.
+    Interval(Metric),
+    /// Ratio to the best, with its interval.
+    Ratio(Metric),
     /// Range from the first figure to the second.
     Between(Metric, Metric),
     /// A share in percent.
     Percent(Metric),
 }
 
-use Column::{Between, Percent, Range, Value};
+use Column::{Between, Interval, Percent, Range, Ratio, Value};
 
 /// Returns the explanation of the figures and marks in the tables, one sentence or mark per line.
 pub(crate) fn legend(results: &Results) -> Vec<String> {
     let workloads = &results.options.workloads;
     let has_curves = sweeps(results) && workloads.iter().any(|one| one.sweeps_cost());
-    let mut lines = vec![
-        "Each figure is the median of the runs. A percentile is over the samples of all runs together, and \
-         \"max\" and \"slowest\" are the largest sample of all runs."
-            .to_string(),
-        "min–max of runs: lowest and highest value of a single run; it belongs to the column before it."
-            .to_string(),
-        "*: best of the ranked models. Models that did not serve every client are not ranked."
-            .to_string(),
-        "≈: tied with the best, because the ranges of their runs overlap.".to_string(),
-    ];
-    let late = if workloads.iter().all(|one| Workload::DEFAULT.contains(one)) {
-        "the client was late"
-    } else {
-        "the client was late or was the limit"
-    };
-    lines.push(format!(
-        "?: doubtful, and not ranked: {late}, or other programs used the CPUs. A mark belongs to its own column."
-    ));
+    let mut lines: Vec<String> = [
+        "Each figure with marks is the geometric mean of the rounds, and each other figure is their median. A percentile \
+         is over the samples of all rounds together, and \"max\" and \"slowest\" are the largest sample of all rounds.",
+        "95 % interval: where the mean of many such rounds lies. min–max: lowest and highest value of a single round. \
+         Both belong to the column before them.",
+        "times the best: ratio to the model with the best mean, round by round, with its interval. Models that did not \
+         serve every client, and models of which a run failed twice, are not ranked.",
+        "*: the leader: every other model is worse.  ≈: may be the best.  =: as good as the best: the whole interval is \
+         within 5 %.  ~: not known yet.  no mark: worse than the best. No figure has a mark with fewer than six rounds.",
+        "?: doubtful, and not ranked; a note says why. A mark belongs to its own column.",
+    ]
+    .map(String::from)
+    .into();
     if has_curves {
         lines.push("†: not every client was served with this number of connections.".to_string());
     }
@@ -125,226 +133,8 @@ pub(crate) fn result_tables(results: &Results) -> Vec<ResultTable> {
 }
 
 fn result_table(results: &Results, workload: Workload, number: usize) -> ResultTable {
-    let options = &results.options;
     let connections = format::count(number as u64);
-    let (about, columns): (String, Vec<(&str, Column, u8)>) = match workload {
-        Workload::Crowd => (
-            format!(
-                "{connections} clients connect at once. Each sends {CROWD_MESSAGES} requests, with a pause of {} ms \
-                 after each reply. How long until all are served? The client waits for {} s at most. The time to the \
-                 first reply starts at the connect.",
-                CROWD_THINK.as_millis(),
-                options.patience_s
-            ),
-            vec![
-                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
-                ("min–max\nof runs", Range(Metric::AllServedS), 3),
-                ("clients\nserved", Value(Metric::ClientsServed), 0),
-                (
-                    "median first\nreply (ms)",
-                    Value(Metric::FirstReplyP50Ms),
-                    0,
-                ),
-                (
-                    "slowest first\nreply (ms)",
-                    Value(Metric::FirstReplyMaxMs),
-                    0,
-                ),
-                ("min–max\nof runs", Range(Metric::FirstReplyMaxMs), 1),
-                ("threads", Value(Metric::Threads), 0),
-                ("processes", Value(Metric::Processes), 2),
-            ],
-        ),
-        Workload::Max => (
-            format!(
-                "Closed loop: each of {connections} connections sends its next request as soon as it has a reply, for \
-                 {} s. How many requests per second at most, and at what CPU cost? Latency is not shown: under full \
-                 load it is mostly time in a queue. Fairness: 1 if all connections had equally many replies (Jain's \
-                 index).",
-                options.duration_s
-            ),
-            vec![
-                ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
-                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
-                (
-                    "context\nswitches/\nrequest",
-                    Value(Metric::SwitchesPerRequest),
-                    0,
-                ),
-                ("fairness\n(0–1)", Value(Metric::Fairness), 0),
-                (
-                    "fewest–most\nreplies per\nconnection",
-                    Between(
-                        Metric::FewestRepliesPerConnection,
-                        Metric::MostRepliesPerConnection,
-                    ),
-                    3,
-                ),
-            ],
-        ),
-        Workload::Steady => (
-            format!(
-                "Open loop: {} requests/s, evenly over {connections} connections, for {} s, whatever the server does. \
-                 How long do replies take? Times count from the planned send time; in the column \"service time\", if \
-                 it is shown, from the actual one.",
-                format::digits(options.rate_per_s),
-                options.duration_s
-            ),
-            vec![
-                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
-                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
-                ("min–max\nof runs", Range(Metric::ResponseP99Ms), 1),
-                ("p99.9\n(ms)", Value(Metric::ResponseP999Ms), 0),
-                ("max\n(ms)", Value(Metric::ResponseMaxMs), 2),
-                ("service\ntime p99\n(ms)", Value(Metric::ServiceP99Ms), 4),
-                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("answered\n(%)", Percent(Metric::Availability), 0),
-                ("unanswered\nrequests", Value(Metric::UnansweredRequests), 3),
-            ],
-        ),
-        Workload::Idle => (
-            format!(
-                "{} connections are idle for {} s after one exchange each. How much memory and CPU time do they cost \
-                 the server? Memory is the server's own: anonymous and shared pages, each counted once, without the \
-                 kernel's memory for sockets, threads and page tables.{}",
-                connections,
-                options.idle_duration_s,
-                measured_together(results)
-            ),
-            vec![
-                (
-                    "memory per\nconnection\n(KiB)",
-                    Value(Metric::KibPerConnection),
-                    0,
-                ),
-                ("min–max\nof runs", Range(Metric::KibPerConnection), 1),
-                ("total\nmemory\n(MiB)", Value(Metric::MemoryMib), 0),
-                ("CPU ms per s\nwhile idle", Value(Metric::IdleCpuMsPerS), 0),
-                ("min–max\nof runs", Range(Metric::IdleCpuMsPerS), 1),
-                ("threads", Value(Metric::Threads), 0),
-                ("processes", Value(Metric::Processes), 0),
-            ],
-        ),
-        Workload::Http13b | Workload::Http13k => (
-            format!(
-                "Closed loop over HTTP/1.1: each of {connections} keep-alive connections requests a file of {} again as \
-                 soon as it has received it, for {} s. How many requests per second at most, and at what CPU cost?",
-                if workload == Workload::Http13b {
-                    "13 bytes"
-                } else {
-                    "13 KiB"
-                },
-                options.duration_s
-            ),
-            vec![
-                ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
-                ("MB/s", Value(Metric::MbPerS), 0),
-                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
-                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
-                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
-                ("answered\n(%)", Percent(Metric::Availability), 0),
-                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
-            ],
-        ),
-        Workload::Http13m => (
-            format!(
-                "{connections} users connect at once, and each requests a file of 13 MiB {} over HTTP/1.1. How long \
-                 until all are served, and at what CPU cost? The client waits for {} s at most.",
-                if number < MANY { "twice" } else { "once" },
-                options.limit_s
-            ),
-            vec![
-                ("answered\n(%)", Percent(Metric::Availability), 0),
-                ("MB/s", Value(Metric::MbPerS), 0),
-                ("min–max\nof runs", Range(Metric::MbPerS), 1),
-                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
-                ("slowest\nreply (ms)", Value(Metric::ResponseMaxMs), 0),
-                ("CPU ms\nper GB", Value(Metric::CpuMsPerGb), 0),
-                ("min–max\nof runs", Range(Metric::CpuMsPerGb), 2),
-                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
-            ],
-        ),
-        Workload::Bulk => (
-            format!(
-                "{connections} peers connect at once. Each receives 3 messages of 3 MiB and confirms each. How long \
-                 until all are served, and at what CPU cost? The client waits for {} s at most. Peak memory: the \
-                 largest resident memory. Growth: its increase under the load, per connection.",
-                options.limit_s
-            ),
-            vec![
-                ("answered\n(%)", Percent(Metric::Availability), 0),
-                ("MB/s", Value(Metric::MbPerS), 0),
-                ("min–max\nof runs", Range(Metric::MbPerS), 1),
-                ("all served\nafter (s)", Value(Metric::AllServedS), 0),
-                ("CPU ms\nper GB", Value(Metric::CpuMsPerGb), 0),
-                ("min–max\nof runs", Range(Metric::CpuMsPerGb), 2),
-                ("peak\nmemory\n(MiB)", Value(Metric::PeakMemoryMib), 0),
-                (
-                    "growth per\nconnection\n(KiB)",
-                    Value(Metric::PeakKibPerConnection),
-                    0,
-                ),
-            ],
-        ),
-        Workload::Wait => (
-            format!(
-                "Closed loop in which each reply waits 5 ms for something slow that needs no thread: {connections} \
-                 connections, for {} s. More than {} requests/s are impossible.",
-                options.duration_s,
-                format::count(number as u64 * 200)
-            ),
-            vec![
-                ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
-                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
-                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
-                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
-                ("threads", Value(Metric::Threads), 0),
-            ],
-        ),
-        Workload::Block | Workload::BlockOffload => (
-            format!(
-                "Open loop: {} requests/s, evenly over {connections} connections, for {} s. Before one reply in ten, a \
-                 call blocks its thread for 5 ms.{} The other nine are the bystanders. How long do they take, from the \
-                 planned send time?",
-                format::count(options.block_rate_per_s as u64),
-                options.block_duration_s,
-                if workload.offloads() {
-                    " This call runs on a thread that is reserved for such calls (--offload)."
-                } else {
-                    ""
-                }
-            ),
-            vec![
-                ("bystanders\np50 (ms)", Value(Metric::BystandersP50Ms), 0),
-                ("bystanders\np99 (ms)", Value(Metric::BystandersP99Ms), 0),
-                ("min–max\nof runs", Range(Metric::BystandersP99Ms), 1),
-                ("all\np99 (ms)", Value(Metric::ResponseP99Ms), 0),
-                ("min–max\nof runs", Range(Metric::ResponseP99Ms), 2),
-                ("answered\n(%)", Percent(Metric::Availability), 0),
-            ],
-        ),
-        Workload::Compute => (
-            format!(
-                "Closed loop in which each reply takes 200 µs of CPU time: {connections} connections, for {} s. How \
-                 far do the models still differ?",
-                options.duration_s
-            ),
-            vec![
-                ("requests/s", Value(Metric::RequestsPerS), 0),
-                ("min–max\nof runs", Range(Metric::RequestsPerS), 1),
-                ("p50\n(ms)", Value(Metric::ResponseP50Ms), 0),
-                ("p99\n(ms)", Value(Metric::ResponseP99Ms), 0),
-                ("CPU µs\nper\nrequest", Value(Metric::CpuUsPerRequest), 0),
-                ("min–max\nof runs", Range(Metric::CpuUsPerRequest), 2),
-            ],
-        ),
-    };
+    let TableText { about, columns } = (workload.definition().table)(results, number);
     let summaries: Vec<&Summary> = results
         .summary
         .iter()
@@ -364,10 +154,10 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
         ranks: vec![0],
         marks_unserved: false,
     };
-    // With single runs there is no spread.
+    // With a single round there is no spread.
     let repeated = summaries.iter().any(|summary| summary.runs > 1);
     for (heading, column, rank) in columns {
-        if repeated || !matches!(column, Range(_)) {
+        if repeated || !matches!(column, Range(_) | Interval(_) | Ratio(_)) {
             let summaries: Vec<_> = summaries.iter().copied().map(Some).collect();
             result_table.push(heading, rank, &column, &summaries);
         }
@@ -375,8 +165,35 @@ fn result_table(results: &Results, workload: Workload, number: usize) -> ResultT
     result_table
 }
 
+/// Returns a sentence about the slices and the rounds of a workload.
+pub(crate) fn how(results: &Results, workload: Workload) -> String {
+    let summaries = results
+        .summary
+        .iter()
+        .filter(|one| one.workload == workload);
+    let rounds = summaries
+        .clone()
+        .map(|summary| summary.runs)
+        .max()
+        .unwrap_or(0);
+    let whole: Vec<&str> = summaries
+        .clone()
+        .filter(|one| one.method == Method::Whole)
+        .map(|one| one.model.as_str())
+        .collect();
+    let all = summaries.count();
+    let rounds = format!("{rounds} {}", if rounds == 1 { "round" } else { "rounds" });
+    if whole.len() == all {
+        format!(" {rounds}, one server after the other.")
+    } else if whole.is_empty() {
+        format!(" {rounds} in slices.")
+    } else {
+        format!(" {rounds} in slices; {} as a whole.", whole.join(", "))
+    }
+}
+
 /// Returns a sentence with the number of servers that were measured at the same time; empty if it was always one.
-fn measured_together(results: &Results) -> String {
+pub(crate) fn measured_together(results: &Results) -> String {
     let together = results.runs.iter().map(|run| run.beside.len());
     match together.max() {
         None | Some(0) => String::new(),
@@ -429,7 +246,7 @@ fn sweep(results: &Results, workload: Workload) -> ResultTable {
         let heading = format::count(connections as u64);
         result_table.push(&heading, 0, &Value(METRIC), &summaries);
         if repeated {
-            result_table.push("min–max\nof runs", 1, &Range(METRIC), &summaries);
+            result_table.push("95 %\ninterval", 1, &Interval(METRIC), &summaries);
         }
     }
     result_table
@@ -473,7 +290,9 @@ fn text(summary: &Summary, column: &Column) -> String {
     let get = |metric: &Metric| summary.figures.get(metric).copied().flatten();
     if summary.valid == 0 {
         return match column {
-            Value(metric) if Some(*metric) == first(summary.workload) => "failed".to_string(),
+            Value(metric) if *metric == summary.workload.definition().first_metric => {
+                "failed".to_string()
+            }
             _ => String::new(),
         };
     }
@@ -493,6 +312,20 @@ fn text(summary: &Summary, column: &Column) -> String {
             }
             _ => String::new(),
         },
+        Interval(metric) => match get(metric) {
+            Some(Figure {
+                low: Some(low),
+                high: Some(high),
+                ..
+            }) => format!("{}–{}", number(*metric, low), number(*metric, high)),
+            _ => String::new(),
+        },
+        Ratio(metric) => match get(metric) {
+            Some(figure) => figure
+                .ratio_to_best
+                .map_or(String::new(), |one| ratio(&one)),
+            None => String::new(),
+        },
         Between(from, to) => match (get(from), get(to)) {
             (Some(from), Some(to)) => {
                 format!(
@@ -507,20 +340,15 @@ fn text(summary: &Summary, column: &Column) -> String {
     }
 }
 
-/// Returns the figure whose column shows "failed" if all runs of a workload failed.
-fn first(workload: Workload) -> Option<Metric> {
-    Some(match workload {
-        Workload::Crowd => Metric::AllServedS,
-        Workload::Max
-        | Workload::Http13b
-        | Workload::Http13k
-        | Workload::Wait
-        | Workload::Compute => Metric::RequestsPerS,
-        Workload::Steady => Metric::ResponseP50Ms,
-        Workload::Idle => Metric::KibPerConnection,
-        Workload::Http13m | Workload::Bulk => Metric::MbPerS,
-        Workload::Block | Workload::BlockOffload => Metric::BystandersP50Ms,
-    })
+/// Formats a ratio with its interval; the best itself has none.
+pub(crate) fn ratio(ratio: &Estimate) -> String {
+    let Estimate { value, low, high } = *ratio;
+    if low == high {
+        return "1".to_string();
+    }
+    // Far from 1, the digits behind the point are noise.
+    let digits = if value < 10.0 { 2 } else { 0 };
+    format!("×{value:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
 fn value(metric: Metric, figure: &Figure) -> String {
@@ -591,10 +419,11 @@ pub(crate) fn notes(results: &Results) -> Vec<String> {
     notes.extend(skipped(results));
     for summary in &results.summary {
         // One example is enough; results.json contains all problems.
-        let problem = runs(results, summary).find_map(|run| run.problems.first());
+        let counted = runs(results, summary).filter(|run| !run.superseded);
+        let problem = counted.filter_map(|run| run.problems.first()).next();
         if let Some(problem) = problem {
             notes.push(format!(
-                "{} {}: {} of {} runs failed and are not in the figures: {problem}",
+                "{} {}: {} of {} runs failed, also when they were measured once more, so the model is not ranked: {problem}",
                 summary.workload,
                 name(results, summary),
                 summary.runs - summary.valid,
@@ -602,8 +431,116 @@ pub(crate) fn notes(results: &Results) -> Vec<String> {
             ));
         }
     }
+    notes.extend(measured_again(results));
+    notes.extend(doubts(results));
     notes.extend(run_notes(results));
     notes
+}
+
+/// Returns a note with the runs that were measured once more.
+fn measured_again(results: &Results) -> Option<String> {
+    let again: Vec<String> = results
+        .summary
+        .iter()
+        .filter(|summary| summary.measured_again > 0)
+        .map(|summary| {
+            format!(
+                "{} {} ({})",
+                summary.workload,
+                name(results, summary),
+                summary.measured_again
+            )
+        })
+        .collect();
+    (!again.is_empty()).then(|| {
+        format!(
+            "runs that were measured once more, because the first attempt failed or the machine was disturbed: {}",
+            again.join(", ")
+        )
+    })
+}
+
+/// Returns the notes about doubtful figures: one sentence for each workload and condition.
+fn doubts(results: &Results) -> Vec<String> {
+    let mut by_condition: BTreeMap<(Workload, Condition), Vec<String>> = BTreeMap::new();
+    for summary in &results.summary {
+        let ranked = crate::results::summary::ranked_metrics(summary.workload);
+        let conditions: BTreeSet<Condition> = ranked
+            .filter(|metric| summary.figure(*metric).is_some())
+            .flat_map(|metric| summary.doubts(metric).collect::<Vec<_>>())
+            .collect();
+        for condition in conditions {
+            let models = by_condition.entry((summary.workload, condition));
+            models.or_default().push(name(results, summary));
+        }
+    }
+    let all = |workload| {
+        let summaries = results.summary.iter();
+        summaries.filter(|one| one.workload == workload).count()
+    };
+    by_condition
+        .into_iter()
+        .map(|((workload, condition), models)| {
+            let models = if models.len() > 1 && models.len() == all(workload) {
+                "all".to_string()
+            } else {
+                models.join(", ")
+            };
+            format!(
+                "{workload}: doubtful (?): {}. Models: {models}",
+                condition.sentence()
+            )
+        })
+        .collect()
+}
+
+/// Returns the comparison of the twins with their models, one sentence per model, workload and figure.
+pub(crate) fn twins(results: &Results) -> Vec<String> {
+    let sentence = |twin: &TwinResult| {
+        let broken = if twin.different {
+            ". The noise floor was broken: the same server differs from itself, so differences of this size mean \
+             nothing in this comparison"
+        } else {
+            ""
+        };
+        Some(format!(
+            "{}: {} measured twice: {} {}{broken}",
+            place(results, twin),
+            twin.model,
+            words::figure_name(twin.metric),
+            ratio(twin.ratio.as_ref()?),
+        ))
+    };
+    results.twins.iter().filter_map(sentence).collect()
+}
+
+/// Returns the comparison of this build with the other, one sentence per model, workload and figure.
+pub(crate) fn builds(results: &Results) -> Vec<String> {
+    let sentence = |build: &TwinResult| {
+        Some(format!(
+            "{}: {}: {} of this build {} that of the other{}",
+            place(results, build),
+            build.model,
+            words::figure_name(build.metric),
+            ratio(build.ratio.as_ref()?),
+            if build.different {
+                ", which is certain"
+            } else {
+                ""
+            }
+        ))
+    };
+    results.builds.iter().filter_map(sentence).collect()
+}
+
+/// Returns the workload of a comparison of two servers; in a sweep, with the number of connections.
+fn place(results: &Results, pair: &TwinResult) -> String {
+    if sweeps(results) {
+        let connections = format::count(pair.connections as u64);
+        format!("{} with {connections} connections", pair.workload)
+    } else {
+        pair.workload.to_string()
+    }
 }
 
 /// Returns the notes about skipped cases: one sentence for all cases of a model with the same reason; for workloads
@@ -643,8 +580,10 @@ fn run_notes(results: &Results) -> Vec<String> {
     let mut by_note: BTreeMap<(Note, String), Vec<String>> = BTreeMap::new();
     for &workload in &results.options.workloads {
         let all: BTreeSet<Note> = (results.runs.iter())
-            .filter(|run| run.workload == workload && run.valid())
+            .filter(|run| run.workload == workload && run.role == Role::Model && run.valid())
             .flat_map(|run| run.notes.iter().copied())
+            // The notes about doubtful figures say it, if it was so in the whole case.
+            .filter(|note| *note != Note::ClientLate)
             .collect();
         for note in all {
             let models = affected_models(results, workload, note);
@@ -722,7 +661,8 @@ fn name(results: &Results, summary: &Summary) -> String {
 
 fn runs<'r>(results: &'r Results, summary: &'r Summary) -> impl Iterator<Item = &'r Run> {
     results.runs.iter().filter(|run| {
-        run.model == summary.model
+        run.role == Role::Model
+            && run.model == summary.model
             && run.workload == summary.workload
             && run.connections == summary.connections
     })
@@ -735,11 +675,8 @@ fn sentence(note: Note) -> &'static str {
              more (≥)"
         }
         Note::ClientLate => {
-            "the client sent requests late (p99 of its own delay over 1 ms, or over half of the p99 of the response time), \
-             or it was at least 90 % busy and stayed below 98 % of the rate; this makes the replies appear late"
-        }
-        Note::OtherInFlight => {
-            "the number of requests under way differed from the number of connections by more than 10 % (Little's law)"
+            "the client sent requests late (p99 of its own delay over 20 µs and over a tenth of the p99 of the response \
+             time), or it was at least 90 % busy and stayed below 98 % of the rate; this makes the replies appear late"
         }
         Note::NotAllHeld => {
             "not all connections were served in time, or at the same time, so the memory per connection is unknown (n/a)"
@@ -758,8 +695,19 @@ fn sentence(note: Note) -> &'static str {
             "this program read the server's CPU clock too late, so the CPU time is unknown"
         }
         Note::Disturbed => {
-            "other programs, interrupts or other virtual machines took at least 10 % of the time of the CPUs that client \
-             and server use"
+            "other programs or interrupts took over 5 % of the time of the CPUs that client and server use, or other \
+             virtual machines took over 1 %"
+        }
+        Note::OtherListener => {
+            "no process of the server's tree has the listening socket, so the CPU time and the memory of the server are \
+             unknown (n/a); start the server as a child of the command"
+        }
+        Note::SharedCpus => {
+            "threads of the server could run on the CPUs of the client, so all figures are unknown (n/a); do not let the \
+             server choose its CPUs"
+        }
+        Note::ClosedWhileIdle => {
+            "the server closed idle connections, so their cost is unknown (n/a); give it a longer idle time-out"
         }
     }
 }
@@ -769,26 +717,27 @@ impl ResultTable {
     fn push(&mut self, heading: &str, rank: u8, column: &Column, summaries: &[Option<&Summary>]) {
         self.headings.push(heading.to_string());
         self.ranks.push(rank);
-        let known: Vec<&Summary> = summaries.iter().flatten().copied().collect();
-        let mut marks = match column {
-            Value(metric) => marks(*metric, &known),
-            _ => vec![Mark::None; known.len()],
-        }
-        .into_iter();
-        let sign = |summary: &Summary, mark| match mark {
-            Mark::Best => " *",
-            Mark::Tied => " ≈",
-            Mark::Doubtful => " ?",
-            Mark::None if self.marks_unserved && !summary.ranked => " †",
-            // A no-break space, which keeps the digits of a column aligned.
-            Mark::None => " \u{a0}",
+        let sign = |summary: &Summary| {
+            let mark = match column {
+                Value(metric) => summary.figure(*metric).and_then(|figure| figure.mark),
+                _ => None,
+            };
+            match mark {
+                Some(Mark::Leader) => " *",
+                Some(Mark::MayBeBest) => " ≈",
+                Some(Mark::Equal) => " =",
+                Some(Mark::NotKnown) => " ~",
+                Some(Mark::Doubtful) => " ?",
+                _ if self.marks_unserved && !summary.ranked => " †",
+                // A no-break space, which keeps the digits of a column aligned.
+                _ => " \u{a0}",
+            }
         };
         let mut cells: Vec<(String, &str)> = Vec::new();
         for one in summaries {
             cells.push(match one {
                 // No other column of this row shows that the runs failed.
                 Some(summary) if self.marks_unserved && summary.valid == 0 => {
-                    marks.next();
                     let failed = if matches!(column, Value(_)) {
                         "failed"
                     } else {
@@ -796,10 +745,7 @@ impl ResultTable {
                     };
                     (failed.to_string(), " \u{a0}")
                 }
-                Some(summary) => {
-                    let mark = marks.next().unwrap_or(Mark::None);
-                    (text(summary, column), sign(summary, mark))
-                }
+                Some(summary) => (text(summary, column), sign(summary)),
                 None => (String::new(), " \u{a0}"),
             });
         }
@@ -854,6 +800,15 @@ impl ResultTable {
 /// Returns all tables, the legend, the notes and the warnings as text for a terminal of `width` columns.
 pub(crate) fn to_text(results: &Results, width: usize) -> String {
     let mut text = String::new();
+    if results.twins.iter().any(|twin| twin.different) {
+        text.push_str(&wrap(
+            "THE NOISE FLOOR WAS BROKEN: a server that was measured twice differs from itself (see \"twin\" below). Repeat \
+             the comparison on a quieter machine, or with more rounds.",
+            "",
+            width,
+        ));
+        text.push('\n');
+    }
     let result_tables = result_tables(results);
     for result_table in &result_tables {
         text.push_str(&result_table.to_text(width));
@@ -863,6 +818,16 @@ pub(crate) fn to_text(results: &Results, width: usize) -> String {
         for line in legend(results) {
             text.push_str(&wrap(&line, "   ", width));
         }
+        text.push('\n');
+    }
+    for line in &results.conclusions {
+        text.push_str(&wrap(&format!("conclusion: {line}"), "  ", width));
+    }
+    for line in twins(results) {
+        text.push_str(&wrap(&format!("twin: {line}"), "  ", width));
+    }
+    for line in builds(results) {
+        text.push_str(&wrap(&format!("against: {line}"), "  ", width));
     }
     for note in notes(results) {
         text.push_str(&wrap(&format!("note: {note}"), "  ", width));
@@ -904,6 +869,7 @@ mod tests {
                         min: Some(value * 0.9),
                         max: Some(value),
                         lower_bound: metric == Metric::RequestsPerS,
+                        ..Figure::default()
                     };
                     (metric, Some(figure))
                 });
@@ -911,8 +877,11 @@ mod tests {
                     model: model.name.to_string(),
                     workload,
                     connections: 100,
+                    method: Method::Slices,
                     runs: 3,
                     valid: 3,
+                    measured_again: 0,
+                    checks: Vec::new(),
                     client_limited: workload == Workload::Max,
                     disturbed: false,
                     ranked: true,
@@ -962,6 +931,7 @@ mod tests {
                 min: Some(value),
                 max: Some(value),
                 lower_bound: false,
+                ..Figure::default()
             });
             Summary {
                 model: model.to_string(),
@@ -1091,7 +1061,7 @@ mod tests {
         let notes = notes(&results).join("\n");
         assert!(notes.contains("mio had 200 workers"), "{notes}");
         assert!(!notes.contains("In idle"), "{notes}");
-        results.options.workloads = Workload::DEFAULT.to_vec();
+        results.options.workloads = crate::workloads::defaults();
         results.options.idle_connections = 1_000;
         let notes = super::notes(&results).join("\n");
         assert!(

@@ -1,16 +1,24 @@
 //! The figures of a run: their names, which direction is better, and the histogram that each is read from.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::results::workload::Workload;
 use crate::results::{ClientSide, Times};
+use crate::statistics::ranking::Better;
+use crate::workloads::Kind;
 
 /// Kind of figure of a run. The unit is part of the name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Time from the first connect until all clients had their replies, in seconds. If they had not, the longest time
     /// that was waited for them, as a lower bound.
     AllServedS,
+    /// `all_served_s` without the pauses of the clients, in seconds: the time that the server took.
+    AllServedExcessS,
     /// Number of clients that received all the replies that they requested.
     ClientsServed,
     /// Median over the clients of the time from the connect to the first reply, in milliseconds.
@@ -19,6 +27,9 @@ pub enum Metric {
     FirstReplyMaxMs,
     /// Number of correct replies per second.
     RequestsPerS,
+    /// Number of correct replies per second, divided by the share of its CPUs that the server used: a bound on the
+    /// throughput with a client that costs nothing.
+    RequestsPerSBound,
     /// CPU time of the server per correct reply, in microseconds.
     CpuUsPerRequest,
     /// Content of correct replies per second, in MB of 10⁶ bytes.
@@ -41,6 +52,9 @@ pub enum Metric {
     ResponseP50Ms,
     /// 99th percentile of the response time, in milliseconds.
     ResponseP99Ms,
+    /// 99th percentile of the response time of the requests that were planned in steps of the time line without a late
+    /// send, in milliseconds.
+    QuietP99Ms,
     /// 99.9th percentile of the response time, in milliseconds.
     #[serde(rename = "response_p99_9_ms")]
     ResponseP999Ms,
@@ -82,24 +96,16 @@ pub enum Metric {
     OtherProgramsBusy,
 }
 
-/// Direction in which a figure is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Better {
-    /// A larger value is better.
-    Higher,
-    /// A smaller value is better.
-    Lower,
-}
-
 impl Metric {
     /// All figures.
-    #[cfg(test)]
-    pub(crate) const ALL: [Metric; 34] = [
+    pub(crate) const ALL: [Metric; 37] = [
         Metric::AllServedS,
+        Metric::AllServedExcessS,
         Metric::ClientsServed,
         Metric::FirstReplyP50Ms,
         Metric::FirstReplyMaxMs,
         Metric::RequestsPerS,
+        Metric::RequestsPerSBound,
         Metric::CpuUsPerRequest,
         Metric::MbPerS,
         Metric::CpuMsPerGb,
@@ -111,6 +117,7 @@ impl Metric {
         Metric::MeanInFlight,
         Metric::ResponseP50Ms,
         Metric::ResponseP99Ms,
+        Metric::QuietP99Ms,
         Metric::ResponseP999Ms,
         Metric::ResponseMaxMs,
         Metric::BystandersP50Ms,
@@ -131,21 +138,41 @@ impl Metric {
         Metric::OtherProgramsBusy,
     ];
 
-    /// Returns the direction in which a figure is better; `None` for figures by which models are not ranked because
-    /// they only explain the others.
-    pub(crate) fn better(self) -> Option<Better> {
+    /// Returns the direction in which a figure is better; `None` if models are not ranked by it in this workload:
+    ///
+    /// - Most figures only explain the others.
+    /// - Response times of a closed loop leave out the requests that a slow server kept the client from sending
+    ///   (coordinated omission).
+    /// - Requests per second of a closed loop that uses all CPUs of client and server are those of the pair; the CPU
+    ///   time per request is the server's alone. Where replies wait or compute, the server is the limit.
+    pub(crate) fn better(self, workload: Workload) -> Option<Better> {
         match self {
-            Metric::RequestsPerS | Metric::MbPerS => Some(Better::Higher),
-            Metric::AllServedS
+            Metric::MbPerS if workload.is_transfer() => Some(Better::Higher),
+            Metric::RequestsPerS
+                if workload.has_work() && workload.definition().kind == Kind::Closed =>
+            {
+                Some(Better::Higher)
+            }
+            Metric::ResponseP99Ms if workload.is_open_loop() => Some(Better::Lower),
+            Metric::AllServedExcessS
             | Metric::FirstReplyMaxMs
             | Metric::CpuUsPerRequest
             | Metric::CpuMsPerGb
-            | Metric::ResponseP99Ms
             | Metric::BystandersP99Ms
             | Metric::KibPerConnection
             | Metric::PeakKibPerConnection
             | Metric::IdleCpuMsPerS => Some(Better::Lower),
             _ => None,
+        }
+    }
+
+    /// Returns the smallest value that the figure can tell from zero: values are compared by their logarithms, and
+    /// zero has none.
+    pub(crate) fn resolution(self) -> f64 {
+        match self {
+            Metric::IdleCpuMsPerS | Metric::AllServedExcessS => 1e-3,
+            Metric::KibPerConnection | Metric::PeakKibPerConnection => 1e-2,
+            _ => f64::MIN_POSITIVE,
         }
     }
 
@@ -161,9 +188,44 @@ impl Metric {
         )
     }
 
-    /// Returns whether the figure is a throughput. If the client was the limit, a throughput is a valid lower bound.
-    pub(crate) fn is_throughput(self) -> bool {
-        matches!(self, Metric::RequestsPerS | Metric::MbPerS)
+    /// Returns whether the figure is read from the processes of the server.
+    pub(crate) fn is_of_the_processes(self) -> bool {
+        self.is_cost()
+            || matches!(
+                self,
+                Metric::RequestsPerSBound
+                    | Metric::SwitchesPerRequest
+                    | Metric::MemoryMib
+                    | Metric::Threads
+                    | Metric::Processes
+                    | Metric::PeakMemoryMib
+                    | Metric::ServerBusy
+            )
+    }
+
+    /// Returns whether the figure is a time that a client waits.
+    pub(crate) fn is_time(self) -> bool {
+        matches!(
+            self,
+            Metric::AllServedS
+                | Metric::AllServedExcessS
+                | Metric::FirstReplyP50Ms
+                | Metric::FirstReplyMaxMs
+        ) || self.is_percentile()
+    }
+
+    /// Returns whether the figure is a response time that is read from a histogram.
+    pub(crate) fn is_percentile(self) -> bool {
+        matches!(
+            self,
+            Metric::ResponseP50Ms
+                | Metric::ResponseP99Ms
+                | Metric::QuietP99Ms
+                | Metric::ResponseP999Ms
+                | Metric::ResponseMaxMs
+                | Metric::BystandersP50Ms
+                | Metric::BystandersP99Ms
+        )
     }
 
     /// Returns the histogram and the quantile that the figure is read from; `None` for figures that are not read from a
@@ -174,6 +236,7 @@ impl Metric {
             Metric::FirstReplyMaxMs => (|client| &client.first_reply, 1.0),
             Metric::ResponseP50Ms => (|client| &client.response_time, 0.5),
             Metric::ResponseP99Ms => (|client| &client.response_time, 0.99),
+            Metric::QuietP99Ms => (|client| &client.quiet_response_time, 0.99),
             Metric::ResponseP999Ms => (|client| &client.response_time, 0.999),
             Metric::ResponseMaxMs => (|client| &client.response_time, 1.0),
             Metric::BystandersP50Ms => (|client| &client.bystanders, 0.5),
