@@ -45,10 +45,19 @@ impl Stop {
     /// No descriptor is available.
     pub fn channel() -> io::Result<(Stopper, Stop)> {
         let (sender, receiver) = UnixStream::pair()?;
+        Ok((Stopper { sender }, Stop::from_stream(receiver)?))
+    }
+
+    /// Creates a stop that the other end of this stream requests, by a shutdown.
+    ///
+    /// # Errors
+    ///
+    /// The stream cannot be made non-blocking.
+    pub(crate) fn from_stream(receiver: UnixStream) -> io::Result<Stop> {
         // Runtimes take ownership of a copy, and all of them require non-blocking descriptors.
         receiver.set_nonblocking(true)?;
         let receiver = Arc::new(receiver);
-        Ok((Stopper { sender }, Stop { receiver }))
+        Ok(Stop { receiver })
     }
 
     /// Creates a stop that SIGINT (Ctrl-C) and SIGTERM request. The first signal requests the stop. The second signal

@@ -40,12 +40,12 @@ fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) 
     (Server(child), lines, address)
 }
 
-/// Returns the number and state of each child of a process. Zombies, which have not been waited for, are included.
-fn children(parent: &Child) -> Vec<(i32, char)> {
+/// Returns the process ID of each child of a process. Zombies, which have not been waited for, are included.
+fn children(parent: &Child) -> Vec<i32> {
     let all = procfs::process::all_processes().unwrap();
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
     let children = stats.filter(|stat| stat.ppid == parent.id() as i32);
-    children.map(|stat| (stat.pid, stat.state)).collect()
+    children.map(|stat| stat.pid).collect()
 }
 
 /// Waits until a condition is true, at most for [`GUARD`].
@@ -96,7 +96,7 @@ fn killed_process_ends_its_own_connection_only() {
     let third = connect(&address);
     ask(&third, "three\n");
 
-    kill(Pid::from_raw(serving_victim[0].0), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(*serving_victim[0]), Signal::SIGKILL).unwrap();
     // With unread input the connection ends by RST, otherwise by FIN. In both cases the peer notices at once.
     assert!(matches!(victim.read(&mut [0]), Ok(0) | Err(_)));
     eventually("the killed process is reaped", || {

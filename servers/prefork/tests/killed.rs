@@ -40,12 +40,12 @@ fn start(arguments: &[&str]) -> (Server, Lines<BufReader<ChildStdout>>, String) 
     (Server(child), lines, address)
 }
 
-/// Returns the number and state of each child of a process. Zombies, which have not been waited for, are included.
-fn children(parent: &Child) -> Vec<(i32, char)> {
+/// Returns the process ID of each child of a process. Zombies, which have not been waited for, are included.
+fn children(parent: &Child) -> Vec<i32> {
     let all = procfs::process::all_processes().unwrap();
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
     let children = stats.filter(|stat| stat.ppid == parent.id() as i32);
-    children.map(|stat| (stat.pid, stat.state)).collect()
+    children.map(|stat| stat.pid).collect()
 }
 
 /// Waits until a condition is true, at most for [`GUARD`].
@@ -88,10 +88,10 @@ fn killed_process_ends_its_own_connection_and_is_replaced() {
     (&third).write_all(b"two\n").unwrap();
 
     // Each process serves one of the peers.
-    kill(Pid::from_raw(before[0].0), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(before[0]), Signal::SIGKILL).unwrap();
     eventually("a new process has replaced the killed one", || {
         let now = children(&server.0);
-        now.len() == 2 && !now.iter().any(|child| child.0 == before[0].0)
+        now.len() == 2 && !now.contains(&before[0])
     });
     // The new process serves the third peer: the other process is still occupied by its peer.
     let mut reply = [0; 4];

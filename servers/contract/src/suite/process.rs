@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::thread;
@@ -46,6 +47,8 @@ const GLOBAL_THREADS: &[&str] = &["async-io", "async-global-ex"];
 pub(super) struct ServerProcess {
     child: Child,
     control: BufReader<TcpStream>,
+    /// Other end of the stop of the server.
+    stopper: UnixStream,
     address: SocketAddr,
 }
 
@@ -93,20 +96,23 @@ impl ServerProcess {
             workers: limits.workers,
             backlog: limits.backlog,
             offload: limits.offload,
-            stopped,
         };
+        let (stopper, stop) = UnixStream::pair().expect("no stop");
         let settings = serde_json::to_string(&settings).expect("plain data");
         let control_listener = TcpListener::bind("127.0.0.1:0").expect("no control");
         let control = control_listener.local_addr().expect("no address");
         let test = format!("{}::server_process", target.name());
+        if stopped {
+            stopper.shutdown(Shutdown::Write).expect("no stop");
+        }
         let mut child = Command::new(env::current_exe().expect("no test binary"))
             .args([&test, "--exact", "--ignored"])
             .args(["--nocapture", "--test-threads=1"])
             .env(CONTROL, control.to_string())
             .env(SETTINGS, settings)
-            // The listener is passed as standard input, as inetd does.
+            // The listener is passed as standard input, as inetd does, and the stop as standard output.
             .stdin(OwnedFd::from(listener))
-            .stdout(Stdio::null())
+            .stdout(OwnedFd::from(stop))
             .spawn()
             .expect("no server process");
         control_listener
@@ -130,6 +136,7 @@ impl ServerProcess {
         ServerProcess {
             child,
             control: BufReader::new(control),
+            stopper,
             address,
         }
     }
@@ -141,7 +148,7 @@ impl ServerProcess {
 
     /// Requests the stop of the server and returns at once.
     pub(super) fn request_stop(&self) {
-        let _ = self.control.get_ref().shutdown(Shutdown::Write);
+        let _ = self.stopper.shutdown(Shutdown::Write);
     }
 
     /// Stops the server and returns its report. Fails if the server failed or the tally does not add up.
@@ -374,12 +381,18 @@ pub fn serve(target: &ModelUnderTest) {
     // starter.
     let threads = threads();
     let mut control = TcpStream::connect(control).expect("no control");
-    let (stopper, stop) = Stop::channel().expect("no stop");
     let listener = rustix::io::dup(io::stdin()).expect("no descriptor");
+    let stop = rustix::io::dup(io::stdout()).expect("no descriptor");
     // Standard input is replaced, because otherwise the port would stay in use when the server has closed its listener.
-    let null = fs::File::open("/dev/null").expect("no /dev/null");
-    rustix::stdio::dup2_stdin(null).expect("no descriptor");
+    // Standard output is replaced, because the stop is not for text.
+    let null = fs::File::options().read(true).write(true).open("/dev/null");
+    let null = null.expect("no /dev/null");
+    rustix::stdio::dup2_stdin(&null).expect("no descriptor");
+    rustix::stdio::dup2_stdout(&null).expect("no descriptor");
     let listener = TcpListener::from(listener);
+    // No thread waits for the stop: a model that forks copies the locks of all threads, and a thread that starts or
+    // ends holds one. In the copy it would stay locked.
+    let stop = Stop::from_stream(UnixStream::from(stop)).expect("not non-blocking");
     let service = settings.serving.service();
     let limits = Limits {
         idle_timeout: settings.idle_timeout,
@@ -390,16 +403,6 @@ pub fn serve(target: &ModelUnderTest) {
         stack: None,
         offload: settings.offload,
     };
-    let mut stop_request = control.try_clone().expect("no descriptor");
-    let stop_thread = if settings.stopped {
-        drop((stop_request, stopper));
-        None
-    } else {
-        Some(thread::spawn(move || {
-            let _ = stop_request.read(&mut [0]);
-            drop(stopper);
-        }))
-    };
     // The log goes to the same socket, so that the test can wait for a line of it.
     let log = Mutex::new(control.try_clone().expect("no descriptor"));
     tracing_subscriber::fmt()
@@ -407,17 +410,11 @@ pub fn serve(target: &ModelUnderTest) {
         .with_writer(log)
         .init();
 
-    // The sockets of the service stay. The listener, the sockets of the stop and the second descriptor of `control`
-    // will be closed.
-    let before = sockets() - if settings.stopped { 2 } else { 4 };
+    // The sockets of the service stay. The listener and the stop will be closed.
+    let before = sockets() - 2;
     let ended = (target.model.serve)(listener, service.clone(), limits, stop);
     let end = match ended {
         Ok(tally) => {
-            if let Some(stop_thread) = stop_thread {
-                stop_thread
-                    .join()
-                    .expect("the thread that waits for the stop panicked");
-            }
             let left = threads_left(&threads).join(",");
             let sockets = sockets() - before;
             let tally = serde_json::to_string(&tally).expect("plain data");

@@ -154,6 +154,4 @@ pub(super) struct Settings {
     pub(super) workers: std::num::NonZero<usize>,
     pub(super) backlog: u32,
     pub(super) offload: bool,
-    /// True if the stop is requested before the server starts.
-    pub(super) stopped: bool,
 }
