@@ -89,6 +89,9 @@ const BURST_GAP: Duration = Duration::from_millis(300);
 /// example, which no probe can show.
 const FRESH_PROCESSES: f64 = 0.03;
 
+/// Number of slices per model and round of `max`, by default.
+const PASSES: u32 = 30;
+
 /// Rate of the open loop, as that of `steady`.
 const RATE: f64 = 5_000.0;
 
@@ -319,7 +322,7 @@ impl Probe {
 
     /// Returns what a comparison on this machine can tell, in one sentence.
     pub(crate) fn sentence(&self) -> String {
-        let tellable = |rounds| format!("{:.1} %", self.tellable(rounds, 80) * 100.0);
+        let tellable = |rounds| format!("{:.1} %", self.tellable(rounds, PASSES) * 100.0);
         let floor = match self.floor_p99_ms {
             Some(floor) => format!(
                 "; no p99 below {:.2} ms is the server's",
@@ -396,7 +399,7 @@ mod tests {
             slice_spread: 0.03,
             ..Probe::default()
         };
-        let [eight, thirty] = [8, 30].map(|rounds| probe.tellable(rounds, 80));
+        let [eight, thirty] = [8, 30].map(|rounds| probe.tellable(rounds, PASSES));
         assert!(thirty < eight / 2.0, "{eight} {thirty}");
         // t(0.975, 7) = 2.365, and 2.365 × 0.0302 / √8 = 0.0252.
         assert!((eight - 0.0255).abs() < 1e-3, "{eight}");
@@ -404,7 +407,7 @@ mod tests {
             slice_spread: 3.0,
             ..Probe::default()
         };
-        assert!(noisy.tellable(8, 80) > eight);
+        assert!(noisy.tellable(8, PASSES) > eight);
     }
 
     #[test]

@@ -154,6 +154,8 @@ pub struct Options {
     /// Measured window of the loads that run for a time, per round, in seconds; except `idle`, `block` and
     /// `block-offload`.
     pub duration_s: f64,
+    /// Measured window of `max`, `http-13b` and `http-13k` in slices, per model and round, in seconds.
+    pub sliced_duration_s: f64,
     /// Measured window of `block` and `block-offload`, in seconds.
     pub block_duration_s: f64,
     /// Measured window of `idle`, in seconds.

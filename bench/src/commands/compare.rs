@@ -135,6 +135,7 @@ impl Setup {
                 twins: settings.twins,
                 slice_s: settings.slice.as_secs_f64(),
                 duration_s: settings.duration.as_secs_f64(),
+                sliced_duration_s: settings.sliced_duration.as_secs_f64(),
                 block_duration_s: settings.duration(Workload::Block).as_secs_f64(),
                 idle_duration_s: settings.idle_duration.as_secs_f64(),
                 connections: settings.connections.clone(),

@@ -163,9 +163,12 @@ pub(crate) fn contests(
 }
 
 /// Returns how a case is measured. A load that ends by itself, a load with so many connections that opening them takes
-/// longer than the load, and a load of which some requests are never answered do not fit in slices.
+/// longer than the load, and a load of which some requests are never answered do not fit in slices, and neither does a
+/// model whose cost is another one after each pause.
 fn method(case: &Case) -> Method {
-    let fits = case.workload.definition().slice.is_some();
+    let sliced = case.workload.definition().slice.is_some();
+    let model = case.target.model();
+    let fits = sliced && !model.is_some_and(|model| model.needs.load_without_pauses);
     if fits && case.connections < MANY_CONNECTIONS && !case.exceeds_max_concurrent() {
         Method::Slices
     } else {
@@ -497,6 +500,8 @@ mod tests {
         assert_eq!(method(&["--workloads", "steady"], "fork"), Method::Slices);
         // It serves one connection, and the others would never be answered.
         assert_eq!(method(&["--workloads", "max"], "serial"), Method::Whole);
+        // After each pause it costs more.
+        assert_eq!(method(&["--workloads", "max"], "smol"), Method::Whole);
         assert_eq!(method(&["--workloads", "crowd"], "mio"), Method::Whole);
         assert_eq!(method(&["--workloads", "bulk"], "mio"), Method::Whole);
         let many = ["--workloads", "max", "--connections", "1000"];

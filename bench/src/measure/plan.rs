@@ -73,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) slice: Duration,
     /// Measured window of the loads that run for a time, except `idle`; see [`Settings::duration`].
     pub(crate) duration: Duration,
+    /// Measured window of the loads in slices of the length [`Settings::slice`].
+    pub(crate) sliced_duration: Duration,
     /// Measured window of `idle`.
     pub(crate) idle_duration: Duration,
     /// Numbers of connections of all workloads except `idle`, ascending. More than one is a sweep.
@@ -110,7 +112,7 @@ impl Settings {
             .unwrap_or(0)
     }
 
-    /// Returns the measured window of a load that runs for a time.
+    /// Returns the measured window of a load that runs for a time and is measured as a whole or in long slices.
     pub(crate) fn duration(&self, workload: Workload) -> Duration {
         match workload.definition().kind {
             Kind::Idle => self.idle_duration,
@@ -211,6 +213,14 @@ impl Case {
         (self.workload.definition().messages)(self.connections)
     }
 
+    /// Returns the measured window of a load that runs for a time.
+    pub(crate) fn window(&self, settings: &Settings) -> Duration {
+        match (self.method, self.workload.definition().slice) {
+            (Method::Slices, Some(Slice::Short)) => settings.sliced_duration,
+            _ => settings.duration(self.workload),
+        }
+    }
+
     /// Returns the total number of requests of a load that ends by itself; `None` for a load that runs for a time.
     pub(crate) fn requests(&self) -> Option<u64> {
         let requests = || self.connections as u64 * self.messages();
@@ -220,7 +230,7 @@ impl Case {
     /// Returns the load that the client applies. `together` is the number of servers in the batch.
     pub(crate) fn load(&self, settings: &Settings, together: usize) -> Load {
         let warmup = self.warm_up(together);
-        let duration = settings.duration(self.workload);
+        let duration = self.window(settings);
         let messages = |messages, think| Load::Messages {
             messages,
             think,

@@ -241,9 +241,9 @@ impl Runner<'_> {
             .map(|(case, server)| self.slice_length(case, server))
             .collect();
         let seed = running.first().map_or(0, |(case, _)| case.seed);
-        let window = running.first().map_or(Duration::ZERO, |(case, _)| {
-            self.settings.duration(case.workload)
-        });
+        let window = running
+            .first()
+            .map_or(Duration::ZERO, |(case, _)| case.window(self.settings));
         let slices = slices(&lengths, window, seed);
         let last = slices.len().saturating_sub(1);
         let load = SlicedLoad {

@@ -14,7 +14,7 @@ use crate::results::summary::{Figure, Summary, TwinResult};
 use crate::results::{Method, Note, Results, Role, Run, Skipped};
 use crate::statistics::interval::Estimate;
 use crate::statistics::ranking::Mark;
-use crate::workloads::Workload;
+use crate::workloads::{Slice, Workload};
 use crate::{format, list};
 
 /// One table of results.
@@ -183,12 +183,18 @@ pub(crate) fn how(results: &Results, workload: Workload) -> String {
         .collect();
     let all = summaries.count();
     let rounds = format!("{rounds} {}", if rounds == 1 { "round" } else { "rounds" });
+    let as_a_whole = results.options.duration_s;
+    let in_slices = match workload.definition().slice {
+        Some(Slice::Short) => results.options.sliced_duration_s,
+        _ => as_a_whole,
+    };
     if whole.len() == all {
-        format!(" {rounds}, one server after the other.")
+        format!(" {rounds} of {as_a_whole} s, one server after the other.")
     } else if whole.is_empty() {
-        format!(" {rounds} in slices.")
+        format!(" {rounds} of {in_slices} s in slices.")
     } else {
-        format!(" {rounds} in slices; {} as a whole.", whole.join(", "))
+        let whole = whole.join(", ");
+        format!(" {rounds} of {in_slices} s in slices; {whole} as a whole, {as_a_whole} s.")
     }
 }
 

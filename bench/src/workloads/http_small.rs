@@ -2,10 +2,10 @@
 
 use crate::format;
 use crate::report::table::Column::{Percent, Ratio, Value};
-use crate::report::table::TableText;
+use crate::report::table::{TableText, how};
 use crate::results::Results;
 use crate::results::metric::Metric;
-use crate::workloads::{BuiltIn, Definition, Kind, Slice, Sweep};
+use crate::workloads::{BuiltIn, Definition, Kind, Slice, Sweep, Workload};
 
 pub(super) const HTTP_13B: Definition = Definition {
     file: Some(BuiltIn {
@@ -13,7 +13,7 @@ pub(super) const HTTP_13B: Definition = Definition {
         lines: 1,
     }),
     ..small_file("http-13b", |results, number| {
-        table(results, number, "13 bytes")
+        table(results, Workload::Http13b, number, "13 bytes")
     })
 };
 
@@ -24,7 +24,7 @@ pub(super) const HTTP_13K: Definition = Definition {
         lines: 1 << 10,
     }),
     ..small_file("http-13k", |results, number| {
-        table(results, number, "13 KiB")
+        table(results, Workload::Http13k, number, "13 KiB")
     })
 };
 
@@ -38,14 +38,14 @@ const fn small_file(name: &'static str, table: fn(&Results, usize) -> TableText)
     }
 }
 
-fn table(results: &Results, number: usize, size: &str) -> TableText {
-    let options = &results.options;
+fn table(results: &Results, workload: Workload, number: usize, size: &str) -> TableText {
     let connections = format::count(number as u64);
     TableText {
         about: format!(
             "Closed loop over HTTP/1.1: each of {connections} keep-alive connections requests a file of {} again as \
-         soon as it has received it, for {} s. How many requests per second at most, and at what CPU cost?",
-            size, options.duration_s
+         soon as it has received it. How many requests per second at most, and at what CPU cost?{}",
+            size,
+            how(results, workload)
         ),
         columns: vec![
             ("requests/s", Value(Metric::RequestsPerS), 0),

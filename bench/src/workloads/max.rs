@@ -15,16 +15,14 @@ pub(super) const MAX: Definition = Definition {
 .by_default();
 
 fn table(results: &Results, number: usize) -> TableText {
-    let options = &results.options;
     let connections = format::count(number as u64);
     TableText {
         about: format!(
-            "Closed loop: each of {connections} connections sends its next request as soon as it has a reply, for \
-         {} s per round. At what CPU cost, and how many requests per second at most? The requests per second \
+            "Closed loop: each of {connections} connections sends its next request as soon as it has a reply. \
+         At what CPU cost, and how many requests per second at most? The requests per second \
          are those of client and server together; \"at most, by CPU\" is a bound for a client that costs \
          nothing. Latency is not shown: under full load it is mostly time in a queue. Fairness: 1 if all \
          connections had equally many replies (Jain's index).{}",
-            options.duration_s,
             how(results, Workload::Max)
         ),
         columns: vec![

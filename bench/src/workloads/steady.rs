@@ -27,12 +27,11 @@ fn table(results: &Results, number: usize) -> TableText {
     let connections = format::count(number as u64);
     TableText {
         about: format!(
-            "Open loop: {} requests/s at random times over {connections} connections, for {} s per round, whatever the server does. \
+            "Open loop: {} requests/s at random times over {connections} connections, whatever the server does. \
          How long do replies take? Times count from the planned send time; in the column \"service time\", if \
          it is shown, from the actual one. Quiet p99: of the requests that were planned while the client sent \
          nothing late.{}",
             format::digits(options.rate_per_s),
-            options.duration_s,
             how(results, Workload::Steady)
         ),
         columns: vec![

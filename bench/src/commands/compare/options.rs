@@ -132,7 +132,8 @@ pub struct CompareArgs {
     pub(super) no_probe: bool,
 
     /// Measured time per model and round of max, steady, http-13b, http-13k, wait, block, block-offload and compute; at
-    /// least 3s in block and block-offload [default: 800ms; 500ms with --quick]
+    /// least 3s in block and block-offload [default: 300ms in the slices of max, http-13b and http-13k; otherwise 800ms, or
+    /// 500ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     pub(super) duration: Option<Duration>,
 
@@ -181,6 +182,7 @@ struct Defaults {
     few_rounds: u32,
     budget: Duration,
     duration: Duration,
+    sliced_duration: Duration,
     idle_duration: Duration,
     patience: Duration,
 }
@@ -190,6 +192,9 @@ const FULL: Defaults = Defaults {
     few_rounds: 3,
     budget: Duration::from_secs(450),
     duration: Duration::from_millis(800),
+    // The figures of a model differ more from process to process than from slice to slice, so many short rounds tell
+    // more than a few long ones.
+    sliced_duration: Duration::from_millis(300),
     idle_duration: Duration::from_secs(5),
     patience: Duration::from_secs(3),
 };
@@ -279,6 +284,7 @@ impl Settings {
                 DUEL_SLICE
             },
             duration: args.duration.unwrap_or(defaults.duration),
+            sliced_duration: args.duration.unwrap_or(defaults.sliced_duration),
             idle_duration: args.idle_duration.unwrap_or(defaults.idle_duration),
             connections,
             rate: args.rate,
@@ -377,6 +383,10 @@ pub(crate) fn command(
     let budget = settings
         .budget
         .map(|budget| format!(" --budget {}", time(budget)));
+    // The default depends on how a workload is measured.
+    let duration = args
+        .duration
+        .map(|given| format!(" --duration {}", time(given)));
     let against = args.against.as_ref().map_or(String::new(), |program| {
         format!(" --against {}", quoted(&program.to_string_lossy()))
     });
@@ -398,7 +408,7 @@ pub(crate) fn command(
         _ => format!("--models {names}"),
     };
     format!(
-        "samewire compare {models}{}{against}{} --workloads {}{amount}{}{}{} --duration {} --idle-duration {} --connections {} \
+        "samewire compare {models}{}{against}{} --workloads {}{amount}{}{}{}{} --idle-duration {} --connections {} \
          --rate {} --patience {} --protocol {} --size {} --seed {seed}",
         with.collect::<String>(),
         switch(args.quick, "--quick"),
@@ -406,7 +416,7 @@ pub(crate) fn command(
         budget.unwrap_or_default(),
         switch(args.no_twins, "--no-twins"),
         switch(args.no_probe, "--no-probe"),
-        time(settings.duration),
+        duration.unwrap_or_default(),
         time(settings.idle_duration),
         list(&settings.connections),
         settings.rate,
@@ -468,7 +478,7 @@ pub(crate) mod tests {
                 "--no-twins",
                 "--no-probe",
             ],
-            &["--rounds", "7", "--budget", "1h"],
+            &["--rounds", "7", "--budget", "1h", "--duration", "1s"],
             &["--workloads", "idle", "--idle-duration", "1s500ms"],
             &["--workloads", "all"],
             &["--against", "an old/samewire"],
