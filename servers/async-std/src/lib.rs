@@ -37,6 +37,14 @@ use contract::{
 };
 use protocol::{CloseReason, Session, Step, Work};
 
+/// After a pause of some milliseconds the thread of the crate async-io waits for the events, and wakes this model's
+/// threads for each batch of them, until one of them happens to find the reactor free. Under load that takes some tenths
+/// of a second.
+const NEEDS: Needs = Needs {
+    load_without_pauses: true,
+    ..Needs::NOTHING
+};
+
 /// The models that this crate provides.
 pub const MODELS: &[Model] = &[Model {
     name: "async-std",
@@ -46,7 +54,7 @@ pub const MODELS: &[Model] = &[Model {
     serve: run,
     available: always_available,
     capacity: Capacity::Limit,
-    needs: Needs::NOTHING,
+    needs: NEEDS,
     offload: Offload::To("the runtime's blocking threads (spawn_blocking)"),
     deviations: &[],
 }];

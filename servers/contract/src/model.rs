@@ -89,7 +89,7 @@ pub enum Offload {
     Nowhere(&'static str),
 }
 
-/// Requirements of a model on its process and its listener. Most models have none.
+/// Requirements of a model on its process, its listener and a load that measures it. Most models have none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// True if the model forks. It must then have a process of its own, with no thread beside the one that serves: of a
@@ -97,13 +97,17 @@ pub struct Needs {
     pub own_process: bool,
     /// True if the model opens more listeners on the same port. The first listener must allow that (SO_REUSEPORT).
     pub shared_port: bool,
+    /// True if a request costs much more after a pause of the load than under a load that goes on. Such a model is
+    /// measured under a load without pauses.
+    pub load_without_pauses: bool,
 }
 
 impl Needs {
-    /// No requirements: the model runs in any process and with any listener.
+    /// No requirements: the model runs in any process and with any listener, and any load measures it.
     pub const NOTHING: Needs = Needs {
         own_process: false,
         shared_port: false,
+        load_without_pauses: false,
     };
 }
 

@@ -35,6 +35,14 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::TcpStream;
 use smol::{Async, Executor, Task, Timer, unblock};
 
+/// After a pause of some milliseconds the thread of the crate async-io waits for the events, and wakes this model's
+/// threads for each batch of them, until one of them happens to find the reactor free. Under load that takes some tenths
+/// of a second.
+const NEEDS: Needs = Needs {
+    load_without_pauses: true,
+    ..Needs::NOTHING
+};
+
 /// The models that this crate provides.
 pub const MODELS: &[Model] = &[
     Model {
@@ -48,7 +56,7 @@ pub const MODELS: &[Model] = &[
         },
         available: always_available,
         capacity: Capacity::Limit,
-        needs: Needs::NOTHING,
+        needs: NEEDS,
         offload: Offload::To("the threads of the crate `blocking` (unblock)"),
         deviations: &[],
     },
@@ -62,7 +70,7 @@ pub const MODELS: &[Model] = &[
         },
         available: always_available,
         capacity: Capacity::Limit,
-        needs: Needs::NOTHING,
+        needs: NEEDS,
         offload: Offload::To("the threads of the crate `blocking` (unblock)"),
         deviations: &[],
     },
