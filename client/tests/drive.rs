@@ -691,6 +691,23 @@ fn stall_is_counted_in_all_requests_planned_during_it() {
 }
 
 #[test]
+fn request_planned_in_the_window_is_sent_after_its_end_if_its_connection_was_waiting() {
+    let server = Server::new(|_, stream| {
+        let mut first = true;
+        lines(stream, |writer, line| {
+            if std::mem::take(&mut first) {
+                thread::sleep(Duration::from_millis(120));
+            }
+            send(writer, &line)
+        });
+    });
+    // One every 10 ms. The first reply comes after the end of the window.
+    let report = run(&plan(server.address, constant(100.0, 0, 100)));
+    assert_eq!(total_requests(&report), 10);
+    assert!(report.replies > 1, "{} replies", report.replies);
+}
+
+#[test]
 fn planned_requests_of_connections_without_a_reply_are_unanswered() {
     // The server serves one connection until that ends, as a serial server does.
     let slot = Arc::new(Mutex::new(()));
