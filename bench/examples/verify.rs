@@ -183,8 +183,8 @@ fn verify(run: &Value, model: &Value, options: &Value, sweep: bool) -> anyhow::R
     // The limits of an external server are unknown, and it may have no tally.
     let external = model["command"].is_string();
     // When other programs stop the server for longer than the client waits at the end, the last requests have no reply.
-    let stopped = notes.contains(&"disturbed".into())
-        && run["figures"]["connections_without_reply"] == 0.0;
+    let stopped =
+        notes.contains(&"disturbed".into()) && run["figures"]["connections_without_reply"] == 0.0;
     ensure!(
         unanswered == 0 || max_concurrent < connections || sweep || external || stopped,
         "{unanswered} requests are unanswered, although the model serves {max_concurrent} connections at a time and \

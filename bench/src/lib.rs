@@ -157,7 +157,11 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|error| {
         // `#` prints the error and all of its causes in one line.
         output::print_error(&format!("error: {error:#}"));
-        ExitCode::FAILURE
+        if interrupt::caught() {
+            ExitCode::from(interrupt::STATUS)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 

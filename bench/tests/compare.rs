@@ -98,17 +98,14 @@ impl LongComparison {
     }
 
     fn of(models: &str, out: &Path) -> LongComparison {
-        let mut child = samewire(&["compare", "--models", models, "--workloads", "max"])
-            .args([
-                "--no-probe",
-                "--no-twins",
-                "--runs",
-                "3600",
-                "--duration",
-                "300ms",
-                "--out",
-                path(out),
-            ])
+        LongComparison::with(&["--models", models, "--no-probe"], out)
+    }
+
+    fn with(arguments: &[&str], out: &Path) -> LongComparison {
+        let mut child = samewire(&["compare", "--workloads", "max", "--no-twins"])
+            .args(["--runs", "3600", "--duration", "300ms"])
+            .args(["--out", path(out)])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -775,6 +772,27 @@ fn interrupted_comparison_keeps_its_runs_and_leaves_no_server() {
     assert!(!results.runs.is_empty());
     assert!(counted(&results).into_iter().all(Run::valid));
     assert!(table.contains("interrupted"), "{table}");
+}
+
+/// The first process is the null server of the probe, or an external server that never listens.
+#[test]
+fn comparison_interrupted_while_a_server_starts_ends_as_interrupted() {
+    for arguments in [
+        &["--models", "mio,threads"][..],
+        &["--models", "none", "--with", "deaf=sleep {port}"],
+    ] {
+        let (_dir, out) = out();
+        let mut long = LongComparison::with(arguments, &out);
+        let servers = long.servers();
+        kill(long.pid(), Signal::SIGINT).unwrap();
+        let mut rest = String::new();
+        long.stderr.read_to_string(&mut rest).unwrap();
+        let code = long.child.wait().unwrap().code();
+        assert_eq!(code, Some(130), "{arguments:?}: {rest}");
+        assert!(have_ended(&servers));
+        let began = out.join("results.json").exists();
+        assert_eq!(out.join("report.md").exists(), began, "{rest}");
+    }
 }
 
 #[test]

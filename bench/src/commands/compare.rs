@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -205,7 +205,12 @@ impl Setup {
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         if !args.no_probe {
-            results.probe = probe::measure(&self.placement, ProbeLength::Short, &self.interrupted)?;
+            let probe = probe::measure(&self.placement, ProbeLength::Short, &self.interrupted);
+            results.probe = match probe {
+                // The results are written after an interrupt, too.
+                Err(_) if self.interrupted.load(Ordering::Relaxed) => None,
+                measured => measured?,
+            };
             if let Some(probe) = &results.probe {
                 output::print_error(&probe.sentence());
             }
@@ -215,7 +220,12 @@ impl Setup {
         let first = |results: &Results| {
             if !args.json {
                 output::print_error("results of the first round; those of all rounds follow:\n");
-                output::print_error(&table::to_text(results, output::width()));
+                // Incomplete results have the note that the comparison was interrupted.
+                let so_far = Results {
+                    complete: true,
+                    ..results.clone()
+                };
+                output::print_error(&table::to_text(&so_far, output::width()));
             }
         };
         Measurement {
